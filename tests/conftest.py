@@ -1,0 +1,29 @@
+"""Strict for every test: on the CPU, no silent rank promotion; warnings are errors (pyproject)."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+# Eight, so that meshes of two axes can be made. Tests that use one device run no slower for it.
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def _single_precision() -> Iterator[None]:
+    """No test leaves float64 switched on for the next."""
+    yield
+    assert not jax.config.jax_enable_x64
