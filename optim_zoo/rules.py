@@ -1,0 +1,123 @@
+"""Path-regex rules: one language for decay, trust ratio, layers and sharding.
+
+A pattern is matched with ``re.search`` against the ``/``-joined path of a leaf, as in BERT's
+``optimization.py``. A rule is a pair ``(pattern, value)``; the first rule that matches wins.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from optim_zoo.tree import Tree, is_partial, leaf_paths, map_with_path
+
+Patterns = Sequence[str]
+Rules = Sequence[tuple[str, Any]]
+
+REQUIRED: Any = object()  # default of `assign`: every leaf must be covered
+
+
+class OptionalPatterns(tuple[str, ...]):
+    """Patterns that need not match any leaf: a constructor's own default exclusions."""
+
+
+def optional(*patterns: str) -> OptionalPatterns:
+    """``patterns`` that may match no leaf without that being an error."""
+    return OptionalPatterns(patterns)
+
+
+def check_patterns(name: str, patterns: Patterns) -> None:
+    """Raises unless ``patterns`` is a sequence of regular expressions.
+
+    Raises:
+      TypeError: a bare string, of which Python would make one pattern a character, or no strings.
+      ValueError: a pattern is no regular expression.
+    """
+    if isinstance(patterns, str):
+        raise TypeError(
+            f"{name} must be a list of path patterns, got the string {patterns!r}: "
+            f"write [{patterns!r}]"
+        )
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise TypeError(f"{name} must be a list of path patterns (strings), got {patterns!r}")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{name}: {pattern!r} is not a regular expression: {error}") from None
+
+
+def check_rules(name: str, rules: Rules) -> None:
+    """Raises unless ``rules`` is a sequence of pairs ``(pattern, value)``."""
+    pairs = isinstance(rules, (tuple, list))
+    if not pairs or not all(isinstance(r, (tuple, list)) and len(r) == 2 for r in rules):
+        raise TypeError(f"{name} must be a list of pairs (path pattern, value), got {rules!r}")
+    check_patterns(name, [pattern for pattern, _ in rules])
+
+
+def check_matches(name: str, patterns: Patterns, tree: Tree) -> None:
+    """Raises ``ValueError`` where a pattern matches no leaf of ``tree``, with the nearest paths.
+
+    Not where the patterns are optional, nor where ``tree`` is empty or holds
+    ``optax.MaskedNode``: then it is a part of a larger tree, and the pattern may match elsewhere.
+    """
+    if isinstance(patterns, OptionalPatterns) or is_partial(tree):
+        return
+    # None, a place left free by whoever took a part of the tree out, may be matched too.
+    paths = leaf_paths(jax.tree.map(lambda _: 0, tree, is_leaf=lambda x: x is None))
+    unmatched = [p for p in patterns if not any(re.search(p, path) for path in paths)]
+    if unmatched:
+        raise ValueError(
+            "; ".join(
+                f"{name}: {pattern!r} matches no leaf; the nearest paths are "
+                + ", ".join(_nearest(pattern, paths))
+                for pattern in unmatched
+            )
+        )
+
+
+def matches(patterns: Patterns, path: str) -> bool:
+    """Whether any of ``patterns`` is found in ``path``."""
+    return any(re.search(pattern, path) for pattern in patterns)
+
+
+def mask(patterns: Patterns, tree: Tree) -> Tree:
+    """A tree of bools: True at the leaves whose path any of ``patterns`` matches."""
+    return map_with_path(lambda path, _: matches(patterns, path), tree)
+
+
+def assign(name: str, rules: Rules, tree: Tree, default: Any = REQUIRED) -> Tree:
+    """A tree of the values that ``rules`` give to the leaves of ``tree``; the first match wins.
+
+    Raises:
+      ValueError: no rule covers a leaf and there is no default; all such leaves are listed.
+    """
+    uncovered = []
+
+    def value_at(path: str, _: Any) -> Any:
+        for pattern, value in rules:
+            if re.search(pattern, path):
+                return value
+        if default is REQUIRED:
+            uncovered.append(path)
+        return default
+
+    values = map_with_path(value_at, tree)
+    if uncovered:
+        raise ValueError(
+            f"{name}: no rule covers {', '.join(uncovered)}; add one, or ('.*', value) as the last"
+        )
+    return values
+
+
+def _nearest(pattern: str, paths: Sequence[str], count: int = 5) -> list[str]:
+    """The paths most like ``pattern``, by their segments as well as whole."""
+    words = re.sub(r"[\\^$.*+?()\[\]{}|]+", " ", pattern).strip() or pattern
+
+    def likeness(path: str) -> float:
+        candidates = [path, *path.split("/")]
+        return max(difflib.SequenceMatcher(None, words, c).ratio() for c in candidates)
+
+    return sorted(paths, key=likeness, reverse=True)[:count]

@@ -1,0 +1,82 @@
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+from flax.core import freeze
+
+from optim_zoo import tree
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.dense = nnx.Linear(2, 3, rngs=rngs)
+        self.blocks = nnx.List([nnx.Linear(3, 3, rngs=rngs) for _ in range(2)])
+
+
+def test_paths_of_dicts_lists_and_named_tuples() -> None:
+    params = {
+        "encoder": {"layer_0": {"kernel": 1.0}},
+        "list": [1.0, {"bias": 2.0}],
+        "state": optax.TraceState(trace=3.0),
+    }
+    assert tree.leaf_paths(params) == [
+        "encoder/layer_0/kernel",
+        "list/0",
+        "list/1/bias",
+        "state/trace",
+    ]
+    assert tree.leaf_paths(freeze({"a": {"b": 1.0}})) == ["a/b"]
+    assert tree.leaf_paths(1.0) == [""]
+
+
+def test_paths_of_nnx_are_those_of_a_dict_of_arrays() -> None:
+    state = nnx.state(Model(nnx.Rngs(0)), nnx.Param)
+    expected = [f"{layer}/{leaf}" for layer in ("blocks/0", "blocks/1", "dense")
+                for leaf in ("bias", "kernel")]  # fmt: skip
+    assert tree.leaf_paths(state) == expected
+    assert tree.leaf_paths(nnx.to_pure_dict(state)) == expected
+
+
+def test_only_an_attribute_called_value_is_dropped() -> None:
+    assert tree.leaf_paths({"attention": {"value": 1.0}}) == ["attention/value"]
+
+
+def test_by_path() -> None:
+    assert tree.by_path({"a": {"b": 1}, "c": [2, None]}) == {"a/b": 1, "c/0": 2}
+    with pytest.raises(ValueError, match="several leaves have the path a/b"):
+        tree.by_path({"a/b": 1, "a": {"b": 2}})
+
+
+def test_map_with_path() -> None:
+    lengths = tree.map_with_path(lambda path, x, y: (path, x + y), {"a": [1, 2]}, {"a": [3, 4]})
+    assert lengths == {"a": [("a/0", 4), ("a/1", 6)]}
+
+
+def test_map_to_several_keeps_subtrees_of_the_rest_together() -> None:
+    added, pairs = tree.map_to_several(
+        lambda x, pair: (x + sum(pair), pair), 2, {"a": 1, "b": 2}, {"a": (1, 2), "b": ()}
+    )
+    assert added == {"a": 4, "b": 2}
+    assert pairs == {"a": (1, 2), "b": ()}
+    assert tree.map_to_several(lambda x: (x, x), 2, {}) == ({}, {})
+
+
+def test_partial_trees() -> None:
+    assert tree.is_partial({})
+    assert tree.is_partial({"a": None})
+    assert tree.is_partial({"a": 1.0, "b": optax.MaskedNode()})
+    assert not tree.is_partial({"a": 1.0, "b": None})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide"), [("float16", "float32"), ("bfloat16", "float32"), ("float32", "float32")]
+)
+def test_wide(dtype: str, wide: str) -> None:
+    assert tree.wide(jnp.ones(2, dtype)).dtype == wide
+    assert tree.wide_dtype(jnp.ones(2, dtype)) == wide
+
+
+def test_wide_keeps_float64() -> None:
+    with jax.enable_x64(True):
+        assert tree.wide(jnp.ones(2, "float64")).dtype == "float64"
