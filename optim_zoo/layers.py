@@ -1,0 +1,240 @@
+"""What one layer is inside an array, and norms per layer.
+
+A trust ratio is one number a layer. Mostly a layer is an array, but ``nn.scan`` stacks the layers
+of a deep model into one array and fused attention joins query, key and value in one kernel. Rules
+say so::
+
+    layers=[("encoder/layers/.*qkv", (stacked(0), split(-1, 3))), ("encoder/layers", stacked(0))]
+
+Inside a mapped context (``shard_map``, ``pmap``) a device holds a block of an array, and the
+squared norms are summed over the mesh axes the array is cut over. Under ``jit`` arrays are global
+and nothing of this is needed.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from optim_zoo import ranges, rules
+from optim_zoo.tree import Tree, map_with_path, wide
+
+AxisName = str | Sequence[str] | rules.Rules | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerAxis:
+    """An axis of an array along which layers lie; made by `stacked` and `split`."""
+
+    axis: int
+    parts: int | None = None  # equal blocks along the axis; None: every index is a layer
+    mesh_axis: str | None = None  # the mesh axis the stacked layers are spread over
+
+    def count(self, shape: Sequence[int]) -> int:
+        """How many layers lie along the axis of an array of ``shape``."""
+        return shape[self.axis] if self.parts is None else self.parts
+
+
+Layers = tuple[LayerAxis, ...]  # of one array, in the order of its axes; (): it is one layer
+
+
+def stacked(axis: int, mesh_axis: str | None = None) -> LayerAxis:
+    """Every index along ``axis`` is a layer, as ``nn.scan`` stacks them.
+
+    Args:
+      axis: counted from the end where negative.
+      mesh_axis: inside ``shard_map`` or ``pmap``, the mesh axis the stacked layers are spread
+        over (pipeline parallelism): a device then holds whole layers, and their norms must not be
+        summed over that axis. An array's type does not say which dimension is cut, so this has
+        to be told.
+    """
+    _check_axis("stacked", axis)
+    if mesh_axis is not None and not isinstance(mesh_axis, str):
+        raise TypeError(f"stacked: mesh_axis must be the name of a mesh axis, got {mesh_axis!r}")
+    return LayerAxis(axis, mesh_axis=mesh_axis)
+
+
+def split(axis: int, parts: int) -> LayerAxis:
+    """``parts`` equal blocks along ``axis`` are layers, as in a fused query-key-value kernel.
+
+    Inside ``shard_map`` or ``pmap`` an axis that is itself cut over a mesh axis cannot be split:
+    a device sees its own block only, and this is not detected.
+    """
+    _check_axis("split", axis)
+    ranges.check_count("split: parts", parts, 1)
+    return LayerAxis(axis, parts)
+
+
+def _check_axis(name: str, axis: Any) -> None:
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise TypeError(f"{name}: axis must be a whole number, got {axis!r}")
+
+
+def check_layer_rules(layer_rules: rules.Rules) -> None:
+    """Raises unless ``layer_rules`` pairs path patterns with layer specs."""
+    rules.check_rules("layers", layer_rules)
+    for pattern, spec in layer_rules:
+        for item in spec if isinstance(spec, (tuple, list)) else (spec,):
+            if not isinstance(item, LayerAxis):
+                raise TypeError(
+                    f"layers: the value of {pattern!r} must be stacked(axis), split(axis, parts) "
+                    f"or a tuple of them, got {item!r}"
+                )
+
+
+def check_matches(layer_rules: rules.Rules, tree: Tree) -> None:
+    """Raises ``ValueError`` where a rule matches no leaf of ``tree``."""
+    rules.check_matches("layers", [pattern for pattern, _ in layer_rules], tree)
+
+
+def assign(layer_rules: rules.Rules, tree: Tree) -> Tree:
+    """The `Layers` of every leaf of ``tree``.
+
+    Raises:
+      ValueError: a leaf has no such axis, it does not divide into the parts, or two specs name
+        the same axis.
+    """
+    specs = rules.assign("layers", layer_rules, tree, default=())
+    return map_with_path(_resolve, tree, specs)
+
+
+def _resolve(path: str, x: Any, spec: LayerAxis | Sequence[LayerAxis]) -> Layers:
+    items = (spec,) if isinstance(spec, LayerAxis) else tuple(spec)
+    shape = jnp.shape(x)
+    resolved = []
+    for item in items:
+        if not -len(shape) <= item.axis < len(shape):
+            raise ValueError(f"layers: {path} has shape {shape} and no axis {item.axis}")
+        axis = item.axis % len(shape)
+        if item.parts is not None and shape[axis] % item.parts:
+            raise ValueError(
+                f"layers: {path} has {shape[axis]} entries along axis {item.axis}, which do not "
+                f"divide into {item.parts} parts"
+            )
+        resolved.append(dataclasses.replace(item, axis=axis))
+    if len({item.axis for item in resolved}) < len(resolved):
+        raise ValueError(f"layers: {path} has two specs for one axis: {items}")
+    return tuple(sorted(resolved, key=lambda item: item.axis))
+
+
+def check_axis_name(axis_name: AxisName) -> None:
+    """Raises unless ``axis_name`` is None, a name, names, or rules (path pattern, names)."""
+    if not _same_for_all(axis_name):
+        rules.check_rules("axis_name", axis_name)  # type: ignore[arg-type]
+
+
+def check_axis_matches(axis_name: AxisName, tree: Tree) -> None:
+    """Raises ``ValueError`` where ``axis_name`` is rules and one matches no leaf of ``tree``."""
+    if not _same_for_all(axis_name):
+        rules.check_matches("axis_name", [pattern for pattern, _ in axis_name], tree)  # type: ignore
+
+
+def assign_axis_names(axis_name: AxisName, tree: Tree) -> Tree:
+    """The mesh axes that ``axis_name`` tells for every leaf of ``tree``, as tuples of names."""
+    if _same_for_all(axis_name):
+        return jax.tree.map(lambda _: _names(axis_name), tree)
+    told = rules.assign("axis_name", axis_name, tree, default=None)  # type: ignore[arg-type]
+    return jax.tree.map(lambda _, names: _names(names), tree, told)
+
+
+def _same_for_all(axis_name: AxisName) -> bool:
+    if axis_name is None or isinstance(axis_name, str):
+        return True
+    return isinstance(axis_name, Sequence) and all(isinstance(name, str) for name in axis_name)
+
+
+def _names(names: Any) -> tuple[str, ...]:
+    if names is None:
+        return ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def varying_axes(x: jax.typing.ArrayLike) -> frozenset[str]:
+    """The mesh axes that ``x`` varies over by its type under ``shard_map``.
+
+    Empty under ``jit`` and ``pmap``, and where ``check_vma=False`` leaves it untold.
+    """
+    return frozenset(jax.typeof(x).manual_axis_type.varying)
+
+
+def check_averaged(path: str, update: jax.Array, parameter: jax.Array) -> None:
+    """Raises where ``update`` is known to differ between devices that hold the same parameter."""
+    apart = varying_axes(update) - varying_axes(parameter)
+    if apart:
+        raise ValueError(
+            f"the update of {path} varies over the mesh axes {sorted(apart)}, which its parameter "
+            f"does not: average the gradient over them first (jax.lax.pmean)"
+        )
+
+
+def squared_norm(x: jax.Array, layers: Layers = (), axis_names: Sequence[str] = ()) -> jax.Array:
+    """sum(x^2) of each layer, in float32 or wider, in one pass over ``x``.
+
+    Args:
+      x: any shape.
+      layers: what a layer is in ``x``.
+      axis_names: mesh axes ``x`` is cut over, beside those its type tells.
+
+    Returns:
+      Shape ``()`` for one layer, else ``(layers,)`` in row-major order of the array's axes.
+    """
+    kept = [layer.axis for layer in layers]
+    total = jnp.sum(jnp.square(wide(x)), axis=[i for i in range(x.ndim) if i not in kept])
+    if layers:
+        # Blocks are summed last, on the small remainder: a reshape of x itself would make XLA
+        # gather an array that is sharded along the axis.
+        total = _gathered(total)
+        blocks = []
+        for size, layer in zip(total.shape, layers, strict=True):
+            count = layer.count(x.shape)
+            blocks += [count, size // max(count, 1)]
+        total = total.reshape(blocks).sum(axis=range(1, len(blocks), 2)).reshape(-1)
+    apart = {layer.mesh_axis for layer in layers}
+    axes = tuple(sorted((varying_axes(x) | set(axis_names)) - apart))
+    return jax.lax.psum(total, axes) if axes else total
+
+
+def _gathered(x: jax.Array) -> jax.Array:
+    """``x`` whole on every device where its type says it is cut over an Explicit mesh axis.
+
+    Else a reshape would be refused, and state would change its type after the first step.
+    """
+    sharding = jax.typeof(x).sharding
+    if not any(sharding.spec):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def norm(x: jax.Array, layers: Layers = (), axis_names: Sequence[str] = ()) -> jax.Array:
+    """The Euclidean norm of each layer: the square root of `squared_norm`."""
+    return jnp.sqrt(squared_norm(x, layers, axis_names))
+
+
+def norm_shape(shape: Sequence[int], layers: Layers) -> tuple[int, ...]:
+    """The shape of the norms of an array of ``shape``: ``()``, or ``(layers,)``."""
+    return (math.prod(layer.count(shape) for layer in layers),) if layers else ()
+
+
+def fill(value: float, x: jax.typing.ArrayLike, layers: Layers) -> jax.Array:
+    """``value`` for each layer of ``x``, float32, of the type that the norms of ``x`` will have."""
+    values = jnp.full(norm_shape(jnp.shape(x), layers), value, jnp.float32)
+    apart = varying_axes(x) & {layer.mesh_axis for layer in layers}
+    return jax.lax.pcast(values, tuple(sorted(apart)), to="varying") if apart else values
+
+
+def expand(values: jax.Array, shape: Sequence[int], layers: Layers) -> jax.Array:
+    """One value a layer, shaped so that it multiplies an array of ``shape``."""
+    if not layers:
+        return values
+    counts = [1] * len(shape)
+    for layer in layers:
+        counts[layer.axis] = layer.count(shape)
+    values = values.reshape(counts)
+    for layer in layers:
+        if layer.parts is not None:
+            values = jnp.repeat(values, shape[layer.axis] // layer.parts, axis=layer.axis)
+    return values

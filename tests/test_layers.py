@@ -1,0 +1,358 @@
+import contextlib
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from optim_zoo import clip_by_global_norm, lamb, layers, metrics, split, stacked
+
+SHAPE = (4, 6, 8)
+SPECS: list[tuple[layers.LayerAxis, ...]] = [
+    (),
+    (stacked(0),),
+    (split(1, 3),),
+    (split(-1, 2), stacked(0)),
+    (stacked(0), stacked(1), stacked(2)),
+]
+
+
+def _resolved(spec: Any, shape: tuple[int, ...] = SHAPE) -> layers.Layers:
+    return layers.assign([("x", spec)], {"x": np.zeros(shape)})["x"]
+
+
+def _mesh(*sizes: tuple[str, int], axis_type: AxisType = AxisType.Auto) -> Mesh:
+    names = tuple(name for name, _ in sizes)
+    shape = tuple(size for _, size in sizes)
+    return jax.make_mesh(shape, names, axis_types=(axis_type,) * len(shape))
+
+
+def _numpy_norms(x: np.ndarray, spec: layers.Layers) -> np.ndarray:
+    """By cutting the array into its layers one after another."""
+    pieces = [x]
+    for item in spec:
+        count = item.count(x.shape)
+        pieces = [part for piece in pieces for part in np.split(piece, count, item.axis)]
+    norms = [math.sqrt((piece.astype(np.float64) ** 2).sum()) for piece in pieces]
+    return np.asarray(norms) if spec else np.asarray(norms[0])
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_norms_and_their_expansion(rng: np.random.Generator, spec: Any) -> None:
+    x = rng.normal(size=SHAPE).astype(np.float32)
+    resolved = _resolved(spec)
+    norms = layers.norm(jnp.asarray(x), resolved)
+    expected = _numpy_norms(x, resolved)
+    assert norms.shape == expected.shape == layers.norm_shape(SHAPE, resolved)
+    np.testing.assert_allclose(norms, expected, rtol=1e-6)
+    # Every layer divided by its norm has norm 1.
+    unit = jnp.asarray(x) / layers.expand(norms, SHAPE, resolved)
+    np.testing.assert_allclose(layers.norm(unit, resolved), jnp.ones_like(norms), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec", "expected"),
+    [
+        ((), (), ()),
+        ((1,), (), ()),
+        ((0,), (), ()),
+        ((3, 0), (stacked(0),), (3,)),
+        ((0, 3), (stacked(0),), (0,)),
+        ((0, 3), (split(0, 3),), (3,)),
+        ((4, 1), (stacked(0), split(1, 1)), (4,)),
+    ],
+)
+def test_small_and_empty_arrays(
+    shape: tuple[int, ...], spec: Any, expected: tuple[int, ...]
+) -> None:
+    resolved = _resolved(spec, shape)
+    norms = layers.norm(jnp.ones(shape), resolved)
+    assert norms.shape == layers.norm_shape(shape, resolved) == expected
+    assert np.isfinite(norms).all()
+    factors = layers.expand(norms, shape, resolved)
+    assert (jnp.ones(shape) * factors).shape == shape
+    tx = lamb(0.1, layers=[("x", spec)])
+    params = {"x": jnp.zeros(shape)}
+    updates, state = jax.jit(tx.update)({"x": jnp.ones(shape)}, tx.init(params), params)
+    assert (metrics.read(state)["trust_ratio/x"] == 1).all()
+    np.testing.assert_allclose(updates["x"], jnp.full(shape, -0.1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "wide"), [("float16", "float32"), ("bfloat16", "float32")])
+def test_norms_of_half_precision_are_float32(dtype: str, wide: str) -> None:
+    norm = layers.norm(jnp.full((100, 100), 3000.0, dtype))
+    assert norm.dtype == wide
+    np.testing.assert_allclose(norm, 300_000, rtol=5e-3)  # 3000 itself has a rounding in bfloat16
+
+
+def test_norms_of_float64_are_float64() -> None:
+    with jax.enable_x64(True):
+        norm = layers.norm(jnp.full(3, 1 + 1e-12, "float64"))
+        assert norm.dtype == "float64"
+        np.testing.assert_allclose(norm, math.sqrt(3) * (1 + 1e-12), rtol=1e-15)
+
+
+@pytest.mark.parametrize("spec", SPECS[:4])
+def test_a_norm_is_one_pass_without_a_copy(spec: Any) -> None:
+    shape = (4, 96, 512)
+    resolved = _resolved(spec, shape)
+    jaxpr = jax.make_jaxpr(lambda x: layers.norm(x, resolved))(jnp.zeros(shape))
+    big = [
+        eqn.primitive.name
+        for eqn in jaxpr.eqns
+        if any(getattr(v.aval, "shape", None) == shape for v in eqn.invars)
+    ]
+    assert big in (["square", "reduce_sum"], ["integer_pow", "reduce_sum"])
+    compiled = jax.jit(lambda x: layers.norm(x, resolved)).lower(jnp.zeros(shape)).compile()
+    size = 4 * math.prod(shape)
+    # The array is read once, and what lies between is small beside it.
+    assert compiled.cost_analysis()["bytes accessed"] < 1.2 * size
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.2 * size
+
+
+def test_errors_of_the_specs() -> None:
+    for axis in (1.0, "0", None, True):
+        with pytest.raises(TypeError, match="stacked: axis must be a whole number"):
+            stacked(axis)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="mesh_axis must be the name of a mesh axis"):
+        stacked(0, mesh_axis=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="split: parts must be >= 1, got 0"):
+        split(0, 0)
+    with pytest.raises(TypeError, match="split: parts must be a whole number"):
+        split(0, 1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (stacked(3), r"layers: x has shape \(4, 6, 8\) and no axis 3"),
+        (stacked(-4), r"layers: x has shape \(4, 6, 8\) and no axis -4"),
+        (split(1, 4), "layers: x has 6 entries along axis 1, which do not divide into 4 parts"),
+        ((stacked(2), split(-1, 2)), "layers: x has two specs for one axis"),
+    ],
+)
+def test_errors_of_a_leaf(spec: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lamb(0.1, layers=[("x", spec)]).init({"x": jnp.zeros(SHAPE)})
+
+
+def test_errors_of_the_rules() -> None:
+    with pytest.raises(TypeError, match="layers: the value of 'x' must be stacked"):
+        lamb(0.1, layers=[("x", (stacked(0), 1))])
+    with pytest.raises(TypeError, match="layers must be a list of pairs"):
+        lamb(0.1, layers={"x": stacked(0)})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="layers: 'y' matches no leaf; the nearest paths are x"):
+        lamb(0.1, layers=[("y", stacked(0))]).init({"x": jnp.zeros(SHAPE)})
+
+
+# Across devices. Two leaves of different scale: one cut over the mesh, one whole.
+
+PARAMS = {
+    "cut": np.random.default_rng(1).normal(size=(4, 8, 6)).astype(np.float32),
+    "whole": 100 * np.random.default_rng(2).normal(size=(5,)).astype(np.float32),
+}
+GRADS = [
+    {
+        name: np.random.default_rng(i + 3).normal(size=x.shape).astype(np.float32)
+        for name, x in PARAMS.items()
+    }
+    for i in range(3)
+]
+WHOLE = P()
+RULES = [("cut", (stacked(0), split(2, 3)))]
+# Sums over devices add in another order: some 1e-7 of a norm, and so of the largest entries.
+RTOL = 1e-6
+
+
+def _train(
+    tx: optax.GradientTransformation, params: Any, grads: list[Any]
+) -> tuple[Any, dict[str, jax.Array]]:
+    state = tx.init(params)
+    for g in grads:
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, metrics.read(state)
+
+
+def _assert_same(actual: Any, expected: Any) -> None:
+    def assert_leaf_same(x: Any, y: Any) -> None:
+        np.testing.assert_allclose(x, y, RTOL, RTOL * np.abs(y).max())
+
+    jax.tree.map(assert_leaf_same, actual, expected)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        P("data"),
+        P(None, "data"),
+        P(None, None, "model"),
+        P("model", "data"),
+        P(None, ("data", "model")),
+    ],
+)
+def test_under_jit_every_sharding_gives_the_same_numbers(spec: P) -> None:
+    """Along the stacked axis, along a split axis, along both and neither."""
+    tx = lamb(0.1, weight_decay=0.1, layers=RULES)
+    expected = jax.jit(lambda x, g: _train(tx, x, g))(PARAMS, GRADS)
+    mesh = _mesh(("data", 4), ("model", 2))
+    shardings = {"cut": NamedSharding(mesh, spec), "whole": NamedSharding(mesh, P())}
+    train = jax.jit(lambda x, g: _train(tx, x, g), in_shardings=(shardings, [shardings] * 3))
+    _assert_same(train(PARAMS, GRADS), expected)
+
+
+@pytest.mark.parametrize("ambient", [True, False])
+@pytest.mark.parametrize("spec", [P("data"), P(None, None, "model"), P("model", "data")])
+def test_where_shardings_are_in_the_types(spec: P, ambient: bool) -> None:
+    """Over Explicit mesh axes, as `jax.make_mesh` makes them, also in a scan."""
+    expected = _train(lamb(0.1, weight_decay=0.1, layers=RULES), PARAMS, GRADS)[0]
+    tx = lamb(0.1, weight_decay=0.1, layers=RULES)
+    mesh = _mesh(("data", 4), ("model", 2), axis_type=AxisType.Explicit)
+
+    @jax.jit
+    def train(params: Any, grads: Any) -> Any:
+        def step(carry: Any, g: Any) -> tuple[Any, None]:
+            params, state = carry
+            updates, state = tx.update(g, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
+
+    def placed(tree: Any, *before: None) -> Any:
+        specs = {"cut": P(*before, *spec), "whole": P()}
+        return {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()}
+
+    with jax.set_mesh(mesh) if ambient else contextlib.nullcontext():
+        trained = train(placed(PARAMS), placed(jax.tree.map(lambda *g: np.stack(g), *GRADS), None))
+    assert trained["cut"].sharding.is_equivalent_to(NamedSharding(mesh, spec), 3)
+    _assert_same(trained, expected)
+
+
+def _shard_mapped(
+    tx: optax.GradientTransformation, cut: P, *, check_vma: bool, kept: P = WHOLE
+) -> tuple[Any, dict[str, jax.Array]]:
+    mesh = _mesh(("pipe", 4), ("model", 2))
+    specs = {"cut": cut, "whole": P()}
+    read = {
+        "learning_rate": P(),
+        **{f"{name}/whole": P() for name in ("trust_ratio", "parameter_norm", "update_norm")},
+        **{f"{name}/cut": kept for name in ("trust_ratio", "parameter_norm", "update_norm")},
+    }
+    mapped = jax.shard_map(
+        lambda x, g: _train(tx, x, g),
+        mesh=mesh,
+        in_specs=(specs, [specs] * len(GRADS)),
+        out_specs=(specs, read),
+        check_vma=check_vma,
+    )
+    return jax.jit(mapped)(PARAMS, GRADS)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize(
+    ("cut", "rules"),
+    [
+        (P(None, "model"), RULES),
+        (P(None, ("pipe", "model")), RULES),
+        (P("pipe", "model"), ()),
+    ],
+)
+def test_under_shard_map_norms_are_global(cut: P, rules: Any, check_vma: bool) -> None:
+    expected = _train(lamb(0.1, weight_decay=0.1, layers=rules), PARAMS, GRADS)
+    names = [
+        name for entry in cut if entry for name in ([entry] if isinstance(entry, str) else entry)
+    ]
+    axis_name = None if check_vma else [("cut", names)]
+    tx = lamb(0.1, weight_decay=0.1, layers=rules, axis_name=axis_name)
+    _assert_same(_shard_mapped(tx, cut, check_vma=check_vma), expected)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_layers_spread_over_a_mesh_axis_keep_their_own_norms(check_vma: bool) -> None:
+    """Pipeline parallelism: a device holds whole layers, cut once more over another axis."""
+    expected = _train(lamb(0.1, weight_decay=0.1, layers=RULES), PARAMS, GRADS)
+    rules = [("cut", (stacked(0, mesh_axis="pipe"), split(2, 3)))]
+    axis_name = None if check_vma else [("cut", ("pipe", "model"))]
+    tx = lamb(0.1, weight_decay=0.1, layers=rules, axis_name=axis_name)
+    cut = P("pipe", "model")
+    _assert_same(_shard_mapped(tx, cut, check_vma=check_vma, kept=P("pipe")), expected)
+
+
+@pytest.mark.parametrize("rules", [(), [("cut", stacked(0, mesh_axis="pipe"))]])
+def test_the_state_keeps_its_types_in_a_scan_under_shard_map(rules: Any) -> None:
+    """Types there tell what varies over the mesh, and a scan wants them the same every step."""
+    mesh = _mesh(("pipe", 4), ("model", 2))
+    tx = optax.chain(clip_by_global_norm(1.0), lamb(0.1, weight_decay=0.1, layers=rules))
+    specs = {"cut": P("pipe", "model"), "whole": P()}
+    grads = jax.tree.map(lambda *g: np.stack(g), *GRADS)
+
+    def train(params: Any, grads: Any) -> Any:
+        def step(carry: Any, g: Any) -> tuple[Any, None]:
+            params, state = carry
+            updates, state = tx.update(g, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
+
+    stepped = {"cut": P(None, *specs["cut"]), "whole": P()}
+    mapped = jax.shard_map(train, mesh=mesh, in_specs=(specs, stepped), out_specs=specs)
+    plain = optax.chain(clip_by_global_norm(1.0), lamb(0.1, weight_decay=0.1,
+                        layers=[("cut", stacked(0))] if rules else ()))  # fmt: skip
+    _assert_same(jax.jit(mapped)(PARAMS, grads), _train(plain, PARAMS, GRADS)[0])
+
+
+def test_under_pmap_norms_are_global() -> None:
+    expected, expected_metrics = _train(lamb(0.1, layers=RULES), PARAMS, GRADS)
+    tx = lamb(0.1, layers=RULES, axis_name=[("cut", "model")])
+
+    def blocks(tree: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """``cut`` in two blocks along its middle axis, ``whole`` twice."""
+        cut = np.stack(np.split(tree["cut"], 2, axis=1))
+        return {"cut": cut, "whole": np.stack([tree["whole"]] * 2)}
+
+    train = jax.pmap(lambda x, g: _train(tx, x, g), axis_name="model", devices=jax.devices()[:2])
+    params, seen = train(blocks(PARAMS), [blocks(g) for g in GRADS])
+    _assert_same(params, blocks({k: np.asarray(x) for k, x in expected.items()}))
+    for device in range(2):
+        _assert_same({k: x[device] for k, x in seen.items()}, expected_metrics)
+
+
+def test_one_axis_name_for_all_leaves() -> None:
+    mesh = _mesh(("model", 8))
+    x = {"x": PARAMS["cut"].reshape(8, -1)}
+    g = {"x": GRADS[0]["cut"].reshape(8, -1)}
+    tx = lamb(0.1, axis_name="model")
+    mapped = jax.shard_map(
+        lambda x, g: _train(tx, x, [g])[0],
+        mesh=mesh,
+        in_specs=P("model"),
+        out_specs=P("model"),
+        check_vma=False,
+    )
+    _assert_same(jax.jit(mapped)(x, g), _train(lamb(0.1), x, [g])[0])
+
+
+def test_a_gradient_that_was_not_averaged_is_an_error() -> None:
+    mesh = _mesh(("data", 8))
+    tx = lamb(0.1)
+    params = {"x": jnp.ones(3)}
+
+    def step(batch: jax.Array) -> Any:
+        grads = {"x": batch.sum(0)}  # of this device alone
+        return _train(tx, params, [grads])[0]
+
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P(), check_vma=True)
+    with pytest.raises(ValueError, match=r"update of x varies over the mesh axes \['data'\]"):
+        jax.jit(mapped)(jnp.ones((8, 3)))
+
+
+def test_errors_of_axis_names() -> None:
+    with pytest.raises(TypeError, match="axis_name must be a list of pairs"):
+        lamb(0.1, axis_name=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="axis_name: 'absent' matches no leaf"):
+        lamb(0.1, axis_name=[("absent", "data")]).init(PARAMS)
