@@ -1,0 +1,36 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optim_zoo import adamw, bert_adamw
+
+PARAMS = {
+    "encoder": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+    "LayerNorm": {"scale": jnp.ones(2)},
+    "layer_norm_1": {"scale": jnp.ones(2)},
+}
+GRADS = jax.tree.map(lambda x: 0.01 * x, PARAMS)
+
+
+def test_the_defaults_are_berts() -> None:
+    plain = adamw(0.1, 0.9, 0.999, 1e-6, 0.01, bias_correction=False,
+                  exclude_from_weight_decay=["LayerNorm", "layer_norm", "bias"])  # fmt: skip
+    bert = bert_adamw(0.1)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        bert.update(GRADS, bert.init(PARAMS), PARAMS)[0],
+        plain.update(GRADS, plain.init(PARAMS), PARAMS)[0],
+    )
+
+
+def test_without_bias_correction_the_first_step_is_larger() -> None:
+    """(1 - b1) g / sqrt((1 - b2) g^2) = 0.1 / sqrt(0.001), where Adam's first step is 1."""
+    tx = bert_adamw(1.0, eps=0.0, weight_decay=0.0)
+    updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(updates["encoder"]["kernel"], -0.1 / np.sqrt(0.001), rtol=1e-5)
+
+
+def test_the_default_exclusions_need_not_match() -> None:
+    params = {"w": jnp.ones(2)}
+    tx = bert_adamw(0.1)
+    tx.update(params, tx.init(params), params)
