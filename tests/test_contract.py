@@ -1,0 +1,693 @@
+"""What every optimizer of the zoo promises, whatever its formula. No optimizer is named here."""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+from flax.core import freeze
+from flax.training.train_state import TrainState
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from optim_zoo import registry, rules, schedules, stacked
+
+Make = Callable[..., optax.GradientTransformation]  # takes at least a learning rate
+
+# What an optimizer is given where it has such an argument: every path through its code.
+OPTIONS = {
+    "weight_decay": 0.01,
+    "exclude_from_weight_decay": ["bias"],
+    "exclude_from_layer_adaptation": ["bias", "norm"],
+    "layers": [("stack", stacked(0))],
+    "phi_bounds": (0.01, 10.0),
+    "ratio_bounds": (0.01, 10.0),
+}
+
+
+def _parameters(constructor: Make) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(constructor).parameters)
+
+
+def _with_options(constructor: Make) -> Make:
+    names = _parameters(constructor)
+    return functools.partial(constructor, **{k: v for k, v in OPTIONS.items() if k in names})
+
+
+CONSTRUCTORS = {name: entry.constructor for name, entry in registry.OPTIMIZERS.items()}
+PLAIN: dict[str, Make] = dict(CONSTRUCTORS)
+FULL: dict[str, Make] = {f"{name}-full": _with_options(f) for name, f in CONSTRUCTORS.items()}
+every = pytest.mark.parametrize("make", [*PLAIN.values(), *FULL.values()], ids=[*PLAIN, *FULL])
+plain = pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
+full = pytest.mark.parametrize("make", FULL.values(), ids=FULL)
+
+DTYPES = [  # of the parameters, of the gradients
+    ("float32", "float32"),
+    ("bfloat16", "bfloat16"),
+    ("float16", "float16"),
+    ("bfloat16", "float32"),
+    ("float32", "bfloat16"),
+]
+
+
+def _params(dtype: str = "float32") -> Any:
+    rng = np.random.default_rng(0)
+    shapes = {"stack": (2, 4, 3), "dense": {"kernel": (3, 2), "bias": (2,)}, "norm": {"scale": ()}}
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape), dtype),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def _grads(dtype: str = "float32", seed: int = 1) -> Any:
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), dtype), _params())
+
+
+def _types(tree: Any) -> Any:
+    """Structure, shapes, dtypes and weak types."""
+    avals = jax.tree.map(lambda x: (jnp.shape(x), x.dtype, x.weak_type), tree)
+    return jax.tree.structure(tree), jax.tree.leaves(avals, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def _step(tx: optax.GradientTransformation, params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def _assert_equal(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def _assert_close(actual: Any, expected: Any, rtol: float = 2e-6, atol: float = 2e-7) -> None:
+    """By default some float32 roundings, because compiled code fuses products and sums."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol, atol), actual, expected)
+
+
+# Types.
+
+
+@every
+@pytest.mark.parametrize("dtypes", DTYPES, ids="-".join)
+def test_updates_are_like_the_parameters_and_state_keeps_its_types(
+    make: Make, dtypes: tuple[str, str]
+) -> None:
+    params, grads = _params(dtypes[0]), _grads(dtypes[1])
+    tx = make(0.1)
+    state = tx.init(params)
+    expected = _types(state)
+    update = jax.jit(tx.update)
+    for _ in range(2):
+        updates, state = update(grads, state, params)
+        assert jax.tree.structure(updates) == jax.tree.structure(params)
+        for u, x in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
+            assert (u.shape, u.dtype) == (x.shape, x.dtype)
+            assert np.isfinite(u).all()
+        assert _types(state) == expected
+        params = optax.apply_updates(params, updates)
+        assert all(x.dtype == dtypes[0] for x in jax.tree.leaves(params))
+
+
+@every
+@pytest.mark.parametrize("dtypes", [DTYPES[0], DTYPES[3]], ids="-".join)
+def test_runs_in_a_scan(make: Make, dtypes: tuple[str, str]) -> None:
+    params, grads = _params(dtypes[0]), _grads(dtypes[1])
+    tx = make(0.1)
+
+    @jax.jit
+    def train(params: Any) -> Any:
+        def body(carry: Any, _: None) -> tuple[Any, None]:
+            return _step(tx, *carry, grads), None
+
+        return jax.lax.scan(body, (params, tx.init(params)), length=3)[0]
+
+    scanned = train(params)
+    looped = (params, tx.init(params))
+    step = jax.jit(functools.partial(_step, tx))
+    for _ in range(3):
+        looped = step(*looped, grads)
+    rtol = {"float32": 2e-6, "bfloat16": 2**-7}[dtypes[0]]  # one rounding
+    _assert_close(scanned[0], looped[0], rtol, rtol / 10)
+    assert _types(scanned[1]) == _types(looped[1])
+
+
+@full
+def test_float64_stays_float64(make: Make) -> None:
+    with jax.enable_x64(True):
+        params, grads = _params("float64"), _grads("float64")
+        tx = make(0.1)
+        state = tx.init(params)
+        updates, after = tx.update(grads, state, params)
+        assert _types(after) == _types(state)
+        assert all(u.dtype == "float64" for u in jax.tree.leaves(updates))
+        coarse = make(0.1)
+        low, _ = coarse.update(_grads(), coarse.init(_params()), _params())
+        assert all(u.dtype == "float32" for u in jax.tree.leaves(low))
+
+
+# Compiled.
+
+
+@every
+def test_nothing_compiles_twice(make: Make) -> None:
+    tx = make(schedules.warmup_cosine(0.1, 2, 10))
+    traces = []
+
+    @jax.jit
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        traces.append(1)
+        return _step(tx, params, state, grads)
+
+    params = _params()
+    state = tx.init(params)
+    for seed in range(3):
+        params, state = step(params, state, _grads(seed=seed))
+    assert len(traces) == step._cache_size() == 1
+
+
+@every
+def test_compiled_equals_eager(make: Make) -> None:
+    tx = make(0.1)
+    eager = compiled = (_params(), tx.init(_params()))
+    compiled_step = jax.jit(functools.partial(_step, tx))
+    for seed in range(4):
+        eager = _step(tx, *eager, _grads(seed=seed))
+        compiled = compiled_step(*compiled, _grads(seed=seed))
+        assert _types(eager[1]) == _types(compiled[1])
+    # Ratios of norms, so some roundings more than the parameters themselves.
+    _assert_close(compiled, eager, rtol=5e-6, atol=5e-7)
+
+
+@every
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_number_is_a_constant_schedule(make: Make, compiled: bool) -> None:
+    """Bit for bit."""
+    results = []
+    for rate in (0.1, schedules.constant(0.1)):
+        tx = make(rate)
+        step = functools.partial(_step, tx)
+        step = jax.jit(step) if compiled else step
+        carry = (_params(), tx.init(_params()))
+        for seed in range(2):
+            carry = step(*carry, _grads(seed=seed))
+        results.append(carry)
+    _assert_equal(*results)
+
+
+@every
+def test_a_schedule_sees_step_0_first(make: Make) -> None:
+    """A rate that is 0 at step 0 only: the parameters stay for one step."""
+    tx = make(lambda step: jnp.where(step == 0, 0.0, 0.1))
+    carry = (_params(), tx.init(_params()))
+    carry = _step(tx, *carry, _grads())
+    _assert_equal(carry[0], _params())
+    moved, _ = _step(tx, *carry, _grads())
+    for x, y in zip(jax.tree.leaves(moved), jax.tree.leaves(_params()), strict=True):
+        assert (x != y).any()
+
+
+@every
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_donated_step_right_after_init(make: Make, dtype: str) -> None:
+    """No two arrays of parameters and state share memory, and none is freed while in use."""
+    tx = make(0.1)
+    params = _params(dtype)
+    carry = (params, tx.init(params))
+    step = jax.jit(functools.partial(_step, tx), donate_argnums=(0, 1))
+    for _ in range(3):
+        pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(carry)]
+        assert len(set(pointers)) == len(pointers)
+        carry = step(*carry, _grads(dtype))
+    assert all(x.is_deleted() for x in jax.tree.leaves(params))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(carry))
+
+
+@full
+def test_the_learning_rate_array_of_the_caller_is_not_donated(make: Make) -> None:
+    rate = jnp.asarray(0.1)
+    tx = make(rate)
+    params = _params()
+    jax.jit(functools.partial(_step, tx), donate_argnums=(0, 1))(params, tx.init(params), _grads())
+    assert rate == np.float32(0.1)
+
+
+# Hyperparameters.
+
+
+def _numeric(constructor: Make) -> dict[str, float]:
+    """The numeric hyperparameters with their defaults, or values where the default is none."""
+    values = {"learning_rate": 0.1}
+    for name, parameter in _parameters(constructor).items():
+        if isinstance(parameter.default, float):
+            values[name] = parameter.default
+    return values
+
+
+HYPERPARAMETERS = [
+    pytest.param(constructor, name, value, id=f"{optimizer}-{name}")
+    for optimizer, constructor in CONSTRUCTORS.items()
+    for name, value in _numeric(constructor).items()
+]
+
+
+@plain
+def test_inject_hyperparams(make: Make) -> None:
+    values = _numeric(make)
+    injected = optax.inject_hyperparams(make)(**values)
+    tx = make(**values)
+    params = _params()
+    ours, theirs = (params, tx.init(params)), (params, jax.jit(injected.init)(params))
+    assert set(theirs[1].hyperparams) == set(values)
+    expected_types = _types(theirs[1])
+    step = jax.jit(functools.partial(_step, injected))
+    for seed in range(3):
+        ours = _step(tx, *ours, _grads(seed=seed))
+        theirs = step(*theirs, _grads(seed=seed))
+        assert _types(theirs[1]) == expected_types
+    assert step._cache_size() == 1
+    # A rate near 1 as a float32 array: 1 - 0.999 is off by 3e-5, half of it after a root.
+    _assert_close(theirs[0], ours[0], rtol=5e-5, atol=5e-6)
+
+
+@plain
+def test_an_injected_rate_can_be_changed(make: Make) -> None:
+    injected = optax.inject_hyperparams(make)(learning_rate=0.1)
+    state = injected.init(_params())
+    state.hyperparams["learning_rate"] = jnp.asarray(0.0)
+    updates, _ = jax.jit(injected.update)(_grads(), state, _params())
+    assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize(("constructor", "name", "value"), HYPERPARAMETERS)
+def test_vmap_over_a_hyperparameter(constructor: Make, name: str, value: float) -> None:
+    values = np.float32([value, value / 2, 0.9 * value])
+
+    def moved(value: Any) -> Any:
+        tx = constructor(**{"learning_rate": 0.1, name: value})
+        carry = (_params(), tx.init(_params()))
+        for seed in range(2):
+            carry = _step(tx, *carry, _grads(seed=seed))
+        return carry[0]
+
+    together = jax.jit(jax.vmap(moved))(values)
+    for i, value in enumerate(values):
+        # The same float32 hyperparameter, known or traced: see test_inject_hyperparams.
+        _assert_close(jax.tree.map(lambda x, i=i: x[i], together), moved(value), 5e-5, 5e-6)
+
+
+@pytest.mark.parametrize(("constructor", "name", "value"), HYPERPARAMETERS)
+@pytest.mark.parametrize("wrong", [-1.0, float("nan")])
+def test_hyperparameters_are_checked(
+    constructor: Make, name: str, value: float, wrong: float
+) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be "):
+        constructor(**{"learning_rate": 0.1, name: wrong})
+    with pytest.raises(TypeError, match=f"^{name} must be a number"):
+        constructor(**{"learning_rate": 0.1, name: "0.1"})
+
+
+# Trees.
+
+
+@every
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        (),
+        {"stack": None, "dense": {}},
+        {"stack": jnp.ones((2, 3)), "bias": [None, jnp.ones(2)], "norm": jnp.ones(2), "no": None},
+        {"stack": jnp.ones((2, 0)), "bias": jnp.ones(0), "norm": jnp.ones((0, 3))},
+        {"stack": jnp.ones((1, 1)), "bias": jnp.asarray(2.0), "norm": jnp.asarray([3.0])},
+    ],
+    ids=["empty", "empty-tuple", "no-leaf", "none", "no-entries", "one-entry"],
+)
+def test_odd_trees(make: Make, params: Any) -> None:
+    tx = make(0.1)
+    state = tx.init(params)
+    grads = jax.tree.map(lambda x: 0.5 * x, params)
+    updates, after = jax.jit(tx.update)(grads, state, params)
+    assert _types(after) == _types(state)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
+
+
+@every
+@pytest.mark.parametrize(
+    "wrap", [freeze, lambda tree: tuple(tree.values())], ids=["frozen", "tuple"]
+)
+def test_other_containers(make: Make, wrap: Callable[[Any], Any]) -> None:
+    plain_tx = _forgiving(make)(0.1)
+    params, grads = wrap(_params()), wrap(_grads())
+    updates, state = jax.jit(plain_tx.update)(grads, plain_tx.init(params), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    assert _types(state) == _types(plain_tx.init(params))
+
+
+def _forgiving(make: Make) -> Make:
+    """With only the options that do not name paths."""
+    if not isinstance(make, functools.partial):
+        return make
+    kept = {k: v for k, v in make.keywords.items() if not isinstance(v, list)}
+    return functools.partial(make.func, **kept)
+
+
+@every
+def test_a_bare_array_is_a_tree(make: Make) -> None:
+    tx = _forgiving(make)(0.1)
+    updates, _ = tx.update(jnp.ones(3), tx.init(jnp.ones(3)), jnp.ones(3))
+    assert updates.shape == (3,)
+
+
+@full
+def test_masked_and_partition(make: Make) -> None:
+    """Each part is handled as if it were alone; patterns that match elsewhere are no error."""
+    params, grads = _params(), _grads()
+    labels = {"stack": "ours", "dense": {"kernel": "ours", "bias": "sgd"}, "norm": {"scale": "sgd"}}
+    part = {"stack": params["stack"], "dense": {"kernel": params["dense"]["kernel"]}}
+    part_grads = {"stack": grads["stack"], "dense": {"kernel": grads["dense"]["kernel"]}}
+    alone_options = {
+        k: [v for v in value if (v if isinstance(v, str) else v[0]) in ("stack", "kernel")]
+        if isinstance(value, list) else value
+        for k, value in getattr(make, "keywords", {}).items()
+    }  # fmt: skip
+    alone = getattr(make, "func", make)(0.1, **alone_options)
+    expected, _ = alone.update(part_grads, alone.init(part), part)
+
+    mask = jax.tree.map(lambda label: label == "ours", labels)
+    masked = optax.chain(
+        optax.masked(make(0.1), mask),
+        optax.masked(optax.sgd(1.0), jax.tree.map(lambda m: not m, mask)),
+    )
+    partition = optax.partition({"ours": make(0.1), "sgd": optax.sgd(1.0)}, labels)
+    for tx in (masked, partition):
+        state = tx.init(params)
+        updates, after = jax.jit(tx.update)(grads, state, params)
+        assert _types(after) == _types(state)
+        _assert_close(updates["stack"], expected["stack"])
+        _assert_close(updates["dense"]["kernel"], expected["dense"]["kernel"])
+        _assert_equal(updates["dense"]["bias"], -grads["dense"]["bias"])
+
+
+# In other people's wrappers.
+
+
+@full
+def test_multi_steps(make: Make) -> None:
+    """Two halves of a gradient are one whole; between them nothing moves."""
+    tx = optax.MultiSteps(make(0.1), every_k_schedule=2)
+    params = _params()
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    halves = (_grads(seed=1), _grads(seed=2))
+    first, state = update(halves[0], state, params)
+    assert not any(np.asarray(u).any() for u in jax.tree.leaves(first))
+    updates, state = update(halves[1], state, params)
+    whole = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
+    inner = make(0.1)
+    expected, _ = inner.update(whole, inner.init(params), params)
+    _assert_close(updates, expected, rtol=1e-5, atol=1e-6)
+
+
+@full
+def test_apply_if_finite(make: Make) -> None:
+    """A refused step leaves no trace."""
+    tx = optax.apply_if_finite(make(0.1), 5)
+    params = _params()
+    start = tx.init(params)
+    broken = _grads()
+    broken["dense"]["bias"] = jnp.asarray([1.0, np.nan])
+    update = jax.jit(tx.update)
+    updates, refused = update(broken, start, params)
+    assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates))
+    _assert_equal(refused.inner_state, start.inner_state)
+    after_refusal, _ = update(_grads(), refused, params)
+    without, _ = update(_grads(), start, params)
+    _assert_equal(after_refusal, without)
+
+
+@full
+def test_tree_map_params_sees_what_is_like_the_parameters(make: Make) -> None:
+    """How shardings of an optimizer's state are made from those of the parameters."""
+    tx = make(0.1)
+    params = _params()
+    state = tx.init(params)
+    shapes = optax.tree.map_params(
+        tx,
+        lambda x, like: (x.shape, like.shape),
+        state,
+        params,
+        transform_non_params=lambda _: None,
+    )
+    pairs = jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple) and len(x) == 2
+                            and all(isinstance(shape, tuple) for shape in x))  # fmt: skip
+    assert pairs
+    assert all(ours == like for ours, like in pairs)
+
+
+# With Flax.
+
+
+class LinenModel(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.LayerNorm(name="norm")(nn.Dense(6, name="dense")(x))
+        return nn.Dense(2, name="stack")(x)
+
+
+class NnxModel(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, axes: tuple[str | None, ...] = (None, None)) -> None:
+        kernel_init = nnx.initializers.lecun_normal()
+        if any(axes):
+            kernel_init = nnx.with_partitioning(kernel_init, axes)
+        self.dense = nnx.Linear(4, 6, rngs=rngs, kernel_init=kernel_init)
+        self.norm = nnx.LayerNorm(6, rngs=rngs)
+        self.stack = nnx.Linear(6, 2, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.stack(self.norm(self.dense(x)))
+
+
+X, Y = np.random.default_rng(5).normal(size=(2, 8, 4)).astype(np.float32)
+
+
+def _loss(out: jax.Array) -> jax.Array:
+    return jnp.mean((out - Y[:, :2]) ** 2)
+
+
+def _flax_make(make: Make) -> Make:
+    """The patterns of the options, on what these models have."""
+    if "layers" in getattr(make, "keywords", {}):
+        return functools.partial(make, layers=[("stack/kernel", stacked(1))])
+    return make
+
+
+@full
+def test_linen_and_nnx_train_alike(make: Make) -> None:
+    model = NnxModel(nnx.Rngs(0))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    assert rules.leaf_paths(params) == rules.leaf_paths(nnx.state(model, nnx.Param))
+    tx = _flax_make(make)(0.05)
+    train_state = TrainState.create(apply_fn=LinenModel().apply, params=params, tx=tx)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    @jax.jit
+    def linen_step(state: TrainState) -> TrainState:
+        grads = jax.grad(lambda p: _loss(state.apply_fn({"params": p}, X)))(state.params)
+        return state.apply_gradients(grads=grads)
+
+    @nnx.jit
+    def nnx_step(model: NnxModel, optimizer: nnx.Optimizer) -> None:
+        optimizer.update(model, nnx.grad(lambda model: _loss(model(X)))(model))
+
+    for _ in range(3):
+        train_state = linen_step(train_state)
+        nnx_step(model, optimizer)
+    _assert_close(
+        nnx.to_pure_dict(nnx.state(model, nnx.Param)), train_state.params, rtol=1e-5, atol=1e-6
+    )
+    moved = jax.tree.map(lambda x, y: bool((x != y).any()), train_state.params, params)
+    assert all(jax.tree.leaves(moved))
+
+
+@full
+def test_nnx_models_with_sharding_annotations(make: Make) -> None:
+    """State that is not like the parameters must not inherit their annotations."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        model = NnxModel(nnx.Rngs(0), axes=(None, "model"))
+        optimizer = nnx.Optimizer(model, _flax_make(make)(0.05), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(model: NnxModel, optimizer: nnx.Optimizer) -> jax.Array:
+            loss, grads = nnx.value_and_grad(lambda model: _loss(model(X)))(model)
+            optimizer.update(model, grads)
+            return loss
+
+        assert step(model, optimizer) > step(model, optimizer)
+        assert model.dense.kernel[...].sharding.spec == P(None, "model")
+
+
+@full
+def test_linen_models_with_sharding_annotations(make: Make) -> None:
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    kernel_init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+    model = nn.Dense(6, kernel_init=kernel_init)
+
+    def create() -> TrainState:
+        params = {"dense": model.init(jax.random.key(0), X)["params"],
+                  "norm": jnp.ones(2), "stack": jnp.ones((2, 2))}  # fmt: skip
+        return TrainState.create(apply_fn=model.apply, params=params, tx=make(0.05))
+
+    shardings = nn.get_sharding(jax.eval_shape(create), mesh)
+    state = jax.jit(create, out_shardings=shardings)()
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (4, 6)]
+    assert moments
+    assert all(x.sharding == NamedSharding(mesh, P(None, "model")) for x in moments)
+    assert state.apply_gradients(grads=state.params).step == 1
+
+
+# On disk.
+
+
+@full
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_gives_back_every_bit(make: Make, dtype: str, tmp_path: Path) -> None:
+    tx = make(0.1)
+    params = _params(dtype)
+    params, state = _step(tx, params, tx.init(params), _grads(dtype))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", {"params": params, "opt_state": state})
+        checkpointer.wait_until_finished()
+        like = jax.eval_shape(lambda: {"params": _params(dtype), "opt_state": tx.init(params)})
+        restored = checkpointer.restore(tmp_path / "state", like)
+    _assert_equal(restored, {"params": params, "opt_state": state})
+    assert _types(restored["opt_state"]) == _types(state)
+    step = functools.partial(_step, tx)
+    _assert_equal(
+        step(restored["params"], restored["opt_state"], _grads(dtype)),
+        step(params, state, _grads(dtype)),
+    )
+
+
+@full
+def test_flax_serialization_gives_back_every_bit(make: Make) -> None:
+    tx = make(0.1)
+    params = _params()
+    fresh = tx.init(params)
+    _, state = _step(tx, params, fresh, _grads())
+    _assert_equal(flax.serialization.from_bytes(fresh, flax.serialization.to_bytes(state)), state)
+    as_dict = flax.serialization.to_state_dict(state)
+    _assert_equal(flax.serialization.from_state_dict(fresh, as_dict), state)
+
+
+# What it is for.
+
+
+@every
+def test_a_quadratic_goes_down(make: Make) -> None:
+    """|x - target|^2 to a hundredth of its start; the rate falls, as a sign-like step needs."""
+    target = jax.tree.map(lambda x: x + 1.0, _params())
+
+    def loss(params: Any) -> jax.Array:
+        terms = jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), params, target)
+        return sum(jax.tree.leaves(terms))
+
+    tx = make(schedules.warmup_cosine(0.1, 5, 300))
+
+    @jax.jit
+    def train(params: Any) -> Any:
+        def body(carry: Any, _: None) -> tuple[Any, None]:
+            return _step(tx, *carry, jax.grad(loss)(carry[0])), None
+
+        return jax.lax.scan(body, (params, tx.init(params)), length=300)[0][0]
+
+    start = _params()
+    assert loss(train(start)) < 0.01 * loss(start)
+
+
+@every
+@pytest.mark.parametrize("zero", ["grads", "params", "both"])
+def test_zeros_make_no_nan(make: Make, zero: str) -> None:
+    zeros = jax.tree.map(jnp.zeros_like, _params())
+    params = _params() if zero == "grads" else zeros
+    grads = _grads() if zero == "params" else zeros
+    tx = make(0.1)
+    state = tx.init(params)
+    step = jax.jit(functools.partial(_step, tx))
+    for _ in range(3):
+        params, state = step(params, state, grads)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((params, state)))
+    if zero == "both":
+        _assert_equal(params, zeros)
+
+
+@every
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_gradients_of_extreme_size_make_no_nan(make: Make, scale: float) -> None:
+    """Squares from 1e-30 to 1e30 are float32 still."""
+    tx = make(0.1)
+    params = _params()
+    grads = jax.tree.map(lambda g: scale * g, _grads())
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
+
+
+# Path patterns.
+
+PATTERNS = [
+    pytest.param(constructor, name, id=f"{optimizer}-{name}")
+    for optimizer, constructor in CONSTRUCTORS.items()
+    for name in _parameters(constructor)
+    if name.startswith("exclude_")
+]
+
+
+@pytest.mark.parametrize(("constructor", "name"), PATTERNS)
+def test_path_patterns(constructor: Make, name: str) -> None:
+    params = _params()
+    with pytest.raises(TypeError, match=f"{name} must be a list of path patterns.*'bias'"):
+        constructor(0.1, **{name: "bias"})
+    with pytest.raises(ValueError, match=rf"{name}: '\(' is not a regular expression"):
+        constructor(0.1, **{name: ["("]})
+    tx = constructor(0.1, **{name: ["bias", "kernle"]})
+    message = f"{name}: 'kernle' matches no leaf; the nearest paths are dense/kernel"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tx.init(params)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(tx.init, params)
+    # Under a mask the pattern may match in another part.
+    mask = {"stack": True, "dense": True, "norm": False}
+    optax.masked(tx, mask).init(params)
+
+
+@plain
+def test_default_patterns_need_not_match(make: Make) -> None:
+    params = {"w": jnp.ones(2)}
+    tx = make(0.1)
+    tx.update(params, tx.init(params), params)
+
+
+@full
+def test_init_traces_without_numbers(make: Make) -> None:
+    """State can be planned from shapes alone, as sharded initialisation needs."""
+    tx = make(0.1)
+    planned = jax.eval_shape(tx.init, jax.eval_shape(_params))
+    real = tx.init(_params())
+    assert jax.tree.structure(planned) == jax.tree.structure(real)
+    for x, y in zip(jax.tree.leaves(planned), jax.tree.leaves(real), strict=True):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype)

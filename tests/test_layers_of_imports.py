@@ -1,0 +1,57 @@
+"""Imports inside the package point down only (the rows below), and the core needs only jax."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import optim_zoo
+
+ROWS = (
+    ("tree", "ranges"),
+    ("rules", "schedules", "rows"),
+    ("layers",),
+    ("transforms",),
+    ("optimizers",),
+    ("precision", "accumulation", "guards", "metrics", "sharding"),
+    ("registry", "recorded", "ports"),
+    ("__init__",),  # the public names
+    ("train",),
+    ("lab",),
+    ("cli", "__main__"),
+)
+LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
+ROOT = Path(optim_zoo.__file__).parent
+
+
+def _imported(file: Path) -> set[str]:
+    """The parts of optim_zoo that ``file`` imports: ``rules`` for ``optim_zoo.rules``."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    parts = {name.split(".")[1] for name in names if name.startswith("optim_zoo.")}
+    return {part if part in LEVEL else "__init__" for part in parts}
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for file in ROOT.rglob("*.py"):
+        part = file.relative_to(ROOT).with_suffix("").parts[0]
+        for used in _imported(file) - {part}:
+            if LEVEL[used] >= LEVEL[part]:
+                wrong.append(f"{file.relative_to(ROOT)} imports {used}")
+    assert not wrong, wrong
+
+
+def test_the_core_imports_jax_and_optax_only() -> None:
+    code = (
+        "import sys, optim_zoo, optim_zoo.recorded\n"
+        "extras = {'flax', 'orbax', 'matplotlib', 'tokenizers', 'rich', 'tomli_w'}\n"
+        "print(*sorted(extras & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
