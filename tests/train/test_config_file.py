@@ -1,0 +1,466 @@
+"""Configs: defaults, types, ranges, names, overrides, round trips, stages and schedules."""
+
+import dataclasses
+import inspect
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+
+from optim_zoo import ranges, registry, rules, schedules
+from optim_zoo.train import config, config_file, optimization, tasks
+from optim_zoo.train.config import Config
+from optim_zoo.train.errors import UserError
+
+LEAST = "[schedule]\nlearning_rate = 0.01\nwarmup_steps = 4\n"
+TWO_STAGES = (
+    "train.steps=10",
+    "train.batch_size=8",
+    "data.sequence_length=16",
+    "schedule.warmup_steps=4",
+    "second_stage.steps=6",
+    "second_stage.batch_size=4",
+    "second_stage.sequence_length=32",
+    "second_stage.learning_rate=0.002",
+    "second_stage.warmup_steps=2",
+)
+
+# A value outside its range for every key that has one; the type is right.
+OUT_OF_RANGE: dict[str, Any] = {
+    "run.seed": -1,
+    "task.name": "bert_mln",
+    "data.held_out": 1.0,
+    "data.sequence_length": 7,
+    "model.num_layers": 0,
+    "model.hidden_size": 0,
+    "model.num_heads": 0,
+    "model.intermediate_size": 0,
+    "model.max_positions": 7,
+    "model.dropout": 1.0,
+    "model.dtype": "float16",
+    "train.steps": 0,
+    "train.batch_size": 0,
+    "train.micro_batches": 0,
+    "train.clip_norm": 0.0,
+    "second_stage.steps": -1,
+    "second_stage.batch_size": 0,
+    "second_stage.micro_batches": 0,
+    "second_stage.sequence_length": 7,
+    "second_stage.learning_rate": -0.1,
+    "second_stage.warmup_steps": -1,
+    "output.log_every": 0,
+    "output.evaluate_every": 0,
+    "output.evaluation_batches": 0,
+    "output.checkpoint_every": 0,
+    "output.keep_checkpoints": 0,
+    "parallel.mode": "pmap",
+}
+WITHOUT_RANGE = {"run.dir", "run.accept_changes", "data.text", "data.vocabulary"} | {
+    "model.scan_layers"
+}
+DEFAULTS = {
+    f"{section.name}.{field.name}": field.default
+    for section in dataclasses.fields(Config)
+    if section.type is not config.Choice
+    for field in dataclasses.fields(section.type)  # type: ignore[arg-type]
+}
+# Values of another type than the key's, with what the message calls the right one.
+WRONG_TYPES: dict[type, tuple[str, list[Any]]] = {
+    int: ("a whole number", ["5", True, 5.0, [5]]),
+    float: ("a number", ["0.5", True, [0.5]]),
+    str: ("a string", [5, True, ["x"]]),
+    bool: ("true or false", [1, "true", [True]]),
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write(tmp_path / "run.toml", LEAST)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def section_file(path: Path, key: str, value: Any) -> Path:
+    """A config file with one key set."""
+    section, name = key.split(".")
+    tree: dict[str, Any] = {"schedule": {"learning_rate": 0.01, "warmup_steps": 4}}
+    tree.setdefault(section, {})[name] = value
+    return write(path, tomli_w.dumps(tree))
+
+
+def message(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        config_file.load(path, overrides)
+    said = str(caught.value)
+    assert said
+    assert "\n" not in said
+    assert "Traceback" not in said
+    return said
+
+
+def test_defaults_stand_in_the_dataclasses_alone(path: Path) -> None:
+    loaded = config_file.load(path)
+    for section in dataclasses.fields(Config):
+        if section.type is not config.Choice:
+            assert getattr(loaded, section.name) == section.type()  # type: ignore[operator]
+    assert loaded.optimizer.name == "lamb"
+    assert loaded.schedule.name == "warmup_polynomial"
+    parameters = inspect.signature(registry.get("lamb").constructor).parameters
+    for key, value in loaded.optimizer.arguments.items():
+        assert value == parameters[key].default
+
+
+def test_every_key_has_a_range_or_needs_none() -> None:
+    assert OUT_OF_RANGE.keys() | WITHOUT_RANGE == DEFAULTS.keys()
+
+
+@pytest.mark.parametrize("key", OUT_OF_RANGE)
+def test_out_of_range_names_key_value_and_file(key: str, tmp_path: Path) -> None:
+    value = OUT_OF_RANGE[key]
+    said = message(section_file(tmp_path / "run.toml", key, value))
+    section, name = key.split(".")
+    assert said.startswith(f"{tmp_path / 'run.toml'}: [{section}] ")
+    assert name in said
+    assert str(value) in said
+
+
+@pytest.mark.parametrize("key", OUT_OF_RANGE)
+def test_out_of_range_on_the_command_line_names_the_override(key: str, path: Path) -> None:
+    override = f"{key}={OUT_OF_RANGE[key]}"
+    assert message(path, override).startswith(f"command line ({override}): ")
+
+
+@pytest.mark.parametrize("key", DEFAULTS)
+def test_wrong_types_name_key_type_and_value(key: str, tmp_path: Path) -> None:
+    name, wrong = WRONG_TYPES[type(DEFAULTS[key])]
+    for value in wrong:
+        said = message(section_file(tmp_path / "run.toml", key, value))
+        assert said == f"{tmp_path / 'run.toml'}: {key} must be {name}, got {value!r}"
+
+
+@pytest.mark.parametrize("key", [k for k, v in DEFAULTS.items() if type(v) is float])
+def test_whole_numbers_are_numbers(key: str, tmp_path: Path) -> None:
+    if key in ("data.held_out", "model.dropout"):
+        return  # 0 or 1 alone, out of range or tested by the default
+    section, name = key.split(".")
+    loaded = config_file.load(section_file(tmp_path / "run.toml", key, 2))
+    value = getattr(getattr(loaded, section), name)
+    assert value == 2.0
+    assert type(value) is float
+
+
+@pytest.mark.parametrize("value", ["nan", "-nan"])
+def test_nan_is_refused(value: str, path: Path) -> None:
+    for key in ("train.clip_norm", "schedule.learning_rate", "optimizer.eps"):
+        assert key.split(".")[1] in message(path, f"{key}={value}")
+
+
+@pytest.mark.parametrize(
+    ("override", "near"),
+    [
+        ("trian.steps=5", "did you mean train"),
+        ("train.stepz=5", "did you mean steps"),
+        ("optimizer.weight_decy=0.1", "did you mean weight_decay"),
+        ("schedule.warmup=5", "did you mean warmup_steps"),
+        ("optimizer.name=lamp", "did you mean lamb"),
+        ("schedule.name=warmup_cosin", "did you mean warmup_cosine"),
+        ("task.name=bert_mln", "did you mean bert_mlm"),
+        ("model.dtype=bfloat61", "did you mean bfloat16"),
+    ],
+)
+def test_unknown_names_give_the_near_ones_and_the_place(
+    override: str, near: str, path: Path
+) -> None:
+    said = message(path, override)
+    assert said.startswith(f"command line ({override}): ")
+    assert near in said
+    key, value = override.split("=")
+    section, name = key.split(".")
+    unknown = section if section == "trian" else value if name in ("name", "dtype") else name
+    assert f"unknown {'section' if section == 'trian' else ''}" in said
+    assert repr(unknown) in said
+    # The same in the file.
+    number = value if value == "5" or "." in value else f'"{value}"'
+    lines = f"[{section}]\n{name} = {number}\n"
+    if section == "schedule":
+        lines += LEAST.removeprefix("[schedule]\n")
+    else:
+        lines += LEAST
+    said = message(write(path, lines))
+    assert said.startswith(f"{path}: ")
+    assert near in said
+
+
+def test_every_task_has_a_name_in_the_config(path: Path) -> None:
+    assert tuple(tasks.TASKS) == config.TASK_NAMES
+    for name in tasks.TASKS:
+        assert config_file.load(path, [f"task.name={name}"]).task.name == name
+
+
+@pytest.mark.parametrize("key", ["optimizer.learning_rate", "optimizer.layers", "optimizer.axis"])
+def test_what_the_job_sets_cannot_be_configured(key: str, path: Path) -> None:
+    assert f"unknown key in [optimizer] for lamb '{key.split('.')[1]}'" in message(path, f"{key}=1")
+    assert "total_steps" in message(path, "schedule.total_steps=5")
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("optimizer.b1=1.5", "b1"),
+        ("optimizer.weight_decay=high", "weight_decay"),
+        ("optimizer.bias_correction=flase", "bias_correction"),
+        ("optimizer.exclude_from_weight_decay=bias", "exclude_from_weight_decay"),
+        ("optimizer.exclude_from_weight_decay=['(']", "exclude_from_weight_decay"),
+        ("optimizer.phi_bounds=[2, 1]", "phi_bounds"),
+        ("optimizer.phi_bounds=3", "phi_bounds"),
+        ("schedule.learning_rate=fast", "learning_rate"),
+        ("schedule.learning_rate=-1", "learning_rate"),
+        ("schedule.learning_rate=inf", "learning_rate"),
+        ("schedule.learning_rate=true", "learning_rate"),
+        ("schedule.warmup_steps=2.5", "warmup_steps"),
+        ("schedule.warmup_steps=5000", "warmup_steps"),
+        ("schedule.power=0", "power"),
+    ],
+)
+def test_arguments_of_optimizer_and_schedule_are_checked_when_loaded(
+    override: str, word: str, path: Path
+) -> None:
+    """Not when the text has been read, nor when a run folder has been made."""
+    said = message(path, override)
+    assert said.startswith(f"command line ({override}): ")
+    assert override.split(".")[0] in said
+    assert word in said.removeprefix(f"command line ({override})")
+
+
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+def test_every_optimizer_can_be_configured(name: str, path: Path) -> None:
+    loaded = config_file.load(path, [f"optimizer.name={name}", "optimizer.weight_decay=0.5"])
+    assert loaded.optimizer.arguments["weight_decay"] == 0.5
+    optimization.make_optimizer(loaded, ())
+
+
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+def test_every_schedule_can_be_configured(name: str, path: Path) -> None:
+    lines = f'[schedule]\nname = "{name}"\nlearning_rate = 0.5\n'
+    loaded = config_file.load(write(path, lines + "warmup_steps = 10\n" * (name != "constant")))
+    rates = [float(optimization.make_schedule(loaded)(step)) for step in (0, 10, 999)]
+    assert rates[1] == pytest.approx(0.5, rel=0.02)
+    assert (rates[0] == 0) == (name != "constant")
+
+
+def test_a_missing_learning_rate_names_schedule_and_key(path: Path) -> None:
+    said = message(write(path, ""))
+    assert said == f"{path}: schedule.learning_rate is missing; warmup_polynomial needs it"
+    said = message(write(path, "[schedule]\nlearning_rate = 1\n"))
+    assert "schedule.warmup_steps is missing" in said
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("run.dir=runs/one", "runs/one"),
+        ("run.dir=123", "123"),
+        ("run.dir=true", "true"),
+        ("run.dir=[a]", "[a]"),
+        ("run.dir=a=b/c d", "a=b/c d"),
+        ('run.dir="a b"', "a b"),
+        ("run.dir='a b'", "a b"),
+        ("run.dir=it's", "it's"),
+        ("run.dir=the boys'", "the boys'"),
+        ("run.dir=", ""),
+        ("run.dir=läufe/ß", "läufe/ß"),
+        ("data.text=docs/**/*.txt", "docs/**/*.txt"),
+        ("train.steps=5", 5),
+        ("train.steps = 5", 5),
+        ("train.steps=1_000", 1000),
+        ("train.clip_norm=inf", math.inf),
+        ("train.clip_norm=1e-3", 1e-3),
+        ("run.accept_changes=true", True),
+        ("optimizer.name=adamw", "adamw"),
+        ("optimizer.exclude_from_weight_decay=['bias', \"Norm=x\"]", ("bias", "Norm=x")),
+        ("optimizer.phi_bounds=[0, inf]", (0, math.inf)),
+        ("schedule.learning_rate=1", 1),
+    ],
+)
+def test_overrides_are_toml_values_or_bare_strings(override: str, value: Any, path: Path) -> None:
+    loaded = config_file.load(path, [override])
+    section, key = override.partition("=")[0].strip().split(".")
+    chosen = getattr(loaded, section)
+    if isinstance(chosen, config.Choice) and key != "name":
+        assert chosen.arguments[key] == value
+    else:
+        assert getattr(chosen, key) == value
+        assert type(getattr(chosen, key)) is type(value)
+
+
+@pytest.mark.parametrize("override", ["train", "train=5", "steps=5", "=5", ".steps=5", "train.=5"])
+def test_overrides_of_another_form_are_refused_with_an_example(override: str, path: Path) -> None:
+    said = message(path, override)
+    assert said.startswith(f"expected section.key=value, got {override!r}")
+    assert "train.steps=100" in said
+
+
+@pytest.mark.parametrize("override", ["train.steps=", "train.steps=-5", "train.steps=five"])
+def test_bad_override_values_name_the_override(override: str, path: Path) -> None:
+    assert message(path, override).startswith(f"command line ({override}): ")
+
+
+def test_the_last_override_of_a_key_counts_and_beats_the_file(path: Path) -> None:
+    write(path, LEAST + "[train]\nsteps = 7\n")
+    assert config_file.load(path).train.steps == 7
+    assert config_file.load(path, ["train.steps=8", "train.steps=9"]).train.steps == 9
+
+
+def test_errors_of_other_keys_name_the_file_although_there_are_overrides(path: Path) -> None:
+    write(path, LEAST + "[train]\nbatch_size = -7\n")
+    assert message(path, "train.steps=8").startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("text", ["train = 5\n", "[[train]]\nsteps = 5\n", 'train = "x"\n'])
+def test_a_section_that_is_none_is_refused(text: str, path: Path) -> None:
+    for overrides in ([], ["train.steps=5"]):
+        said = message(write(path, text + LEAST), *overrides)
+        assert said.startswith(f"{path}: [train] must be a section")
+
+
+def test_files_that_cannot_be_read(path: Path, tmp_path: Path) -> None:
+    assert message(tmp_path / "none.toml") == (
+        f"cannot read the config {tmp_path / 'none.toml'}: No such file or directory"
+    )
+    assert "Is a directory" in message(tmp_path)
+    said = message(write(path, "[train\nsteps = 5"))
+    assert said.startswith(f"{path} is not valid TOML: ")
+    assert "line 1" in said
+    path.write_bytes(b"[run]\ndir = '\xff'\n")
+    assert "utf-8" in message(path)
+    assert "Cannot overwrite a value" in message(write(path, "[run]\nseed=1\nseed=2\n"))
+
+
+ROUND_TRIPS = [
+    (),
+    TWO_STAGES,
+    ("optimizer.phi_bounds=[0.5, 10.0]", "optimizer.ratio_bounds=[0, inf]"),
+    ("train.clip_norm=inf", "run.dir=läufe/日本 \"x\"\\y", "data.text=~/τ/**/*.txt"),
+    ("optimizer.exclude_from_weight_decay=['bias$', '\\\\d']", "optimizer.bias_correction=false"),
+    ("optimizer.name=bert_adamw",),
+    ("optimizer.name=adamw", "schedule.name=warmup_cosine", "schedule.learning_rate=1"),
+    ("run.accept_changes=true", "run.seed=123456789012"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", ROUND_TRIPS)
+def test_to_toml_is_read_back_as_the_same_config(
+    overrides: tuple[str, ...], path: Path, tmp_path: Path
+) -> None:
+    loaded = config_file.load(path, overrides)
+    again = config_file.load(write(tmp_path / "again.toml", config_file.to_toml(loaded)))
+    assert again == loaded
+    assert config_file.differences(loaded, again) == []
+    assert config_file.to_toml(again) == config_file.to_toml(loaded)
+
+
+def test_optional_patterns_stay_optional_when_read_back(path: Path, tmp_path: Path) -> None:
+    """BERT's own exclusions name layer_norm and LayerNorm, of which a model has one."""
+    loaded = config_file.load(path, ["optimizer.name=bert_adamw"])
+    again = config_file.load(write(tmp_path / "again.toml", config_file.to_toml(loaded)))
+    patterns = again.optimizer.arguments["exclude_from_weight_decay"]
+    assert isinstance(patterns, rules.OptionalPatterns)
+    params = {"kernel": np.ones(3), "bias": np.ones(3)}
+    optimization.make_optimizer(again, ()).init(params)
+
+
+def test_differences_name_the_key_and_both_values(path: Path) -> None:
+    before = config_file.load(path, ["optimizer.phi_bounds=[0, 1]"])
+    now = config_file.load(path, ["train.steps=7", "optimizer.weight_decay=0.5"])
+    assert config_file.differences(before, now) == [
+        "optimizer.weight_decay: 0.0 -> 0.5",
+        "optimizer.phi_bounds: [0, 1] -> unset",
+        "train.steps: 1000 -> 7",
+    ]
+    assert config_file.differences(before, before) == []
+
+
+def test_where_a_run_lives_is_no_difference(path: Path) -> None:
+    before, now = (
+        config_file.load(path),
+        config_file.load(path, ["run.dir=x", "run.accept_changes=true"]),
+    )
+    assert config_file.differences(before, now) == []
+    assert config_file.differences(before, config_file.load(path, ["run.seed=1"])) == [
+        "run.seed: 0 -> 1"
+    ]
+
+
+def test_stages(path: Path) -> None:
+    one = config_file.load(path)
+    assert one.stages == ((1000, 256, 1, 128),)
+    assert one.total_steps == 1000
+    assert [one.stage_of(step) for step in (0, 999, 1000, 2000)] == [0, 0, 0, 0]
+    two = config_file.load(path, TWO_STAGES)
+    assert two.stages == ((10, 8, 1, 16), (6, 4, 1, 32))
+    assert two.total_steps == 16
+    assert [two.stage_of(step) for step in (0, 9, 10, 15)] == [0, 0, 1, 1]
+
+
+def test_tokens_after_adds_up_the_steps_of_both_stages(path: Path) -> None:
+    two = config_file.load(path, TWO_STAGES)
+    by_hand = [0]
+    for step in range(16):
+        by_hand.append(by_hand[-1] + (8 * 16 if step < 10 else 4 * 32))
+    assert [two.tokens_after(steps) for steps in range(17)] == by_hand
+    assert two.tokens_after(10) == 1280
+    assert two.tokens_after(11) == 1408
+
+
+def test_each_stage_warms_up_from_zero(path: Path) -> None:
+    two = config_file.load(path, TWO_STAGES)
+    schedule = optimization.make_schedule(two)
+    rates = np.array([schedule(step) for step in range(17)])
+    first = [0, 0.0025, 0.005, 0.0075, *(0.01 * (1 - i / 6) for i in range(6))]
+    second = [0, 0.001, *(0.002 * (1 - i / 4) for i in range(4)), 0]
+    np.testing.assert_allclose(rates, first + second, rtol=1e-6, atol=1e-9)  # float32
+
+
+def test_a_second_stage_needs_a_learning_rate(path: Path) -> None:
+    """Its default, 0, is that of no second stage: such a stage would learn nothing, silently."""
+    said = message(path, "second_stage.steps=5", "model.max_positions=512")
+    assert "second_stage" in said
+    assert "learning_rate" in said
+
+
+def test_a_second_warmup_that_is_too_long_names_the_second_stage(path: Path) -> None:
+    said = message(path, *TWO_STAGES, "second_stage.warmup_steps=7")
+    assert said.startswith("command line (second_stage.warmup_steps=7): [second_stage] ")
+    assert "got 7 of 6" in said
+
+
+def test_positions_must_reach_the_longest_sequence(path: Path) -> None:
+    assert config_file.load(path, ["data.sequence_length=512"]).data.sequence_length == 512
+    said = message(path, "data.sequence_length=513")
+    assert "model.max_positions must be at least the sequence length 513, got 512" in said
+    said = message(path, *TWO_STAGES, "second_stage.sequence_length=1024")
+    assert "1024" in said
+    # A second stage that does not take place has no say.
+    loaded = config_file.load(path, ["second_stage.sequence_length=1024"])
+    assert loaded.model.max_positions == 512
+
+
+def test_hidden_size_must_divide_by_heads(path: Path) -> None:
+    said = message(path, "model.num_heads=3")
+    assert "hidden_size must divide by num_heads, got 128 and 3" in said
+
+
+def test_seeds_are_those_that_random_numbers_take(path: Path) -> None:
+    assert config_file.load(path, [f"run.seed={2**32 - 1}"]).run.seed == 2**32 - 1
+    assert "seed" in message(path, f"run.seed={2**64}")
+
+
+def test_check_choice_is_the_one_the_registry_uses() -> None:
+    with pytest.raises(ValueError, match="did you mean lamb"):
+        ranges.check_choice("optimizer", "lam", registry.OPTIMIZERS)
