@@ -1,0 +1,276 @@
+"""The metrics of a run: written as one JSON object a line, read back as columns.
+
+A line is `{"kind": "train", "step": 50, "loss": 6.1, "trust_ratio/<path>": [1.1, 0.9], ...}` or
+`{"kind": "held_out", "step": 100, "loss": 5.9}`. A name with a slash is a quantity of one parameter
+leaf: a number, or a list where the leaf holds several stacked layers. NaN and the infinities, which
+JSON lacks, are written as null and read as NaN.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import types
+from array import array
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from optim_zoo.train import errors
+
+Floats = npt.NDArray[np.float64]
+
+
+def replace_file(path: pathlib.Path, content: bytes) -> None:
+    """Write a whole file at once: whoever reads `path`, or a kill, finds the old or the new one.
+
+    Raises UserError where the file cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _cannot_write(path, error) from error
+
+
+class Writer:
+    """Appends to a metrics file, of which a resumed run first drops what it will write again.
+
+    Args:
+      path: the metrics file; its folder exists.
+      resume_step: the step of the checkpoint the run continues from: later lines are dropped, and
+        so is a last line that a kill left half-written. None starts the file anew.
+
+    Raises UserError where the file cannot be written, or holds a line that is no record.
+    """
+
+    def __init__(self, path: pathlib.Path, resume_step: int | None) -> None:
+        kept = []
+        if resume_step is not None and path.exists():
+            kept = [line for line, record in _lines(path) if record["step"] <= resume_step]
+        replace_file(path, b"".join(kept))
+        self._path = path
+        try:
+            # Unbuffered: what a full disk refused is not tried again when the file is closed.
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+
+    def write(self, record: Mapping[str, object]) -> None:
+        """Append one line, in the hands of the operating system when this returns.
+
+        Values are strings, numbers, or NumPy or JAX arrays of at most one dimension. Those on a
+        device are fetched one by one: fetch all of them with `jax.device_get` first.
+        """
+        plain = {name: _plain(name, value) for name, value in record.items()}
+        rest = memoryview(json.dumps(plain, allow_nan=False).encode() + b"\n")
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise _cannot_write(self._path, error) from error
+
+    def close(self) -> None:
+        """Close the file; every line is already in it."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One quantity of one parameter leaf."""
+
+    rows: npt.NDArray[np.int64]  # (n,) which training lines hold it
+    values: Floats  # (n, layers)
+    stacked: bool  # whether a line holds a list
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """What a metrics file holds."""
+
+    steps: Floats  # (training lines,)
+    train: Mapping[str, tuple[Floats, Floats]]  # name without a slash: steps and values, each (n,)
+    held_out: Mapping[str, tuple[Floats, Floats]]
+    leaves: Mapping[str, Leaf]  # by quantity/path, in the order of the file
+
+    def layers(self, quantity: str) -> tuple[list[str], Floats]:
+        """Names of the layers that have `quantity`, and its values, (layers, steps).
+
+        Layer 3 of a stacked leaf is `encoder/layers[3]/attention/query/kernel` where the path has
+        a segment `layers`, else `path[3]`. The steps are those of `layer_steps`; where a line lacks
+        a layer the value is NaN.
+        """
+        rows = self._layer_rows(quantity)
+        names: list[str] = []
+        values = [np.empty((0, rows.size))]
+        for path, leaf in self._leaves_of(quantity):
+            count = leaf.values.shape[1]
+            names += [_layer_name(path, i) for i in range(count)] if leaf.stacked else [path]
+            aligned = np.full((count, rows.size), np.nan)
+            aligned[:, np.searchsorted(rows, leaf.rows)] = leaf.values.T
+            values.append(aligned)
+        return names, np.concatenate(values)
+
+    def layer_steps(self, quantity: str) -> Floats:
+        """Steps of the training lines that hold `quantity` of any layer, (steps,)."""
+        return self.steps[self._layer_rows(quantity)]
+
+    def _leaves_of(self, quantity: str) -> list[tuple[str, Leaf]]:
+        prefix = quantity + "/"
+        return [
+            (name.removeprefix(prefix), leaf)
+            for name, leaf in self.leaves.items()
+            if name.startswith(prefix)
+        ]
+
+    def _layer_rows(self, quantity: str) -> npt.NDArray[np.int64]:
+        rows = [leaf.rows for _, leaf in self._leaves_of(quantity)]
+        return np.unique(np.concatenate([np.empty(0, np.int64), *rows]))
+
+
+def read(path: pathlib.Path) -> Records:
+    """Read a metrics file; a last line that a kill left half-written is ignored.
+
+    Raises UserError where the file is missing, or a line before the last is no record.
+    """
+    steps = {"train": array("d"), "held_out": array("d")}
+    columns: dict[str, dict[str, _Column]] = {"train": {}, "held_out": {}}
+    for _, record in _lines(path):
+        kind, step = record.pop("kind"), record.pop("step")
+        for name, value in record.items():
+            column = columns[kind].setdefault(name, _Column(isinstance(value, list)))
+            try:
+                if column.stacked and not (kind == "train" and "/" in name):
+                    raise TypeError("a list where nothing has layers")
+                column.append(len(steps[kind]), value)
+            except (TypeError, ValueError) as error:
+                raise errors.UserError(
+                    f"{path}, {kind} line of step {step}: expected {name} to be a number or a list"
+                    f" of as many numbers as before, got {value!r:.80}; mend the line or delete it"
+                ) from error
+        steps[kind].append(step)
+    by_kind = {kind: np.array(values) for kind, values in steps.items()}
+    train, leaves = {}, {}
+    for name, column in columns["train"].items():
+        if "/" in name:
+            leaves[name] = column.leaf()
+        else:
+            train[name] = column.series(by_kind["train"])
+    held_out = {name: c.series(by_kind["held_out"]) for name, c in columns["held_out"].items()}
+    return Records(by_kind["train"], train, held_out, leaves)
+
+
+class _Column:
+    """The values of one name as they are read, packed: a long run holds millions of them."""
+
+    def __init__(self, stacked: bool) -> None:
+        self.rows = array("q")
+        self.values = array("d")
+        self.stacked = stacked
+
+    def append(self, row: int, value: Any) -> None:
+        numbers = value if isinstance(value, list) else [value]
+        new = [math.nan if number is None else float(number) for number in numbers]
+        if self.rows and len(new) * len(self.rows) != len(self.values):
+            raise ValueError("another number of layers")
+        self.rows.append(row)
+        self.values.extend(new)
+
+    def leaf(self) -> Leaf:
+        values = np.array(self.values).reshape(len(self.rows), -1)
+        return Leaf(np.array(self.rows, np.int64), values, self.stacked)
+
+    def series(self, steps: Floats) -> tuple[Floats, Floats]:
+        leaf = self.leaf()
+        return steps[leaf.rows], leaf.values[:, 0]
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each whole line, with its newline, and the record in it."""
+    torn = False
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if torn:
+                    raise _no_record(path, number - 1)
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    torn = True  # Only the last line may be.
+                    continue
+                if not _is_record(record):
+                    raise _no_record(path, number)
+                # A kill between the record and its newline leaves a whole record.
+                yield line.rstrip(b"\n") + b"\n", record
+    except OSError as error:
+        raise errors.UserError(
+            f"expected to read the metrics in {path}, got {error.strerror}; check the run folder"
+        ) from error
+
+
+def _is_record(record: object) -> bool:
+    return (
+        isinstance(record, dict)
+        and record.get("kind") in ("train", "held_out")
+        and isinstance(record.get("step"), int)
+    )
+
+
+def _no_record(path: pathlib.Path, number: int) -> errors.UserError:
+    return errors.UserError(
+        f"{path}, line {number}: expected a JSON object with a kind (train or held_out) and a step,"
+        " got something else; delete the line"
+    )
+
+
+def _cannot_write(path: pathlib.Path, error: OSError) -> errors.UserError:
+    return errors.UserError(
+        f"expected to write {path}, got {error.strerror}; make room or choose another run folder,"
+        " then start the same command again to resume"
+    )
+
+
+def _plain(name: str, value: object) -> str | bool | int | float | list[Any] | None:
+    if isinstance(value, str):
+        return value
+    numbers = np.asarray(value)
+    if numbers.ndim > 1:
+        raise ValueError(f"{name} must have at most one dimension, got shape {numbers.shape}")
+    return [_number(x) for x in numbers] if numbers.ndim else _number(numbers[()])
+
+
+def _number(value: Any) -> bool | int | float | None:
+    if isinstance(value, np.bool_ | np.integer):
+        plain: bool | int = value.item()
+        return plain
+    # The shortest digits that give back the same float32: 0.1, not 0.10000000149011612.
+    number = float(str(value))
+    return number if math.isfinite(number) else None
+
+
+def _layer_name(path: str, index: int) -> str:
+    segments = path.split("/")
+    at = segments.index("layers") if "layers" in segments else -1
+    segments[at] += f"[{index}]"
+    return "/".join(segments)

@@ -1,0 +1,232 @@
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optim_zoo.train import errors, records
+
+QUERY = "trust_ratio/encoder/layers/attention/query/kernel"
+TABLE = "trust_ratio/embeddings/word_embeddings/embedding"
+
+
+def run_lines(first: int, last: int) -> Iterator[Mapping[str, object]]:
+    """The lines of steps first to last of a run whose numbers depend on the step alone."""
+    for step in range(first, last + 1):
+        ratios = np.random.default_rng(step).uniform(size=3).astype(np.float32)
+        yield {"kind": "train", "step": step, "loss": 6 / step, QUERY: ratios, TABLE: 2.0}
+        if step % 4 == 0:
+            yield {"kind": "held_out", "step": step, "loss": 7 / step}
+
+
+def write(path: pathlib.Path, *lines: Mapping[str, object]) -> pathlib.Path:
+    with records.Writer(path, None) as writer:
+        for line in lines:
+            writer.write(line)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / "metrics.jsonl"
+
+
+def test_columns_come_back_as_steps_and_values(path: pathlib.Path) -> None:
+    read = records.read(write(path, *run_lines(1, 8)))
+    steps, losses = read.train["loss"]
+    np.testing.assert_array_equal(steps, np.arange(1, 9))
+    np.testing.assert_array_equal(losses, 6 / np.arange(1, 9))
+    assert steps.dtype == losses.dtype == np.float64
+    np.testing.assert_array_equal(read.held_out["loss"], [[4, 8], [7 / 4, 7 / 8]])
+
+
+def test_stacked_leaves_become_one_row_a_layer_in_file_order(path: pathlib.Path) -> None:
+    read = records.read(write(path, *run_lines(1, 8)))
+    names, values = read.layers("trust_ratio")
+    assert names == [
+        "encoder/layers[0]/attention/query/kernel",
+        "encoder/layers[1]/attention/query/kernel",
+        "encoder/layers[2]/attention/query/kernel",
+        "embeddings/word_embeddings/embedding",
+    ]
+    expected = [np.random.default_rng(step).uniform(size=3) for step in range(1, 9)]
+    np.testing.assert_array_equal(
+        values[:3].astype(np.float32), np.transpose(expected).astype(np.float32)
+    )
+    np.testing.assert_array_equal(values[3], np.full(8, 2.0))
+    np.testing.assert_array_equal(read.layer_steps("trust_ratio"), np.arange(1, 9))
+
+
+def test_index_of_a_stack_without_a_segment_layers_stands_at_the_end(path: pathlib.Path) -> None:
+    line = {"kind": "train", "step": 1, "update_norm/blocks/qkv/kernel": [1.0, 2.0]}
+    names, _ = records.read(write(path, line)).layers("update_norm")
+    assert names == ["blocks/qkv/kernel[0]", "blocks/qkv/kernel[1]"]
+
+
+def test_quantity_nobody_wrote_has_no_rows(path: pathlib.Path) -> None:
+    read = records.read(write(path, *run_lines(1, 3)))
+    names, values = read.layers("parameter_norm")
+    assert names == []
+    assert values.shape == (0, 0)
+
+
+def test_layers_missing_on_some_lines_are_nan_there_and_keep_their_steps(
+    path: pathlib.Path,
+) -> None:
+    lines = [
+        {"kind": "train", "step": 1, "trust_ratio/a": 1.0},
+        {"kind": "train", "step": 2, "loss": 5.0},
+        {"kind": "train", "step": 3, "trust_ratio/a": 3.0, "trust_ratio/b": 4.0},
+    ]
+    read = records.read(write(path, *lines))
+    names, values = read.layers("trust_ratio")
+    assert names == ["a", "b"]
+    np.testing.assert_array_equal(values, [[1, 3], [np.nan, 4]])
+    np.testing.assert_array_equal(read.layer_steps("trust_ratio"), [1, 3])
+
+
+def test_arrays_become_plain_numbers_that_give_back_the_same_float32(path: pathlib.Path) -> None:
+    third = np.float32(1) / np.float32(3)
+    line = {
+        "kind": "train",
+        "step": np.int64(7),
+        "loss": jnp.float32(0.1),
+        "learning_rate": third,
+        "half": jnp.bfloat16(0.1),
+        "trust_ratio/a": jnp.array([0.1, 1e-30, 3e38], jnp.float32),
+    }
+    write(path, line)
+    plain = json.loads(path.read_text())
+    assert plain["step"] == 7
+    assert plain["loss"] == 0.1
+    assert np.float32(plain["learning_rate"]) == third
+    assert jnp.bfloat16(plain["half"]) == jnp.bfloat16(0.1)
+    np.testing.assert_array_equal(
+        np.array(plain["trust_ratio/a"], np.float32), np.array([0.1, 1e-30, 3e38], np.float32)
+    )
+
+
+def test_what_is_not_finite_is_null_in_the_file_and_nan_when_read(path: pathlib.Path) -> None:
+    line = {"kind": "train", "step": 1, "loss": float("nan"), QUERY: jnp.array([1.0, -jnp.inf])}
+    write(path, line)
+    plain = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert plain["loss"] is None
+    assert plain[QUERY] == [1.0, None]
+    read = records.read(path)
+    assert np.isnan(read.train["loss"][1]).all()
+    np.testing.assert_array_equal(read.layers("trust_ratio")[1], [[1.0], [np.nan]])
+
+
+def test_array_of_two_dimensions_is_refused(path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r"trust_ratio/a must have at most one.*\(2, 3\)"):
+        write(path, {"kind": "train", "step": 1, "trust_ratio/a": np.ones((2, 3))})
+
+
+@pytest.mark.parametrize("tear", [0, 1, 5, 60])
+def test_killed_and_resumed_run_leaves_the_file_of_an_unbroken_one(
+    tmp_path: pathlib.Path, tear: int
+) -> None:
+    unbroken = write(tmp_path / "unbroken.jsonl", *run_lines(1, 12))
+    killed = write(tmp_path / "killed.jsonl", *run_lines(1, 10))
+    content = killed.read_bytes()
+    killed.write_bytes(content[: len(content) - tear])
+    with records.Writer(killed, resume_step=8) as writer:
+        for line in run_lines(9, 12):
+            writer.write(line)
+    assert killed.read_bytes() == unbroken.read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"unbroken.jsonl", "killed.jsonl"}
+
+
+def test_whole_line_that_lacks_only_its_newline_is_kept(path: pathlib.Path) -> None:
+    content = write(path, *run_lines(1, 4)).read_bytes()
+    path.write_bytes(content.removesuffix(b"\n"))
+    records.Writer(path, resume_step=4).close()
+    assert path.read_bytes() == content
+
+
+def test_run_with_nothing_to_resume_from_starts_the_file_anew(path: pathlib.Path) -> None:
+    write(path, {"kind": "held_out", "step": 0, "loss": 9.0})
+    write(path, *run_lines(1, 2))
+    assert not records.read(path).held_out
+
+
+def test_line_is_in_the_file_before_the_writer_is_closed(path: pathlib.Path) -> None:
+    with records.Writer(path, None) as writer:
+        writer.write({"kind": "train", "step": 1, "loss": 6.0})
+        assert records.read(path).train["loss"][1] == [6.0]
+
+
+def test_torn_last_line_is_ignored(path: pathlib.Path) -> None:
+    content = write(path, *run_lines(1, 3)).read_bytes()
+    path.write_bytes(content[:-9])
+    np.testing.assert_array_equal(records.read(path).steps, [1, 2])
+
+
+@pytest.mark.parametrize(
+    "broken", ['{"kind": "tra', '{"kind": "other", "step": 1}', '{"kind": "train"}', "[1]"]
+)
+def test_broken_line_before_the_last_is_named(path: pathlib.Path, broken: str) -> None:
+    path.write_text(f'{{"kind": "train", "step": 1}}\n{broken}\n{{"kind": "train", "step": 2}}\n')
+    with pytest.raises(errors.UserError, match="line 2: expected a JSON object"):
+        records.read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("trust_ratio/a", ([1.0, 2.0], [1.0])),
+        ("trust_ratio/a", ([1.0, 2.0], 1.0)),
+        ("loss", ("six", 1.0)),
+        ("loss", ([1.0], [2.0])),
+    ],
+)
+def test_value_that_does_not_fit_its_column_is_named(
+    path: pathlib.Path, name: str, values: tuple[object, object]
+) -> None:
+    lines = [{"kind": "train", "step": step, name: v} for step, v in enumerate(values)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(errors.UserError, match=f"expected {name} to be a number"):
+        records.read(path)
+
+
+def test_missing_file_and_missing_folder_are_said(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(errors.UserError, match="expected to read the metrics"):
+        records.read(tmp_path / "metrics.jsonl")
+    with pytest.raises(errors.UserError, match="expected to write"):
+        records.Writer(tmp_path / "absent" / "metrics.jsonl", None)
+
+
+def test_full_disk_is_said_and_the_whole_lines_stay_readable(path: pathlib.Path) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = records.Writer(path, None)
+    line = {"kind": "train", "step": 1, "loss": 6.0}
+    writer.write(line)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
+    try:
+        with pytest.raises(errors.UserError, match=r"expected to write .*metrics\.jsonl"):
+            writer.write(line)
+        writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert records.read(path).steps.size == 1
+
+
+def test_file_that_cannot_be_replaced_keeps_its_content_and_leaves_nothing_behind(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "loss.png"
+    path.write_bytes(b"old")
+
+    def refuse(source: pathlib.Path, target: pathlib.Path) -> None:
+        assert source.read_bytes() == b"new"
+        assert target.read_bytes() == b"old"
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records.os, "replace", refuse)
+    with pytest.raises(errors.UserError, match="No space left on device"):
+        records.replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
