@@ -1,0 +1,96 @@
+"""The command line: ``optim-zoo train CONFIG [section.key=value ...]``. Parses and calls."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+USER_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0, 2 for a user's mistake, 128 + n for signal n."""
+    parser = argparse.ArgumentParser(
+        prog="optim-zoo", description="Large-batch training in JAX whose optimizer you can trust."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train",
+        help="train what a config says; the same command on the same folder resumes",
+        description="Trains what a TOML config says and writes a run folder with metrics, plots, "
+        "checkpoints and report.html. The same command on the same folder resumes.",
+    )
+    train.add_argument("config", type=Path, help="a TOML file, such as configs/smoke.toml")
+    train.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="overrides the file, such as train.steps=100 run.dir=runs/trial",
+    )
+    parsed = parser.parse_args(arguments)
+    try:
+        return _train(parsed.config, parsed.overrides)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "optim_zoo":
+            raise
+        message = (
+            f"{error.name} is missing: pip install 'optim-zoo[train]' installs what train needs"
+        )
+        print(f"optim-zoo: {message}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print(
+            "optim-zoo: interrupted; the same command goes on from what is saved", file=sys.stderr
+        )
+        return 128 + signal.SIGINT
+    except OSError as error:  # an output that is closed, or a disk that fails
+        _abandon_output()
+        print(
+            f"optim-zoo: {error.strerror or error}; the same command goes on from what is saved",
+            file=sys.stderr,
+        )
+        return USER_ERROR
+
+
+def _train(path: Path, overrides: Sequence[str]) -> int:
+    # Here and not on top: the library itself does without the extra `train`.
+    from optim_zoo.train import config_file, loop
+    from optim_zoo.train.errors import UserError
+    from optim_zoo.train.signals import Stopped
+
+    _quiet_orbax()
+    try:
+        loaded = config_file.load(path, overrides)
+        folder = Path(loaded.run.dir or Path("runs") / path.stem)
+        loop.run(loaded, folder)
+    except UserError as error:
+        print(f"optim-zoo: {error}", file=sys.stderr)
+        return USER_ERROR
+    except Stopped as stopped:
+        print(f"optim-zoo: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal_number
+    return 0
+
+
+def _abandon_output() -> None:
+    """Points standard output nowhere, or Python complains when it flushes it at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _quiet_orbax() -> None:
+    """Silences the tracebacks of Orbax's threads: what they fail at is raised, and told once."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    sys.unraisablehook = lambda _: None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

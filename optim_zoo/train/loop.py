@@ -1,0 +1,322 @@
+"""The main job: from a config to a run folder, and on from where a run was stopped."""
+
+import dataclasses
+import importlib.metadata
+import math
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from optim_zoo import metrics, sharding
+from optim_zoo.train import config_file, optimization, plots, progress, records, report, tasks
+from optim_zoo.train.checkpoints import Checkpoints, saved_steps
+from optim_zoo.train.config import Config
+from optim_zoo.train.errors import UserError
+from optim_zoo.train.signals import Signals, Stopped
+from optim_zoo.tree import Tree
+
+
+def run(config: Config, folder: Path) -> Mapping[str, str]:
+    """Trains what ``config`` says in ``folder``, and returns the final figures.
+
+    Where the folder holds a checkpoint, the run goes on from the last whole one, and its losses
+    are bit for bit those of a run that was never stopped, on the same number of cores.
+
+    Raises:
+      UserError: a mistake of the user's, or a loss that is not finite.
+      Stopped: SIGTERM or Ctrl-C came; a checkpoint was saved first.
+    """
+    job = _prepare(config, folder)
+    params, state = job.steps[0].init(_initial_params(config, job.task))
+    with Signals() as signals, Checkpoints(folder, config.output.keep_checkpoints) as checkpoints:
+        start, notes = 0, []
+        if checkpoints.last_step is not None:
+            notes = _compare(config, checkpoints.last_step, checkpoints.info(), job.info)
+            start, params, state = checkpoints.restore(params, state)
+            notes.append(f"going on from the checkpoint of step {start} in {folder}")
+        records.replace_file(folder / "config.toml", config_file.to_toml(config).encode())
+        with (
+            records.Writer(folder / "metrics.jsonl", start or None) as writer,
+            progress.reporter(config.total_steps, start) as reporter,
+        ):
+            for note in notes:
+                reporter.say(note)
+            course = _Course(job, start, checkpoints, writer, reporter)
+            for step in range(start, config.total_steps):
+                stage = config.stage_of(step)
+                batch = job.task.batch(step, config.stages[stage])
+                params, state, loss = job.steps[stage](params, state, batch)
+                signal_number = signals.requested  # read once: it may come at any moment
+                course.record(step + 1, params, state, loss, stopping=signal_number is not None)
+                if signal_number is not None and step + 1 < config.total_steps:
+                    checkpoints.wait()
+                    raise Stopped(signal_number, step + 1, folder)
+            checkpoints.wait()
+            return course.finish(params)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What stays the same from the first step to the last."""
+
+    config: Config
+    folder: Path
+    task: tasks.Task
+    steps: Sequence[sharding.DataParallelStep]  # of each stage
+    evaluate: Callable[[Tree], float]  # parameters -> held-out loss in nats
+    info: Mapping[str, Any]  # what a checkpoint tells of machine and data
+
+
+class _Course:
+    """What a run writes as it goes: metrics, evaluations with plots and report, checkpoints."""
+
+    def __init__(
+        self,
+        job: _Job,
+        start: int,
+        checkpoints: Checkpoints,
+        writer: records.Writer,
+        reporter: progress.Reporter,
+    ) -> None:
+        self._job, self._start, self._checkpoints = job, start, checkpoints
+        self._writer, self._reporter = writer, reporter
+        self._rate = progress.Rate(job.config.tokens_after)
+
+    def record(
+        self, done: int, params: Tree, state: Tree, loss: jax.Array, *, stopping: bool
+    ) -> None:
+        """What is due after ``done`` steps; the lines of a step come before its checkpoint.
+
+        A kill between the two then loses nothing: the lines are dropped and written again.
+        """
+        if done == self._start + 1:
+            self._rate.begin(loss, done)
+        due = _due(self._job.config, done, stopping)
+        if any(due):
+            seen = jax.device_get({"loss": loss, **metrics.read(state)})
+            self._check_finite({name: seen[name] for name in ("loss", "gradient_norm")}, done)
+        if due.log:
+            self._log(done, {**seen, "tokens_per_second": self._rate.after(done)})
+        with self._rate.paused():
+            if due.evaluate:
+                self._evaluate(done, params)
+            if due.save:
+                # A finite loss and gradient may still have led to parameters beyond repair: not
+                # finite, or so large that the next step's norms will not be.
+                self._check_finite({"parameter norm": optax.tree.norm(params)}, done)
+                self._checkpoints.save(done, params, state, self._job.info)
+
+    def finish(self, params: Tree) -> Mapping[str, str]:
+        """The final figures, printed and in the report."""
+        if not records.read(self._job.folder / "metrics.jsonl").held_out:
+            # Resumed at its end, and the file is gone or its last steps are not wanted any more.
+            self._evaluate(self._job.config.total_steps, params)
+        figures = _draw(self._job)
+        for name, value in figures.items():
+            self._reporter.say(f"{name}: {value}")
+        self._reporter.say(f"report: {self._job.folder / 'report.html'}")
+        return figures
+
+    def _log(self, done: int, seen: Mapping[str, Any]) -> None:
+        tokens = self._job.config.tokens_after(done)
+        self._writer.write({"kind": "train", "step": done, "tokens": tokens, **seen})
+        self._reporter.at(done, _figures(seen))
+
+    def _evaluate(self, done: int, params: Tree) -> None:
+        held_out = self._job.evaluate(params)
+        self._check_finite({"held-out loss": held_out}, done)
+        self._writer.write({"kind": "held_out", "step": done, "loss": held_out})
+        self._reporter.say(f"step {done}: held-out loss {held_out:.4f} nats")
+        _draw(self._job)
+
+    def _check_finite(self, seen: Mapping[str, Any], done: int) -> None:
+        for name, value in seen.items():
+            if not math.isfinite(value):
+                last = self._checkpoints.last_step
+                kept = "no checkpoint was saved" if last is None else f"step {last} is saved"
+                raise UserError(
+                    f"the {name.replace('_', ' ')} is {value} at step {done} ({kept}): lower "
+                    f"schedule.learning_rate or warm up for longer"
+                )
+
+
+class _Due(NamedTuple):
+    """What has to be done after a step."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+
+
+def _due(config: Config, done: int, stopping: bool) -> _Due:
+    last, every = done == config.total_steps, config.output
+    return _Due(
+        log=last or done % every.log_every == 0,
+        evaluate=last or done % every.evaluate_every == 0,
+        save=last or stopping or done % every.checkpoint_every == 0,
+    )
+
+
+def _prepare(config: Config, folder: Path) -> _Job:
+    """Everything that can fail before the first step, with nothing written but the token cache."""
+    check_batches(config, jax.device_count())
+    _claim(config, folder)
+    task = tasks.make(config, folder / "tokens")
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    return _Job(
+        config,
+        folder,
+        task,
+        steps=_make_steps(config, task, mesh),
+        evaluate=_evaluation(task, mesh),
+        info={"machine": machine(), "identity": dict(task.identity)},
+    )
+
+
+def check_batches(config: Config, devices: int) -> None:
+    """Raises `UserError` unless every stage's batch divides over devices and micro-batches."""
+    for section, stage in zip(("train", "second_stage"), config.stages, strict=False):
+        if stage.batch_size % (devices * stage.micro_batches):
+            raise UserError(
+                f"{section}.batch_size must divide by {devices} devices x {stage.micro_batches} "
+                f"micro-batches = {devices * stage.micro_batches}, got {stage.batch_size}"
+            )
+
+
+def _claim(config: Config, folder: Path) -> None:
+    """Makes the folder, or checks that what is saved in it is of this config."""
+    path = folder / "config.toml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the run folder {folder}: {error.strerror}; choose another with run.dir"
+        ) from error
+    if path.exists() and saved_steps(folder) and not config.run.accept_changes:
+        changed = config_file.differences(config_file.load(path), config)
+        if changed:
+            raise UserError(
+                f"{folder} holds a run of another config ({'; '.join(changed)}): choose another "
+                f"folder with run.dir, or go on with the new values by run.accept_changes=true"
+            )
+
+
+def machine() -> dict[str, str]:
+    """What the numbers of a run depend on beside its config."""
+    devices = jax.devices()
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "optax", "flax")]
+    return {
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "cores": str(_cores()),
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "libraries": ", ".join(versions),
+        "optim_zoo": importlib.metadata.version("optim-zoo"),
+    }
+
+
+def _cores() -> int | None:
+    """Those this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _initial_params(config: Config, task: tasks.Task) -> Tree:
+    return jax.jit(task.init)(jax.random.key(config.run.seed))
+
+
+def _make_steps(config: Config, task: tasks.Task, mesh: Mesh) -> list[sharding.DataParallelStep]:
+    """The step of each stage; they share the optimizer and its state."""
+    tx = optimization.make_optimizer(config, task.layers)
+    try:
+        jax.eval_shape(lambda: tx.init(_initial_params(config, task)))
+    except (TypeError, ValueError) as error:  # a path pattern that matches nothing
+        raise UserError(f"[optimizer] {error}") from error
+    return [
+        sharding.data_parallel(
+            task.loss, tx, mesh=mesh, mode=config.parallel.mode, micro_batches=stage.micro_batches
+        )
+        for stage in config.stages
+    ]
+
+
+def _compare(
+    config: Config, step: int, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> list[str]:
+    """What a resume should say of the machine; raises where the checkpoint is not of this job."""
+    if step > config.total_steps:
+        raise UserError(
+            f"the checkpoint is of step {step}, beyond the {config.total_steps} steps of this "
+            f"config: raise train.steps, or choose another folder with run.dir"
+        )
+    changed = [k for k, v in now["identity"].items() if before["identity"].get(k) != v]
+    if "vocabulary" in changed:
+        raise UserError(
+            "the vocabulary is not the one this checkpoint was trained with, so its embeddings "
+            "mean other tokens: restore the file, or choose another folder with run.dir"
+        )
+    if changed and not config.run.accept_changes:
+        raise UserError(
+            f"the {' and '.join(changed)} is not what this checkpoint was trained on: restore it, "
+            f"choose another folder with run.dir, or go on by run.accept_changes=true"
+        )
+    return [
+        f"note: {name} was {before['machine'].get(name)} and is {value} now, so the last bits may "
+        f"differ from an unbroken run's"
+        for name, value in now["machine"].items()
+        if before["machine"].get(name) != value
+    ]
+
+
+def _evaluation(task: tasks.Task, mesh: Mesh) -> Callable[[Tree], float]:
+    """A function from parameters to the held-out loss in nats."""
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    batches = task.held_out()
+    loss = jax.jit(task.held_out_loss)
+
+    def evaluate(params: Tree) -> float:
+        sums = [loss(params, jax.device_put(batch, rows)) for batch in batches]
+        totals, weights = np.array(jax.device_get(sums), np.float64).T
+        return float(totals.sum() / weights.sum())
+
+    return evaluate
+
+
+def _figures(seen: Mapping[str, Any]) -> str:
+    rate = seen["tokens_per_second"]
+    return f"loss {seen['loss']:.4f}  learning rate {seen['learning_rate']:.2e}" + (
+        f"  {rate:,.0f} tokens/s" if math.isfinite(rate) else ""
+    )
+
+
+def _draw(job: _Job) -> dict[str, str]:
+    """Plots and report of the metrics so far; returns the report's headline figures."""
+    config, folder, reference_loss = job.config, job.folder, job.task.reference_loss
+    seen = records.read(folder / "metrics.jsonl")
+    steps, losses = seen.held_out["loss"]
+    rates = seen.train.get("tokens_per_second", (np.empty(0), np.empty(0)))[1]
+    timed = rates[np.isfinite(rates)]
+    figures = {
+        "held-out loss": f"{losses[-1]:.4f} nats",
+        "loss by token frequency": f"{reference_loss:.4f} nats",
+        "gain": f"{reference_loss - losses[-1]:.4f} nats",
+        "steps": f"{int(steps[-1]):,} of {config.total_steps:,}",
+        "tokens": f"{config.tokens_after(int(steps[-1])):,}",
+        "tokens per second": f"{np.median(timed):,.0f} (median)" if timed.size else "not timed",
+    }
+    drawn = plots.write_all(seen, reference_loss, folder)
+    report.write(
+        folder,
+        title=f"{config.task.name}: {folder.name}",
+        config=config_file.to_dict(config),
+        machine=job.info["machine"],
+        figures=figures,
+        plots=drawn,
+    )
+    return figures

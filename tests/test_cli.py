@@ -1,0 +1,390 @@
+"""The command line: one sentence and an exit code for every mistake, and no noise otherwise."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from optim_zoo import cli
+from optim_zoo.train import loop
+from tests.train.small_text import write_random_text
+
+TINY = """
+[data]
+text = "{folder}/*.txt"
+vocabulary = "{folder}/vocabulary"
+held_out = 0.2
+sequence_length = 16
+[model]
+num_layers = 1
+hidden_size = 16
+num_heads = 2
+intermediate_size = 32
+max_positions = 2000
+[schedule]
+learning_rate = 0.003
+warmup_steps = 2
+[train]
+steps = 6
+batch_size = 8
+[output]
+log_every = 1
+evaluate_every = 100
+checkpoint_every = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config, with a little text and a vocabulary beside it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_random_text(folder)
+    (folder / "tiny.toml").write_text(TINY.format(folder=folder))
+    return folder / "tiny.toml"
+
+
+def environment() -> dict[str, str]:
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    return {**own, "JAX_PLATFORMS": "cpu"}
+
+
+def command(tiny: Path, folder: Path, *overrides: str) -> list[str]:
+    start = [sys.executable, "-m", "optim_zoo.cli", "train", str(tiny)]
+    return [*start, f"run.dir={folder}", *overrides]
+
+
+def run(tiny: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(tiny, folder, *overrides),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=200,
+    )
+
+
+# Mistakes
+
+
+@pytest.fixture
+def said(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., str]:
+    """A function from overrides to the one sentence that a mistake is answered with."""
+    monkeypatch.setattr(cli, "_quiet_orbax", lambda: None)  # it changes the whole process
+    monkeypatch.setattr(loop.jax, "device_count", lambda: 1)
+
+    def sentence(*overrides: str, config: Path = tiny) -> str:
+        arguments = ["train", str(config), f"run.dir={tmp_path / 'run'}", *overrides]
+        assert cli.main(arguments) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("optim-zoo: ")
+        assert err.count("\n") == 1
+        assert "Error" not in err
+        return err.removeprefix("optim-zoo: ").rstrip("\n")
+
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("train.stepz=5",), r"command line \(train\.stepz=5\): unknown key .* did you mean steps"),
+        (("optimizer.name=lamp",), "unknown optimizer 'lamp'; did you mean lamb"),
+        (("task.name=bert_mln",), "did you mean bert_mlm"),
+        (("train.steps",), "expected section.key=value, got 'train.steps'"),
+        (("data.text=nowhere/*.txt",), "no file matches 'nowhere/\\*.txt'"),
+        (("data.vocabulary=nowhere",), "nowhere cannot be read"),
+        (("data.sequence_length=1999",), "1999"),
+        (("train.batch_size=9", "train.micro_batches=2"), r"batch_size must divide by 1 devices"),
+        (
+            ("optimizer.exclude_from_weight_decay=['biass']",),
+            "'biass' matches no leaf; the nearest paths are .*/bias",
+        ),
+        (("schedule.warmup_steps=100",), "warmup_steps must be at most total_steps, got 100 of 6"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_two(
+    overrides: tuple[str, ...], expected: str, said: Callable[..., str]
+) -> None:
+    assert re.search(expected, said(*overrides))
+
+
+def test_a_missing_config(said: Callable[..., str], tmp_path: Path) -> None:
+    missing = tmp_path / "none.toml"
+    expected = f"cannot read the config {missing}: No such file or directory"
+    assert said(config=missing) == expected
+
+
+@pytest.mark.parametrize("name", ["", "tokens", "checkpoints", "config.toml"])
+def test_something_in_the_way_of_the_run_folder(
+    name: str, said: Callable[..., str], tmp_path: Path
+) -> None:
+    """As a folder that may not be written, which the superuser's tests cannot make."""
+    if name == "config.toml":
+        (tmp_path / "run" / "config.toml").mkdir(parents=True)
+    else:
+        path = tmp_path / "run" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a file")
+    assert str(tmp_path / "run") in said()
+
+
+@pytest.mark.parametrize("arguments", [[], ["tarin"], ["train"], ["train", "--steps", "5", "x"]])
+def test_a_command_that_is_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: optim-zoo")
+
+
+def test_help_names_what_can_be_done(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["train", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert "section.key=value" in out
+    assert "resumes" in out
+
+
+def test_ctrl_c_before_training_has_begun(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_train", interrupted)
+    assert cli.main(["train", str(tiny)]) == 128 + signal.SIGINT
+    assert capsys.readouterr().err.startswith("optim-zoo: interrupted; ")
+
+
+@pytest.mark.parametrize("missing", ["flax", "orbax", "rich", "tokenizers", "tomli_w"])
+def test_a_missing_extra_names_what_to_install(missing: str, tiny: Path) -> None:
+    program = (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] == {missing!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "from optim_zoo import cli\n"
+        f"sys.exit(cli.main(['train', {str(tiny)!r}]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"optim-zoo: {missing}")
+    assert done.stderr.endswith(
+        " is missing: pip install 'optim-zoo[train]' installs what train needs\n"
+    )
+
+
+# Runs in processes of their own
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, run(tiny, folder)
+
+
+def test_a_run_prints_plain_lines_into_a_pipe_and_nothing_else(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, done = finished
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert "\r" not in done.stdout
+    printed = done.stdout.splitlines()
+    assert [line.split("  ")[0] for line in printed[:6]] == [f"step {i}/6" for i in range(1, 7)]
+    assert re.fullmatch(
+        r"step 2/6  loss \d\.\d{4}  learning rate 1\.50e-03  [\d,]+ tokens/s", printed[1]
+    )
+    assert printed[6].startswith("step 6: held-out loss ")
+    assert printed[-1] == f"report: {folder / 'report.html'}"
+
+
+def test_a_finished_run_says_so_and_exits_with_zero(
+    tiny: Path, finished: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    folder, first = finished
+    again = run(tiny, folder)
+    assert (again.returncode, again.stderr) == (0, "")
+    opening, *rest = again.stdout.splitlines()
+    assert opening == f"going on from the checkpoint of step 6 in {folder}"
+    assert rest == first.stdout.splitlines()[-len(rest) :]
+
+
+def test_a_damaged_checkpoint_is_one_sentence_without_noise(
+    tiny: Path, finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-r", finished[0], folder], check=True)
+    arrays = (folder / "checkpoints" / "6" / "training").rglob("d/*")
+    largest = max(arrays, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    done = run(tiny, folder)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("optim-zoo: cannot read the checkpoint ")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("remove it to go on from step 3\n")
+
+
+def test_a_terminal_gets_a_bar(tiny: Path, tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    own = {**environment(), "TERM": "xterm-256color", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        command(tiny, tmp_path / "run"), stdout=slave, stderr=subprocess.PIPE, env=own
+    )
+    os.close(slave)
+    shown = b""
+    limit = time.monotonic() + 120
+    while time.monotonic() < limit:
+        if select.select([master], [], [], 0.1)[0]:
+            try:
+                shown += os.read(master, 65536)
+            except OSError:  # the other side has been closed
+                break
+        elif process.poll() is not None:
+            break
+    os.close(master)
+    assert process.wait(timeout=60) == 0
+    assert process.stderr is not None
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert b"\x1b[" in shown
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert "training" in text
+    assert "6/6" in text
+    assert "report: " in text
+
+
+def test_a_closed_pipe_is_one_sentence(tiny: Path, tmp_path: Path) -> None:
+    """As in `optim-zoo train ... | head -2`."""
+    process = subprocess.Popen(
+        command(tiny, tmp_path / "run"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stderr:
+        err = process.stderr.read()
+    assert process.wait(timeout=120) == 2
+    assert err == "optim-zoo: Broken pipe; the same command goes on from what is saved\n"
+
+
+def test_an_output_on_a_full_disk_is_one_sentence(tiny: Path, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command(tiny, tmp_path / "run"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            timeout=200,
+        )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "optim-zoo: No space left on device; the same command goes on from what is saved\n"
+    )
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=20m", "none", tmp_path], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system may be mounted here: {mounted.stderr.strip()}")
+    yield tmp_path
+    subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Takes all the room there is."""
+    path = disk / "filler"
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            return path
+
+
+RARELY = ("output.log_every=1000", "output.evaluate_every=1000", "output.checkpoint_every=1000")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "first", "named"),
+    [
+        ((*RARELY, "output.checkpoint_every=20"), "checkpoints/20/commit_success.txt", "checkp"),
+        ((*RARELY, "output.log_every=1"), "metrics.jsonl", "metrics.jsonl"),
+        ((*RARELY, "output.evaluate_every=200"), "report.html", ".png"),
+    ],
+)
+def test_a_disk_that_fills_up_is_one_sentence_and_the_run_goes_on_later(
+    overrides: tuple[str, ...], first: str, named: str, tiny: Path, disk: Path, tmp_path: Path
+) -> None:
+    steps = ("train.steps=800", "schedule.warmup_steps=5")
+    folder = disk / "run"
+    process = subprocess.Popen(
+        command(tiny, folder, *steps, *overrides),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    limit = time.monotonic() + 120
+    while not ((folder / first).exists() and (folder / first).stat().st_size):
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+    filler = fill(disk)
+    assert process.stderr is not None
+    with process.stderr:
+        err = process.stderr.read()
+    assert process.wait(timeout=120) == 2
+    assert err.startswith("optim-zoo: ")
+    assert err.count("\n") == 1
+    assert "No space left on device" in err
+    assert named in err
+    saved = loop.saved_steps(folder)
+    filler.unlink()
+    if named == "checkp":
+        assert saved
+    done = run(tiny, folder, *steps, *overrides)
+    assert (done.returncode, done.stderr) == (0, "")
+    if saved:
+        assert done.stdout.startswith(f"going on from the checkpoint of step {saved[-1]} ")
+    whole = run(tiny, disk / "whole", *steps, *overrides)
+    assert (whole.returncode, whole.stderr) == (0, "")
+
+    def clockless(folder: Path) -> str:
+        return re.sub(r'"tokens_per_second": [^,}]*', "", (folder / "metrics.jsonl").read_text())
+
+    assert clockless(folder) == clockless(disk / "whole")

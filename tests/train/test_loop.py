@@ -1,0 +1,639 @@
+"""The training job: what a run writes, and that a broken run goes on as if it had not been."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from optim_zoo import metrics
+from optim_zoo.train import config_file, loop, optimization, plots, tasks
+from optim_zoo.train.config import Config, Stage
+from optim_zoo.train.errors import UserError
+from optim_zoo.tree import Tree
+from tests.train.small_text import write_random_text
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+]
+TINY = """
+[data]
+text = "{folder}/*.txt"
+vocabulary = "{folder}/vocabulary"
+held_out = 0.2
+sequence_length = 16
+[model]
+num_layers = 2
+hidden_size = 16
+num_heads = 2
+intermediate_size = 32
+max_positions = 32
+[optimizer]
+weight_decay = 0.01
+exclude_from_weight_decay = ["bias", "LayerNorm"]
+exclude_from_layer_adaptation = ["bias", "LayerNorm"]
+[schedule]
+learning_rate = 0.03
+warmup_steps = 3
+[train]
+steps = 12
+batch_size = 8
+[output]
+log_every = 1
+evaluate_every = 6
+evaluation_batches = 2
+checkpoint_every = 4
+"""
+TWO_STAGES = (
+    "train.steps=5",
+    "second_stage.steps=5",
+    "second_stage.sequence_length=32",
+    "second_stage.batch_size=4",
+    "second_stage.learning_rate=0.02",
+    "second_stage.warmup_steps=2",
+    "model.dropout=0.1",
+    "output.checkpoint_every=3",
+    "output.evaluate_every=100",
+)
+WRITE_ALL = plots.write_all
+PLOTS = {
+    f"{name}.png"
+    for quantities in (
+        ("loss", "learning_rate", "gradient_norm"),
+        ("trust_ratio", "parameter_norm", "update_norm"),
+    )
+    for name in quantities
+}
+
+
+class OneDevice:
+    """jax, for the loop, with one device: eight virtual ones would be many times slower."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(jax, name)
+
+    def devices(self) -> list[jax.Device]:
+        return jax.devices()[:1]
+
+    def device_count(self) -> int:
+        return 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of compiled programs: most of these runs are of the same program."""
+    folder = tmp_path_factory.mktemp("compiled")
+    options = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True)
+def _one_device_and_no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take most of a short run's time; `unbroken` and what asks for them has them."""
+    monkeypatch.setattr(loop, "jax", OneDevice())
+    monkeypatch.setattr(loop.plots, "write_all", lambda *_: [])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a few documents, a vocabulary and a config."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_random_text(folder)
+    (folder / "tiny.toml").write_text(TINY.format(folder=folder))
+    return folder
+
+
+def train(tiny: Path, folder: Path, *overrides: str) -> Any:
+    return loop.run(config_file.load(tiny / "tiny.toml", overrides), folder)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny: Path, compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, with all of its checkpoints: of steps 4, 8 and 12."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "jax", OneDevice())
+        train(tiny, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken_stages(tiny: Path, compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two stages, 5 and 5 steps, with checkpoints of steps 6, 9 and 10."""
+    folder = tmp_path_factory.mktemp("stages") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "jax", OneDevice())
+        train(tiny, folder, *TWO_STAGES, "output.keep_checkpoints=9")
+    return folder
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The metrics without the one thing that a clock measures."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in records]
+
+
+def cut_back(whole: Path, folder: Path, step: int) -> Path:
+    """A copy of a run folder without the checkpoints after ``step``."""
+    shutil.copytree(whole, folder)
+    for path in (folder / "checkpoints").iterdir():
+        if int(path.name) > step:
+            shutil.rmtree(path)
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def checkpoint_of(folder: Path, tiny: Path, *overrides: str) -> tuple[Any, ...]:
+    """Step, parameters and state of the last checkpoint of a run."""
+    loaded = config_file.load(tiny / "tiny.toml", overrides)
+    task = tasks.make(loaded, folder / "tokens")
+    params = jax.jit(task.init)(jax.random.key(1))
+    state = optimization.make_optimizer(loaded, task.layers).init(params)
+    with loop.Checkpoints(folder, 99) as checkpoints:
+        return checkpoints.restore(params, state)
+
+
+# What a run writes
+
+
+def test_a_run_leaves_metrics_plots_report_config_and_checkpoints(unbroken: Path) -> None:
+    names = {path.name for path in unbroken.iterdir()}
+    assert names == PLOTS | {
+        *("metrics.jsonl", "report.html", "config.toml", "checkpoints", "tokens")
+    }
+    steps = {path.name for path in (unbroken / "checkpoints").iterdir()}
+    assert steps == {"4", "8", "12"}
+    seen = lines(unbroken)
+    assert [r["step"] for r in seen if r["kind"] == "train"] == list(range(1, 13))
+    assert [r["step"] for r in seen if r["kind"] == "held_out"] == [6, 12]
+    assert [r["tokens"] for r in seen if r["kind"] == "train"] == [128 * i for i in range(1, 13)]
+    report = (unbroken / "report.html").read_text()
+    assert f"{seen[-1]['loss']:.4f} nats" in report
+    assert report.count("<img ") == len(PLOTS)
+
+
+def test_config_toml_is_the_config(unbroken: Path, tiny: Path) -> None:
+    assert config_file.load(unbroken / "config.toml") == config_file.load(tiny / "tiny.toml")
+
+
+def test_metrics_are_what_the_optimizer_computed(unbroken: Path, tiny: Path) -> None:
+    """Bit for bit the state of the last step; a list where a leaf holds stacked layers."""
+    step, _, state = checkpoint_of(unbroken, tiny)
+    expected = {name: np.asarray(value) for name, value in metrics.read(state).items()}
+    written = [r for r in lines(unbroken) if r["kind"] == "train"][-1]
+    assert written["step"] == step == 12
+    assert written.keys() == expected.keys() | {"kind", "step", "tokens", "loss"}
+    adapted = [name for name in expected if name.startswith("trust_ratio/")]
+    assert len(adapted) == 3 + 6 + 1  # embeddings, layers, transform; "bias" is output_bias too
+    for name, value in expected.items():
+        np.testing.assert_array_equal(np.float32(written[name]), value, err_msg=name)
+    kernel = "encoder/layers/attention/query/kernel"
+    assert np.shape(written[f"trust_ratio/{kernel}"]) == (2,)
+    assert len(set(written[f"trust_ratio/{kernel}"])) == 2
+    rates = [r["learning_rate"] for r in lines(unbroken) if r["kind"] == "train"]
+    expected_rates = [0, 0.01, 0.02, *(0.03 * (1 - i / 9) for i in range(9))]
+    np.testing.assert_allclose(rates, expected_rates, rtol=1e-6)  # float32
+
+
+def test_the_held_out_loss_is_that_of_the_saved_parameters(unbroken: Path, tiny: Path) -> None:
+    _, params, _ = checkpoint_of(unbroken, tiny)
+    task = tasks.make(config_file.load(tiny / "tiny.toml"), unbroken / "tokens")
+    sums = np.array([jax.jit(task.held_out_loss)(params, b) for b in task.held_out()], np.float64)
+    assert lines(unbroken)[-1]["loss"] == pytest.approx(sums[:, 0].sum() / sums[:, 1].sum(), 1e-7)
+
+
+def test_the_same_run_again_is_the_same_to_the_last_bit(
+    unbroken: Path, tiny: Path, tmp_path: Path
+) -> None:
+    train(tiny, tmp_path / "run", "output.checkpoint_every=100", "output.evaluate_every=100")
+    again = [r for r in lines(tmp_path / "run") if r["kind"] == "train"]
+    assert again == [r for r in lines(unbroken) if r["kind"] == "train"]
+
+
+def test_a_run_of_one_step_draws_and_reports(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no second step to time, and no warning about that."""
+    monkeypatch.setattr(loop.plots, "write_all", WRITE_ALL)
+    overrides = ("train.steps=1", "schedule.warmup_steps=0", "output.log_every=50")
+    figures = train(tiny, tmp_path / "run", *overrides)
+    assert figures["steps"] == "1 of 1"
+    assert figures["tokens per second"] == "not timed"
+
+
+# Going on
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_run_cut_back_to_a_checkpoint_ends_bit_for_bit_the_same(
+    step: int, unbroken: Path, tiny: Path, tmp_path: Path
+) -> None:
+    folder = cut_back(unbroken, tmp_path / "run", step)
+    train(tiny, folder)
+    assert lines(folder) == lines(unbroken)
+    expected, got = checkpoint_of(unbroken, tiny), checkpoint_of(folder, tiny)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_run_of_two_stages_goes_on_across_their_boundary(
+    step: int, unbroken_stages: Path, tiny: Path, tmp_path: Path
+) -> None:
+    folder = cut_back(unbroken_stages, tmp_path / "run", step)
+    train(tiny, folder, *TWO_STAGES, "output.keep_checkpoints=9")
+    assert lines(folder) == lines(unbroken_stages)
+
+
+def test_two_stages_see_their_own_shapes_and_warm_up_twice(unbroken_stages: Path) -> None:
+    seen = [r for r in lines(unbroken_stages) if r["kind"] == "train"]
+    assert [r["tokens"] for r in seen] == [128 * i for i in range(1, 11)]
+    rates = [r["learning_rate"] for r in seen]
+    assert rates[0] == rates[5] == 0
+    assert rates[6] == pytest.approx(0.01)
+
+
+def test_a_finished_run_started_again_changes_nothing(
+    unbroken: Path,
+    tiny: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop.plots, "write_all", WRITE_ALL)
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    before = digests(folder)
+    train(tiny, folder)
+    assert f"going on from the checkpoint of step 12 in {folder}" in capsys.readouterr().out
+    assert digests(folder) == before
+
+
+def test_a_finished_run_without_its_metrics_is_evaluated_again(
+    unbroken: Path, tiny: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    (folder / "metrics.jsonl").unlink()
+    figures = train(tiny, folder)
+    assert lines(folder) == lines(unbroken)[-1:]
+    assert figures["held-out loss"] == f"{lines(unbroken)[-1]['loss']:.4f} nats"
+
+
+def test_lines_after_the_checkpoint_and_half_lines_are_written_again(
+    unbroken: Path, tiny: Path, tmp_path: Path
+) -> None:
+    folder = cut_back(unbroken, tmp_path / "run", 8)
+    content = (folder / "metrics.jsonl").read_bytes()
+    (folder / "metrics.jsonl").write_bytes(content[: int(len(content) * 0.93)])
+    train(tiny, folder)
+    assert lines(folder) == lines(unbroken)
+
+
+# What is refused, and that nothing is touched then
+
+
+def refused(tiny: Path, folder: Path, *overrides: str) -> str:
+    before = digests(folder)
+    with pytest.raises(UserError) as caught:
+        train(tiny, folder, *overrides)
+    assert digests(folder) == before
+    said = str(caught.value)
+    assert "\n" not in said
+    return said
+
+
+def test_another_config_is_refused_and_named(unbroken: Path, tiny: Path) -> None:
+    said = refused(tiny, unbroken, "model.hidden_size=32", "optimizer.weight_decay=0.5")
+    assert f"{unbroken} holds a run of another config" in said
+    assert "model.hidden_size: 16 -> 32; optimizer.weight_decay: 0.01 -> 0.5" in said
+    assert "run.accept_changes=true" in said
+
+
+def test_another_config_goes_on_when_told_to(unbroken: Path, tiny: Path, tmp_path: Path) -> None:
+    folder = cut_back(unbroken, tmp_path / "run", 8)
+    train(tiny, folder, "train.steps=14", "run.accept_changes=true")
+    seen = lines(folder)
+    assert seen[: len(lines(unbroken)) - 5] == lines(unbroken)[:-5]
+    assert seen[-1]["step"] == 14
+    assert config_file.load(folder / "config.toml").train.steps == 14
+    # And from then on without being told.
+    train(tiny, folder, "train.steps=14")
+
+
+def test_accepted_changes_that_do_not_fit_leave_the_folder_alone(
+    unbroken: Path, tiny: Path
+) -> None:
+    said = refused(tiny, unbroken, "model.hidden_size=32", "run.accept_changes=true")
+    assert "another model or optimizer" in said
+
+
+def test_fewer_steps_than_were_made_are_refused(unbroken: Path, tiny: Path, tmp_path: Path) -> None:
+    said = refused(tiny, unbroken, "train.steps=10", "run.accept_changes=true")
+    assert "the checkpoint is of step 12, beyond the 10 steps of this config" in said
+    # As many as were made, at a step that was not evaluated: it is now.
+    folder = cut_back(unbroken, tmp_path / "run", 4)
+    figures = train(tiny, folder, "train.steps=4", "run.accept_changes=true")
+    assert figures["steps"] == "4 of 4"
+
+
+def test_another_vocabulary_is_refused(unbroken: Path, tiny: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "vocabulary"
+    changed.write_text((tiny / "vocabulary").read_text().replace("text", "test"))
+    for accept in ("false", "true"):
+        folder = tmp_path / accept
+        shutil.copytree(unbroken, folder)
+        stored = folder / "config.toml"
+        stored.write_text(stored.read_text().replace(f"{tiny}/vocabulary", str(changed)))
+        overrides = (f"data.vocabulary={changed}", f"run.accept_changes={accept}")
+        with pytest.raises(UserError, match="the vocabulary is not the one this checkpoint"):
+            train(tiny, folder, *overrides)
+        kept = {k: v for k, v in digests(folder).items() if not k.startswith("tokens")}
+        kept.pop("config.toml")
+        assert kept.items() <= digests(unbroken).items()
+
+
+def test_another_text_is_refused_until_accepted(unbroken: Path, tiny: Path, tmp_path: Path) -> None:
+    """The same pattern, but a file has gone: the config is the same."""
+    folder = cut_back(unbroken, tmp_path / "run", 8)
+    removed = tiny / "07.txt"
+    content = removed.read_text()
+    removed.unlink()
+    try:
+        with pytest.raises(UserError, match="the text is not what this checkpoint was trained on"):
+            train(tiny, folder)
+        assert lines(folder) == lines(unbroken)
+        train(tiny, folder, "run.accept_changes=true")
+        assert lines(folder)[-1]["step"] == 12
+    finally:
+        removed.write_text(content)
+
+
+def test_another_number_of_cores_is_noted(
+    unbroken: Path,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = cut_back(unbroken, tmp_path / "run", 8)
+    now = loop.machine()
+    monkeypatch.setattr(loop, "machine", lambda: {**now, "cores": "96"})
+    train(tiny, folder)
+    assert (
+        f"note: cores was {now['cores']} and is 96 now, so the last bits may differ"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_mistake_before_anything_is_saved_can_be_mended_in_the_same_folder(
+    tiny: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    for mistake in ("data.text=nowhere/*.txt", "optimizer.exclude_from_weight_decay=['nothing']"):
+        with pytest.raises(UserError):
+            train(tiny, folder, mistake)
+    train(tiny, folder, "train.steps=1", "schedule.warmup_steps=0")
+
+
+def test_patterns_that_match_nothing_name_the_nearest_paths(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        train(tiny, tmp_path / "run", "optimizer.exclude_from_layer_adaptation=['atention']")
+    said = str(caught.value)
+    assert said.startswith("[optimizer] exclude_from_layer_adaptation: 'atention' matches no leaf")
+    assert "encoder/layers/attention/" in said
+
+
+def test_batches_must_divide(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.batch_size must divide by 1 devices x 3 micro"):
+        train(tiny, tmp_path / "run", "train.micro_batches=3")
+    with pytest.raises(UserError, match=r"second_stage\.batch_size must divide by"):
+        train(tiny, tmp_path / "run", *TWO_STAGES, "second_stage.micro_batches=3")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
+    every: int, tiny: Path, tmp_path: Path
+) -> None:
+    """Also where the parameters are finite still, but the loss they give is not."""
+    folder = tmp_path / "run"
+    too_high = ("schedule.learning_rate=1e30", "schedule.warmup_steps=0")
+    with pytest.raises(UserError) as caught:
+        train(tiny, folder, *too_high, f"output.checkpoint_every={every}")
+    assert re.fullmatch(
+        r"the (loss|parameter norm) is (nan|inf) at step [123] \(no checkpoint was saved\): lower "
+        r"schedule\.learning_rate or warm up for longer",
+        str(caught.value),
+    )
+    assert loop.saved_steps(folder) == []
+    # The advice can be followed in the same folder.
+    train(tiny, folder, "train.steps=1", "schedule.warmup_steps=0")
+
+
+def test_a_loss_that_becomes_nan_keeps_the_checkpoints_before(
+    unbroken: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = tasks.make
+
+    def poisoned(loaded: Config, folder: Path) -> tasks.Task:
+        task: tasks.Task = make(loaded, folder)
+
+        def batch(step: int, stage: Stage) -> Tree:
+            made = task.batch(step, stage)
+            scale = np.float32(math.nan if step == 6 else 1)
+            return {**made, "masked_weights": made["masked_weights"] * scale}
+
+        return dataclasses.replace(task, batch=batch)
+
+    monkeypatch.setattr(loop.tasks, "make", poisoned)
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match=r"the loss is nan at step 7 \(step 4 is saved\)"):
+        train(tiny, folder)
+    monkeypatch.setattr(loop.tasks, "make", make)
+    assert loop.saved_steps(folder) == [4]
+    train(tiny, folder)
+    assert lines(folder) == lines(unbroken)
+
+
+# The same numbers, cut otherwise
+
+
+def test_micro_batches_give_the_same_run_to_rounding(
+    unbroken: Path, tiny: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    train(tiny, folder, "train.micro_batches=4", "train.steps=4", "output.evaluate_every=100")
+    # Another schedule length would change the rates after the warmup alone.
+    for whole, parts in zip(lines(unbroken)[:4], lines(folder)[:4], strict=True):
+        assert parts["loss"] == pytest.approx(whole["loss"], rel=2e-6)
+        assert parts["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-4)
+
+
+def test_dropout_gives_the_same_run_with_micro_batches(tiny: Path, tmp_path: Path) -> None:
+    """Each sequence has a key of its own."""
+    both = []
+    for parts in (1, 4):
+        folder = tmp_path / str(parts)
+        train(tiny, folder, f"train.micro_batches={parts}", "model.dropout=0.3", "train.steps=3")
+        both.append([r["loss"] for r in lines(folder) if r["kind"] == "train"])
+    np.testing.assert_allclose(both[0], both[1], rtol=2e-6)
+
+
+# In processes of their own
+
+
+def environment(devices: int) -> dict[str, str]:
+    """Without a cache: every process compiles the program itself, as a user's does."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**own, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
+def start(tiny: Path, folder: Path, *overrides: str, devices: int = 1) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "optim_zoo.cli", "train", str(tiny / "tiny.toml")]
+    return subprocess.Popen(
+        [*command, f"run.dir={folder}", *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(devices),
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    limit = time.monotonic() + 120
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+
+
+def lines_of(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_eight_devices_give_the_run_of_one(unbroken: Path, tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    quick = ("train.steps=4", "output.evaluate_every=100", "output.checkpoint_every=100")
+    code, out, err = finish(start(tiny, folder, *quick, devices=8))
+    assert (code, err) == (0, "")
+    assert "8 x" in (folder / "report.html").read_text()
+    del out
+    for one, eight in zip(lines(unbroken)[:4], lines(folder)[:4], strict=True):
+        assert eight["loss"] == pytest.approx(one["loss"], rel=2e-6)
+        assert eight["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
+
+
+LONG = (
+    "train.steps=400",
+    "output.evaluate_every=150",
+    "output.checkpoint_every=20",
+    "output.log_every=1",
+    "model.num_layers=1",
+)
+
+
+@pytest.fixture(scope="module")
+def long_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, longer than a signal takes to arrive."""
+    folder = tmp_path_factory.mktemp("long") / "run"
+    code, _, err = finish(start(tiny, folder, *LONG))
+    assert (code, err) == (0, "")
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_with_a_sentence(
+    number: signal.Signals, tiny: Path, tmp_path: Path, long_run: Path
+) -> None:
+    folder = tmp_path / "run"
+    process = start(tiny, folder, *LONG)
+    wait_for(lambda: lines_of(folder) > 33, process)
+    process.send_signal(number)
+    code, _, err = finish(process)
+    assert code == 128 + number, err
+    said = re.fullmatch(
+        rf"optim-zoo: stopped by {number.name}; step (\d+) is saved in {folder}, and the same "
+        r"command goes on from there\n",
+        err,
+    )
+    assert said, err
+    assert loop.saved_steps(folder)[-1] == int(said[1]) < 400
+    assert lines_of(folder) >= int(said[1])  # the lines of that step are written
+    code, out, err = finish(start(tiny, folder, *LONG))
+    assert (code, err) == (0, "")
+    assert out.startswith(f"going on from the checkpoint of step {said[1]} in {folder}\n")
+    assert lines(folder) == lines(long_run)
+
+
+def test_five_kills_at_random_moments_change_no_bit(
+    tiny: Path, tmp_path: Path, long_run: Path
+) -> None:
+    """SIGKILL somewhere in each fifth of the run, every second one while a save is going on."""
+    folder = tmp_path / "run"
+    moments = random.Random(1904_00962)
+    landed = []
+    for part in range(5):
+        process = start(tiny, folder, *LONG)
+        line = 80 * part + moments.randrange(10, 70)
+        wait_for(lambda line=line: lines_of(folder) >= line, process)  # type: ignore[misc]
+        if part % 2:
+            wait_for(lambda: any((folder / "checkpoints").glob("*tmp*")), process)
+        else:
+            time.sleep(moments.uniform(0, 0.05))
+        process.kill()
+        code, _, err = finish(process)
+        assert code in (0, -signal.SIGKILL), err
+        if code == -signal.SIGKILL:
+            landed.append(lines_of(folder))
+    assert len(landed) >= 4, landed
+    assert all(0 < line < 402 for line in landed)
+    code, out, err = finish(start(tiny, folder, *LONG))
+    assert (code, err) == (0, "")
+    assert out.startswith("going on from the checkpoint of step ")
+    assert lines(folder) == lines(long_run)
+    assert digests(folder)["loss.png"] == digests(long_run)["loss.png"]
+    expected = checkpoint_of(long_run, tiny, *LONG)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint_of(folder, tiny, *LONG), expected)
+    assert not list((folder / "checkpoints").glob("*tmp*"))
+    print("kills landed after lines", landed)
