@@ -1,0 +1,47 @@
+"""The README's commands and its example are what they say."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_two_commands_set_everything_up() -> None:
+    run, test = (block.strip() for block in blocks("sh"))
+    install, _, job = run.partition(" && ")
+    assert install == "pip install -c constraints.txt -e '.[train]'"
+    program, _, config = job.rpartition(" ")
+    assert program == "optim-zoo train"
+    assert (ROOT / config).is_file()
+    assert test == "pip install -c constraints.txt -e '.[all]' && pytest"
+
+
+def test_continuous_integration_runs_the_readmes_test_command() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    steps = blocks("sh")[1].strip().split(" && ")
+    assert [step for step in steps if step.replace("install", "install -q") in script] == steps
+
+
+def test_the_example_trains() -> None:
+    example, layers = blocks("python")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(example, {})
+        exec(layers, {})
+    before, after, trust_ratio = map(float, printed.getvalue().split())
+    assert after < 0.1 * before
+    assert trust_ratio > 0
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_links_lead_somewhere(path: str) -> None:
+    assert (ROOT / path).exists()
