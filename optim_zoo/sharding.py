@@ -84,8 +84,13 @@ class DataParallelStep:
             return self._step(params, state, jax.device_put(batch, self._rows))
 
     def params(self, params: Tree) -> Tree:
-        """Plain parameters, as one device holds them."""
-        return params
+        """Plain parameters on one device, as copies: the next step donates what it is given."""
+
+        def plain(x: jax.Array) -> jax.Array:
+            shard = x.addressable_data(0)
+            return jax.device_put(shard, shard.sharding, may_alias=False)
+
+        return jax.tree.map(plain, params)
 
     def _update(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         loss, gradients, aux = self._loss_and_gradients(params, batch)

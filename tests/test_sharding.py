@@ -309,3 +309,14 @@ def test_errors() -> None:
         sharding.data_parallel(**arguments, batch_axis="batch")
     with pytest.raises(ValueError, match="micro_batches must be >= 1, got 0"):
         sharding.data_parallel(**arguments, micro_batches=0)
+
+
+def test_params_are_plain_and_outlive_the_next_step(params: Any, batches: list[Any]) -> None:
+    step = sharding.data_parallel(_mean_loss, lamb(0.1), mesh=_mesh(4))
+    trained, state = step.init(params)
+    plain = step.params(trained)
+    before = jax.device_get(plain)
+    step(trained, state, batches[0])  # donates what it is given
+    _assert_same(plain, before)
+    for x in jax.tree.leaves(plain):
+        assert len(x.devices()) == 1
