@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Bounds = Sequence[float | None]  # (low, high), None where a side is open
@@ -49,6 +50,21 @@ def check_count(name: str, value: Any, low: int = 0) -> None:
         raise TypeError(f"{name} must be a whole number >= {low}, got {value!r}")
     if value < low:
         raise ValueError(f"{name} must be >= {low}, got {value}")
+
+
+def check_decay(name: str, value: Any) -> None:
+    """Raises unless ``value`` is the decay rate of an average: a number in [0, 1).
+
+    Raises:
+      TypeError: it has fewer bits than float32, traced or not: bfloat16 rounds 0.999 to 1.
+    """
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+        raise TypeError(
+            f"{name} must be float32 or wider, got {dtype}, which rounds it: give "
+            f"optax.inject_hyperparams hyperparam_dtype=jnp.float32"
+        )
+    check(name, value, 0.0, 1.0, open_high=True)
 
 
 def check_learning_rate(value: Any) -> None:

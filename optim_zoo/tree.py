@@ -84,5 +84,11 @@ def wide(x: jax.typing.ArrayLike) -> jax.Array:
 
 
 def wide_dtype(x: jax.typing.ArrayLike) -> jnp.dtype:
-    """The dtype arithmetic on ``x`` is done in: float32, or wider where ``x`` is wider."""
+    """The dtype arithmetic on ``x`` is done in: float32, or wider where ``x`` is wider.
+
+    Raises:
+      TypeError: ``x`` is complex; squares and norms here are those of real numbers.
+    """
+    if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
+        raise TypeError("complex parameters are not supported: hold real and imaginary part apart")
     return jnp.promote_types(jnp.result_type(x), jnp.float32)

@@ -81,3 +81,12 @@ def test_choices() -> None:
         ranges.check_choice("optimizer", "lamp", ["lamb", "sgd"])
     with pytest.raises(ValueError, match="unknown optimizer None; expected lamb, sgd"):
         ranges.check_choice("optimizer", None, ["lamb", "sgd"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_decay_rate_has_float32_bits_even_traced(dtype: Any) -> None:
+    with pytest.raises(TypeError, match="b2 must be float32 or wider"):
+        jax.jit(lambda b2: ranges.check_decay("b2", b2))(jnp.asarray(0.5, dtype))
+    ranges.check_decay("b2", jnp.float32(0.999))
+    with pytest.raises(ValueError, match=r"b2 must be in \[0, 1\), got 1.0"):
+        ranges.check_decay("b2", 1.0)

@@ -47,9 +47,10 @@ def scale_by_adam(
 
     Raises:
       ValueError: a rate or eps is out of its range.
+      TypeError: a rate has fewer bits than float32, or a parameter is complex.
     """
-    ranges.check("b1", b1, 0.0, 1.0, open_high=True)
-    ranges.check("b2", b2, 0.0, 1.0, open_high=True)
+    ranges.check_decay("b1", b1)
+    ranges.check_decay("b2", b2)
     ranges.check("eps", eps, 0.0)
 
     def init(params: Tree) -> ScaleByAdamState:

@@ -89,3 +89,18 @@ def test_count_saturates() -> None:
 def test_ranges(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         scale_by_adam(**arguments)
+
+
+def test_rates_rounded_to_bfloat16_are_refused() -> None:
+    """optax.inject_hyperparams casts b2 = 0.999 to 1 where all parameters are bfloat16."""
+    params = {"x": jnp.ones(3, jnp.bfloat16)}
+    with pytest.raises(TypeError, match="hyperparam_dtype"):
+        jax.jit(optax.inject_hyperparams(scale_by_adam)().init)(params)
+    tx = optax.inject_hyperparams(scale_by_adam, hyperparam_dtype=jnp.float32)()
+    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    np.testing.assert_allclose(updates["x"], 1.0, rtol=1e-6)  # the first step is a sign
+
+
+def test_complex_parameters_are_refused() -> None:
+    with pytest.raises(TypeError, match="complex parameters are not supported"):
+        scale_by_adam().init({"x": jnp.ones(2, jnp.complex64)})
