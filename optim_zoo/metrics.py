@@ -23,18 +23,29 @@ def read(state: Tree) -> dict[str, jax.Array]:
     ``update_norm/<path>`` (of the direction the ratio scaled), shape ``()``, or ``(layers,)``
     where the leaf holds several layers. Nothing is computed: a key is there where a piece of this
     library kept the value. Works on traced state, so that a jitted step can return it.
+
+    Raises:
+      ValueError: two pieces kept the same value, such as the rates of two groups of parameters.
     """
     metrics: dict[str, jax.Array] = {}
+
+    def add(name: str, value: Tree) -> None:
+        if name in metrics:
+            raise ValueError(
+                f"the state holds several values of {name}: read each part of it alone"
+            )
+        metrics[name] = _array(value)
+
     for piece in _pieces(state):
         match piece:
             case ScaleByLearningRateState():
-                metrics["learning_rate"] = _array(piece.learning_rate)
+                add("learning_rate", piece.learning_rate)
             case ClipByGlobalNormState():
-                metrics["gradient_norm"] = _array(piece.gradient_norm)
+                add("gradient_norm", piece.gradient_norm)
             case ScaleByTrustRatioState(trust_ratio=dict()):  # no dict where there is no leaf
                 for field, values in piece._asdict().items():
                     for path, value in jax.tree.leaves_with_path(values):
-                        metrics[f"{field}/{path_name(path)}"] = value
+                        add(f"{field}/{path_name(path)}", value)
     return metrics
 
 

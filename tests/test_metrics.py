@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 from optim_zoo import adamw, clip_by_global_norm, lamb, metrics, stacked
@@ -77,3 +78,11 @@ def test_the_state_of_an_nnx_optimizer() -> None:
     for value in read.values():
         assert isinstance(value, jax.Array)
         assert value.shape == ()
+
+
+def test_two_rates_are_an_error() -> None:
+    """Rather than one of them, without a word."""
+    tx = optax.partition({"a": lamb(0.1), "b": adamw(1e-4)}, {"x": "a", "y": "b"})
+    state = tx.init({"x": jnp.ones(2), "y": jnp.ones(2)})
+    with pytest.raises(ValueError, match="several values of learning_rate"):
+        metrics.read(state)
