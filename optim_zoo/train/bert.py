@@ -103,8 +103,10 @@ class Embeddings(nn.Module):
         return self.dropout(x, deterministic=deterministic)
 
     def decode(self, x: jax.Array) -> jax.Array:
-        """``(K, D) -> (K, V)``: similarity to every token's embedding."""
-        return x @ self.word_embeddings.embedding.astype(x.dtype).T
+        """``(K, D) -> (K, V)`` float32: similarity to every token's embedding."""
+        table = self.word_embeddings.embedding.astype(x.dtype)
+        # Not rounded to a narrow x.dtype: the loss is a difference of logits.
+        return jnp.matmul(x, table.T, preferred_element_type=jnp.float32)
 
 
 class MaskedLanguageHead(nn.Module):
@@ -144,7 +146,7 @@ class Bert(nn.Module):
         x = self.embeddings(input_ids, type_ids, deterministic)
         x = self.encoder(x, deterministic)
         x = self.masked_language(x[masked_positions])
-        return self.embeddings.decode(x).astype(jnp.float32) + self.output_bias[None]
+        return self.embeddings.decode(x) + self.output_bias[None]
 
 
 def layer_rules(model: config.Model) -> list[tuple[str, layers.LayerAxis]]:

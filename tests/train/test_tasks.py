@@ -106,7 +106,7 @@ def test_batches_are_a_pure_function_of_seed_and_step(folder: Path) -> None:
         assert not np.array_equal(other.batch(7, stage)[name], later[name])
 
 
-@pytest.mark.parametrize("seed", [0, 2**32, 2**63 - 1])
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
 def test_every_seed_of_the_config_makes_keys_and_batches(seed: int, folder: Path) -> None:
     task = make(folder, f"run.seed={seed}", "model.dropout=0.1")
     jax.random.key(seed)
@@ -217,3 +217,14 @@ def test_zero_weight_gives_zero_loss_not_nan(folder: Path) -> None:
     batch["masked_weights"] = jnp.zeros_like(batch["masked_weights"])
     total, weight = jax.jit(task.loss)(jax.jit(task.init)(jax.random.key(0)), batch)
     assert (float(total), float(weight)) == (0, 0)
+
+
+def test_random_numbers_do_not_depend_on_the_default_generator(folder: Path) -> None:
+    """TPU users often set another one, whose keys have another size."""
+    task = make(folder, "model.dropout=0.5")
+    params = task.init(jax.random.key(0, impl=tasks.KEYS))
+    batch = task.batch(0, Stage(1, 8, 1, 16))
+    before = task.loss(params, batch)[0]
+    with jax.default_prng_impl("rbg"):
+        after = task.loss(params, batch)[0]
+    np.testing.assert_array_equal(before, after)
