@@ -100,11 +100,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax and tensorstore raise many kinds for a failed write
-            manager = getattr(self, "_manager", None)
-            whole = manager.latest_step() if manager else None
-            saved = (
-                "none is saved yet" if whole is None else f"the last whole one is of step {whole}"
-            )
+            # From the disk: orbax's own list runs ahead of what is written.
+            whole = saved_steps(self.folder.parent)
+            saved = f"the last whole one is of step {whole[-1]}" if whole else "none is saved yet"
             raise UserError(
                 f"cannot write a checkpoint to {self.folder}: {_first_line(error)}; {saved}: make "
                 f"room, or make the folder writable, and start again"

@@ -1,11 +1,13 @@
 """The main job: from a config to a run folder, and on from where a run was stopped."""
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib.metadata
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +35,34 @@ def run(config: Config, folder: Path) -> Mapping[str, str]:
       UserError: a mistake of the user's, or a loss that is not finite.
       Stopped: SIGTERM or Ctrl-C came; a checkpoint was saved first.
     """
-    job = _prepare(config, folder)
+    check_batches(config, jax.device_count())
+    try:
+        with _alone_in(folder):
+            return _run(_prepare(config, folder))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            "a step does not fit into memory: raise train.micro_batches (in a second stage "
+            "second_stage.micro_batches), or train a smaller model"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What stays the same from the first step to the last."""
+
+    config: Config
+    folder: Path
+    task: tasks.Task
+    steps: Sequence[sharding.DataParallelStep]  # of each stage
+    evaluate: Callable[[Tree], float]  # parameters -> held-out loss in nats
+    info: Mapping[str, Any]  # what a checkpoint tells of machine and data
+
+
+def _run(job: _Job) -> Mapping[str, str]:
+    """`run`, alone in the folder."""
+    config, folder = job.config, job.folder
     params, state = job.steps[0].init(_initial_params(config, job.task))
     with Signals() as signals, Checkpoints(folder, config.output.keep_checkpoints) as checkpoints:
         start, notes = 0, []
@@ -60,18 +89,6 @@ def run(config: Config, folder: Path) -> Mapping[str, str]:
                     raise Stopped(signal_number, step + 1, folder)
             checkpoints.wait()
             return course.finish(params)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """What stays the same from the first step to the last."""
-
-    config: Config
-    folder: Path
-    task: tasks.Task
-    steps: Sequence[sharding.DataParallelStep]  # of each stage
-    evaluate: Callable[[Tree], float]  # parameters -> held-out loss in nats
-    info: Mapping[str, Any]  # what a checkpoint tells of machine and data
 
 
 class _Course:
@@ -139,8 +156,9 @@ class _Course:
     def _check_finite(self, seen: Mapping[str, Any], done: int) -> None:
         for name, value in seen.items():
             if not math.isfinite(value):
-                last = self._checkpoints.last_step
-                kept = "no checkpoint was saved" if last is None else f"step {last} is saved"
+                self._checkpoints.wait()  # for one that is being written
+                saved = saved_steps(self._job.folder)
+                kept = f"step {saved[-1]} is saved" if saved else "no checkpoint was saved"
                 raise UserError(
                     f"the {name.replace('_', ' ')} is {value} at step {done} ({kept}): lower "
                     f"schedule.learning_rate or warm up for longer"
@@ -166,8 +184,7 @@ def _due(config: Config, done: int, stopping: bool) -> _Due:
 
 def _prepare(config: Config, folder: Path) -> _Job:
     """Everything that can fail before the first step, with nothing written but the token cache."""
-    check_batches(config, jax.device_count())
-    _claim(config, folder)
+    _check_config(config, folder)
     task = tasks.make(config, folder / "tokens")
     mesh = Mesh(np.array(jax.devices()), ("data",))
     return _Job(
@@ -190,15 +207,30 @@ def check_batches(config: Config, devices: int) -> None:
             )
 
 
-def _claim(config: Config, folder: Path) -> None:
-    """Makes the folder, or checks that what is saved in it is of this config."""
-    path = folder / "config.toml"
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Makes the run folder, and keeps other processes out of it until this one ends, however."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
     except OSError as error:
         raise UserError(
             f"cannot make the run folder {folder}: {error.strerror}; choose another with run.dir"
         ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process trains in {folder}: wait for its end, or choose another folder "
+                f"with run.dir"
+            ) from None
+        yield
+
+
+def _check_config(config: Config, folder: Path) -> None:
+    """Raises `UserError` where what is saved in the folder is of another config."""
+    path = folder / "config.toml"
     if path.exists() and saved_steps(folder) and not config.run.accept_changes:
         changed = config_file.differences(config_file.load(path), config)
         if changed:
@@ -228,7 +260,7 @@ def _cores() -> int | None:
 
 
 def _initial_params(config: Config, task: tasks.Task) -> Tree:
-    return jax.jit(task.init)(jax.random.key(config.run.seed))
+    return jax.jit(task.init)(jax.random.key(config.run.seed, impl=tasks.KEYS))
 
 
 def _make_steps(config: Config, task: tasks.Task, mesh: Mesh) -> list[sharding.DataParallelStep]:

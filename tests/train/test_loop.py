@@ -191,7 +191,7 @@ def checkpoint_of(folder: Path, tiny: Path, *overrides: str) -> tuple[Any, ...]:
 def test_a_run_leaves_metrics_plots_report_config_and_checkpoints(unbroken: Path) -> None:
     names = {path.name for path in unbroken.iterdir()}
     assert names == PLOTS | {
-        *("metrics.jsonl", "report.html", "config.toml", "checkpoints", "tokens")
+        *("metrics.jsonl", "report.html", "config.toml", "checkpoints", "tokens", ".lock")
     }
     steps = {path.name for path in (unbroken / "checkpoints").iterdir()}
     assert steps == {"4", "8", "12"}
@@ -637,3 +637,34 @@ def test_five_kills_at_random_moments_change_no_bit(
     jax.tree.map(np.testing.assert_array_equal, checkpoint_of(folder, tiny, *LONG), expected)
     assert not list((folder / "checkpoints").glob("*tmp*"))
     print("kills landed after lines", landed)
+
+
+def test_a_folder_is_one_process_at_a_time(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    hold = (
+        "import fcntl, sys, time\n"
+        f"file = open({str(folder / '.lock')!r}, 'a')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=f"another process trains in {folder}"):
+            train(tiny, folder)
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+        other.kill()  # and nobody has to clean up after it
+    train(tiny, folder, "train.steps=3")
+
+
+def test_a_step_that_does_not_fit_says_what_to_do(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    monkeypatch.setattr("optim_zoo.sharding.DataParallelStep.__call__", full)
+    with pytest.raises(UserError, match=r"raise train\.micro_batches"):
+        train(tiny, tmp_path / "run")
