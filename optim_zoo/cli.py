@@ -65,7 +65,7 @@ def _train(path: Path, overrides: Sequence[str]) -> int:
     _quiet_orbax()
     try:
         loaded = config_file.load(path, overrides)
-        folder = Path(loaded.run.dir or Path("runs") / path.stem)
+        folder = Path(loaded.run.dir or Path("runs") / path.stem).expanduser()
         loop.run(loaded, folder)
     except UserError as error:
         print(f"optim-zoo: {error}", file=sys.stderr)

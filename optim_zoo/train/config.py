@@ -25,8 +25,8 @@ class Run:
 
     def __post_init__(self) -> None:
         ranges.check_count("seed", self.seed)
-        if self.seed >= 1 << 63:  # what jax.random.key takes
-            raise ValueError(f"seed must be below 2**63, got {self.seed}")
+        if self.seed >= 1 << 32:  # jax.random.key looks at no more bits
+            raise ValueError(f"seed must be below 2**32, got {self.seed}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,8 @@ class Train:
 class SecondStage:
     """A second stage with another batch and sequence length, as BERT is trained; steps = 0: none.
 
-    The schedule warms up again where it starts (mixed-batch training, arXiv 1904.00962).
+    The schedule starts again with it, from zero over ``warmup_steps`` (mixed-batch training,
+    arXiv 1904.00962).
     """
 
     steps: int = 0

@@ -26,6 +26,11 @@ def stage_schedule(config: Config, index: int) -> optax.Schedule:
     if index > 0:
         second = config.second_stage
         own = {"learning_rate": second.learning_rate, "warmup_steps": second.warmup_steps}
+        if second.warmup_steps and "warmup_steps" not in takes:
+            raise ValueError(
+                f"warmup_steps must be 0, since the schedule {config.schedule.name} has no warmup, "
+                f"got {second.warmup_steps}"
+            )
         arguments |= {key: value for key, value in own.items() if key in takes}
     if "total_steps" in takes:
         arguments["total_steps"] = config.stages[index].steps
