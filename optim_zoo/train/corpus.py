@@ -69,7 +69,7 @@ def load(
 def split(
     documents: Sequence[str], encoded: Sequence[Tokens], vocabulary: Vocabulary, held_out: float
 ) -> tuple[Tokens, Tokens]:
-    """Training and held-out tokens, [SEP] between documents; no document is in both parts.
+    """Training and held-out tokens, [SEP] between documents.
 
     A document is held out where the hash of its text, as a number in [0, 1), is below `held_out`:
     text added later moves no other document. The held-out documents stand in the order of their

@@ -32,8 +32,9 @@ CAPTIONS: Mapping[str, str] = {
     "gradient_norm.png": "Norm of the whole gradient, on a log scale.",
     "trust_ratio.png": "Trust ratio of every adapted layer: the factor by which the optimizer"
     " scaled its update. Rows are layers, the layers of one stack standing together.",
-    "parameter_norm.png": "Norm of the parameters of every layer.",
-    "update_norm.png": "Norm of the update of every layer.",
+    "parameter_norm.png": "Norm of the parameters of every adapted layer, before the step.",
+    "update_norm.png": "Norm of the direction of every adapted layer, before trust ratio and"
+    " learning rate.",
 }
 
 
