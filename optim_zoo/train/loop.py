@@ -105,6 +105,7 @@ class _Course:
         self._job, self._start, self._checkpoints = job, start, checkpoints
         self._writer, self._reporter = writer, reporter
         self._rate = progress.Rate(job.config.tokens_after)
+        self._drawn: Mapping[str, str] | None = None  # figures of the last plots and report
 
     def record(
         self, done: int, params: Tree, state: Tree, loss: jax.Array, *, stopping: bool
@@ -135,7 +136,7 @@ class _Course:
         if not records.read(self._job.folder / "metrics.jsonl").held_out:
             # Resumed at its end, and the file is gone or its last steps are not wanted any more.
             self._evaluate(self._job.config.total_steps, params)
-        figures = _draw(self._job)
+        figures = self._drawn or _draw(self._job)  # the last step was drawn when it was evaluated
         for name, value in figures.items():
             self._reporter.say(f"{name}: {value}")
         self._reporter.say(f"report: {self._job.folder / 'report.html'}")
@@ -151,7 +152,7 @@ class _Course:
         self._check_finite({"held-out loss": held_out}, done)
         self._writer.write({"kind": "held_out", "step": done, "loss": held_out})
         self._reporter.say(f"step {done}: held-out loss {held_out:.4f} nats")
-        _draw(self._job)
+        self._drawn = _draw(self._job)
 
     def _check_finite(self, seen: Mapping[str, Any], done: int) -> None:
         for name, value in seen.items():
