@@ -46,6 +46,8 @@ def check_count(name: str, value: Any, low: int = 0) -> None:
     """Raises unless ``value`` is a whole number of at least ``low``."""
     if isinstance(value, jax.core.Tracer):
         return
+    if isinstance(value, (np.ndarray, jax.Array)) and value.ndim == 0:
+        value = np.asarray(value)[()]  # optax.inject_hyperparams makes arrays of numbers
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be a whole number >= {low}, got {value!r}")
     if value < low:

@@ -58,14 +58,18 @@ def map_with_path(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree
 
 
 def map_to_several(
-    function: Callable[..., tuple[Any, ...]], outputs: int, tree: Tree, *rest: Tree
+    function: Callable[..., tuple[Any, ...]],
+    outputs: int,
+    tree: Tree,
+    *rest: Tree,
+    is_leaf: Callable[[Any], bool] | None = None,
 ) -> tuple[Tree, ...]:
     """Maps a function that returns ``outputs`` values, and gives back as many trees.
 
     ``rest`` may hold whole subtrees where ``tree`` has leaves.
     """
-    leaves = jax.tree.leaves(tree)
-    structure: Any = jax.tree.structure(tree)
+    leaves = jax.tree.leaves(tree, is_leaf=is_leaf)
+    structure: Any = jax.tree.structure(tree, is_leaf=is_leaf)
     columns = [structure.flatten_up_to(other) for other in rest]
     results = [function(*row) for row in zip(leaves, *columns, strict=True)]
     return tuple(structure.unflatten([result[i] for result in results]) for i in range(outputs))
@@ -92,3 +96,23 @@ def wide_dtype(x: jax.typing.ArrayLike) -> jnp.dtype:
     if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
         raise TypeError("complex parameters are not supported: hold real and imaginary part apart")
     return jnp.promote_types(jnp.result_type(x), jnp.float32)
+
+
+def check_floating(params: Tree) -> None:
+    """Raises unless every leaf of ``params`` is a real floating-point array.
+
+    Raises:
+      TypeError: one is not; its path and dtype are named.
+    """
+    for path, x in jax.tree.leaves_with_path(params):
+        dtype = jnp.result_type(x)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            advice = (
+                "hold real and imaginary part apart"
+                if jnp.issubdtype(dtype, jnp.complexfloating)
+                else "leave it out with optax.masked or optax.partition"
+            )
+            name = path_name(path) or "the parameter"
+            raise TypeError(
+                f"parameters must be floating-point, {name} has dtype {dtype}: {advice}"
+            )

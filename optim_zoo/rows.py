@@ -1,0 +1,388 @@
+"""The gradient of a few rows of a table, and steps that touch those rows alone.
+
+An embedding table of a million rows of which a batch reads eight thousand has a gradient that is
+zero almost everywhere. `value_and_grad` gives the rows that are not, as `SparseRows`; `lazy_adam`
+moves those rows and their moments; `apply_updates` adds them to the table, in place where the
+table is donated::
+
+    def loss_fn(params, batch):
+        x = params["embed"][batch["ids"]]  # the gather that is seen
+        ...
+
+    loss, grads = rows.value_and_grad(loss_fn, ["^embed$"])(params, batch)
+    updates, state = tx.update(grads, state, params)
+    params = optim_zoo.apply_updates(params, updates)
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import jax
+import jax.extend.random
+import jax.numpy as jnp
+import numpy as np
+
+from optim_zoo import rules
+from optim_zoo.tree import Tree, is_partial, leaf_paths, map_with_path, path_name, wide
+
+_HINT = "only optim_zoo's pieces and optim_zoo.apply_updates take SparseRows; or use to_dense()"
+
+
+def _no_randomness(*_: Any, **__: Any) -> NoReturn:
+    raise TypeError(f"the ids of SparseRows are no random keys: {_HINT}")
+
+
+# JAX has one kind of array that no arithmetic reaches, that of random keys. Ids travel as such,
+# so that a foreign transformation that scales, clips, adds or sums every leaf raises instead of
+# changing them in silence. The tag stands in JAX's own error messages.
+_OPAQUE = jax.extend.random.define_prng_impl(
+    key_shape=(1,),
+    seed=_no_randomness,
+    split=_no_randomness,
+    random_bits=_no_randomness,
+    fold_in=_no_randomness,
+    name="sparse_rows_ids",
+    tag=f"ids of SparseRows: {_HINT}",
+)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class SparseRows:
+    """Rows of an array of which all other rows are zero; rows of the same id add up.
+
+    It crosses ``jit``, ``scan`` and ``shard_map`` like any tree, but arithmetic on its leaves
+    raises: see `to_dense` for what a piece that does not know it can take.
+
+    Attributes:
+      ids: (n,), int32: which rows, in any order. ``num_rows`` is padding. An id that is known
+        only while traced cannot be checked: one outside [0, num_rows] is dropped like padding.
+      rows: (n, ...), the rows.
+      num_rows: rows of the whole array.
+    """
+
+    __array_ufunc__ = None  # NumPy leaves arithmetic to the methods below
+
+    def __init__(
+        self, ids: jax.typing.ArrayLike, rows: jax.typing.ArrayLike, num_rows: int
+    ) -> None:
+        """Raises ``TypeError`` or ``ValueError`` where the three do not fit one another."""
+        if isinstance(num_rows, bool) or not isinstance(num_rows, (int, np.integer)):
+            raise TypeError(f"SparseRows: num_rows must be a whole number, got {num_rows!r}")
+        if num_rows < 0:
+            raise ValueError(f"SparseRows: num_rows must be >= 0, got {num_rows}")
+        ids = ids if isinstance(ids, jax.Array) else np.asarray(ids)
+        rows = rows if isinstance(rows, jax.Array) else np.asarray(rows)
+        if not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise TypeError(f"SparseRows: ids must be integers, got {ids.dtype}")
+        if ids.ndim != 1 or rows.ndim < 1 or len(ids) != len(rows):
+            raise ValueError(
+                f"SparseRows: ids must have shape (n,) and rows (n, ...), got {ids.shape} "
+                f"and {rows.shape}"
+            )
+        if not isinstance(ids, jax.core.Tracer):
+            values = np.asarray(ids)
+            wrong = values[(values < 0) | (values > num_rows)]
+            if wrong.size:
+                raise ValueError(
+                    f"SparseRows: ids must be in [0, {num_rows}], {num_rows} being padding, "
+                    f"got {wrong[0]}"
+                )
+        ids = jnp.asarray(ids, jnp.int32)
+        self._ids = jax.random.wrap_key_data(ids.view(jnp.uint32)[:, None], impl=_OPAQUE)
+        self.rows = jnp.asarray(rows)
+        self.num_rows = int(num_rows)
+
+    @property
+    def ids(self) -> jax.Array:
+        """(n,), int32."""
+        return jax.random.key_data(self._ids)[:, 0].view(jnp.int32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole array."""
+        return (self.num_rows, *self.rows.shape[1:])
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the rows."""
+        return self.rows.dtype
+
+    def with_rows(self, rows: jax.Array) -> "SparseRows":
+        """Other rows under the same ids."""
+        return self.tree_unflatten(self.num_rows, (rows, self._ids))
+
+    def to_dense(self) -> jax.Array:
+        """The whole array, zeros included."""
+        return jnp.zeros(self.shape, self.dtype).at[self._known()].add(self.rows, mode="drop")
+
+    def merged(self) -> "SparseRows":
+        """The same with every id once, in rising order, then padding; n stays what it was.
+
+        Rows of the same id are added in float32 or wider.
+        """
+        n = len(self.rows)
+        if n == 0:
+            return self
+        ids = self._known()
+        order = jnp.argsort(ids)
+        ids = ids[order]
+        is_first = jnp.concatenate([jnp.ones(1, bool), ids[1:] != ids[:-1]])
+        place = jnp.cumsum(is_first) - 1
+        rows = jax.ops.segment_sum(
+            wide(self.rows)[order], place, num_segments=n, indices_are_sorted=True
+        )
+        unique = jnp.full(n, self.num_rows, jnp.int32)
+        unique = unique.at[place].set(ids, indices_are_sorted=True)
+        return SparseRows(unique, rows, self.num_rows)
+
+    def _known(self) -> jax.Array:
+        """The ids, those out of range made padding."""
+        ids = self.ids
+        return jnp.where((ids < 0) | (ids > self.num_rows), self.num_rows, ids)
+
+    def __repr__(self) -> str:
+        return (
+            f"SparseRows(ids={self._ids.shape}, rows={self.rows.shape}, num_rows={self.num_rows})"
+        )
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise TypeError(f"SparseRows has no arithmetic: {_HINT}")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
+    __truediv__ = __rtruediv__ = __neg__ = __jax_array__ = __array__ = _refuse
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[Any, Any], int]:
+        """The leaves are the rows and the opaque ids."""
+        key = jax.tree_util.GetAttrKey
+        return ((key("rows"), self.rows), (key("ids"), self._ids)), self.num_rows
+
+    def tree_flatten(self) -> tuple[tuple[Any, Any], int]:
+        """As `tree_flatten_with_keys`, without keys."""
+        return (self.rows, self._ids), self.num_rows
+
+    @classmethod
+    def tree_unflatten(cls, num_rows: int, children: Sequence[Any]) -> "SparseRows":
+        """Checks nothing: while JAX handles trees, leaves may be anything."""
+        made = object.__new__(cls)
+        made.rows, made._ids = children
+        made.num_rows = num_rows
+        return made
+
+
+def is_sparse(x: Any) -> bool:
+    """Whether ``x`` is `SparseRows`: ``is_leaf`` of every map over gradients."""
+    return isinstance(x, SparseRows)
+
+
+def on_rows(function: Callable[..., jax.Array], u: Any, *rest: Any) -> Any:
+    """``function`` of an array, or of the rows of `SparseRows`."""
+    return u.with_rows(function(u.rows, *rest)) if is_sparse(u) else function(u, *rest)
+
+
+def check_updates(piece: str, updates: Tree, like: Tree, *, sparse: bool = False) -> None:
+    """Raises unless ``updates`` is a tree like ``like``, leaf by leaf of the same shape.
+
+    Args:
+      piece: who asks, for the message.
+      updates: gradients or what a chain made of them.
+      like: the parameters, or state that is like them.
+      sparse: whether the piece takes `SparseRows`.
+
+    Raises:
+      ValueError: a leaf is missing or has another shape; its path and both shapes are named.
+      TypeError: `SparseRows` reached a piece that does not take it.
+    """
+    given = jax.tree.leaves_with_path(updates, is_leaf=is_sparse)
+    if not sparse:
+        for path, u in given:
+            if is_sparse(u):
+                raise TypeError(
+                    f"{piece} takes no SparseRows, which the gradient of {path_name(path)} is: "
+                    f"use lazy_adam for it (optax.partition), or its to_dense()"
+                )
+    structure: Any = jax.tree.structure(updates, is_leaf=is_sparse)
+    try:
+        expected = structure.flatten_up_to(like)
+    except (ValueError, TypeError, KeyError):
+        expected = None
+    if expected is None or len(expected) != len(jax.tree.leaves(like)):
+        ours, theirs = leaf_paths(like), [path_name(path) for path, _ in given]
+        apart = sorted(set(ours) ^ set(theirs))
+        what = f"they differ at {', '.join(apart[:5])}" if apart else "their containers differ"
+        raise ValueError(f"{piece}: gradients must be a tree like the parameters; {what}")
+    for (path, u), x in zip(given, expected, strict=True):
+        if jnp.shape(u) != jnp.shape(x) and not is_partial(x):
+            raise ValueError(
+                f"{piece}: the gradient of {path_name(path) or 'the parameter'} has shape "
+                f"{jnp.shape(u)}, its parameter {jnp.shape(x)}"
+            )
+
+
+def apply_updates(params: Tree, updates: Tree) -> Tree:
+    """``params + updates``, where a leaf of ``updates`` may be `SparseRows`.
+
+    Dense leaves are added as by ``optax.apply_updates``. Rows are added to the rows of their
+    table, and nothing else of it is touched: in place under ``jit`` where ``params`` is donated.
+
+    Raises:
+      ValueError: a leaf of ``updates`` has another shape than its parameter.
+    """
+    structure: Any = jax.tree.structure(params, is_leaf=lambda x: x is None)
+    check_updates("apply_updates", updates, params, sparse=True)
+
+    def add(x: jax.Array | None, u: Any) -> jax.Array | None:
+        if x is None or u is None:
+            return x
+        x = jnp.asarray(x)
+        if not is_sparse(u):
+            return (x + u).astype(x.dtype)
+        if u.dtype == x.dtype:
+            return x.at[u._known()].add(u.rows, mode="drop")
+        # In the wider dtype first, then rounded once, as a dense leaf is.
+        u = u.merged()
+        moved = (x.at[u.ids].get(mode="clip") + u.rows).astype(x.dtype)
+        return x.at[u.ids].set(moved, mode="drop")
+
+    leaves = zip(structure.flatten_up_to(params), structure.flatten_up_to(updates), strict=True)
+    return structure.unflatten([add(x, u) for x, u in leaves])
+
+
+class Table:
+    """What the loss of `value_and_grad` gets in place of a table: index it with integer ids.
+
+    ``table[ids]`` gathers rows, shape ``ids.shape + row shape``; a row of an id outside
+    [0, num_rows) is zero and has no gradient.
+    """
+
+    def __init__(
+        self, path: str, table: jax.Array, tap: Callable[[str, jax.Array, jax.Array], jax.Array]
+    ) -> None:
+        self._path, self._table, self._tap = path, table, tap
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the table."""
+        return self._table.shape
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the table."""
+        return self._table.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Of the table."""
+        return self._table.ndim
+
+    def __getitem__(self, ids: Any) -> jax.Array:
+        if not isinstance(ids, (int, np.integer, np.ndarray, jax.Array)) or not jnp.issubdtype(
+            jnp.result_type(ids), jnp.integer
+        ):
+            raise TypeError(
+                f"rows.value_and_grad: the table {self._path} is read by an array of integer ids, "
+                f"got {ids!r}"
+            )
+        ids = jnp.asarray(ids, jnp.int32)
+        ids = jnp.where(ids < 0, self.shape[0], ids)  # no wrapping around: padding
+        rows = self._table.at[ids].get(mode="fill", fill_value=0)
+        return self._tap(self._path, ids, rows)
+
+    def __iter__(self) -> NoReturn:
+        self.__jax_array__()
+
+    def __jax_array__(self) -> NoReturn:
+        raise TypeError(
+            f"rows.value_and_grad: the loss must read the table {self._path} as table[ids]; "
+            f"anything else has a dense gradient"
+        )
+
+    __array__ = __jax_array__
+
+
+def value_and_grad(
+    loss_fn: Callable[..., Any], tables: rules.Patterns, *, has_aux: bool = False
+) -> Callable[..., tuple[Any, Tree]]:
+    """As ``jax.value_and_grad(loss_fn)``, with `SparseRows` for the gradients of ``tables``.
+
+    In ``loss_fn(params, ...)`` the tables are read by ``params["embed"][ids]``, with ids of any
+    shape and any number of times. No array of a table's size is made: what is differentiated is
+    the gathered rows. The gather has to stand in ``loss_fn`` itself; inside an inner ``scan``,
+    ``vmap``, ``jit`` or ``checkpoint`` the ids are not seen, and JAX raises. A table that is read
+    in another way, such as ``x @ table.T``, raises too: its gradient is dense.
+
+    Args:
+      loss_fn: ``(params, *args, **kwargs) -> loss``, or ``(loss, aux)``.
+      tables: path patterns of leaves of ``params`` that are tables.
+      has_aux: whether ``loss_fn`` returns ``(loss, aux)``.
+
+    Returns:
+      A function of the arguments of ``loss_fn`` that returns ``(loss, gradients)``, or
+      ``((loss, aux), gradients)``.
+
+    Raises:
+      ValueError: a pattern matches no leaf of ``params``.
+    """
+    rules.check_patterns("tables", tables)
+
+    @functools.wraps(loss_fn)
+    def with_grad(params: Tree, *args: Any, **kwargs: Any) -> tuple[Any, Tree]:
+        rules.check_matches("tables", tables, params)
+        is_table = rules.mask(tables, params)
+        gathered: list[tuple[str, jax.Array]] = []  # path and ids of each read, in order
+
+        def loss(dense: Tree, taps: Sequence[jax.Array] | None) -> tuple[jax.Array, Any]:
+            gathered.clear()
+
+            def tap(path: str, ids: jax.Array, rows: jax.Array) -> jax.Array:
+                gathered.append((path, ids))
+                return rows if taps is None else rows + taps[len(gathered) - 1]
+
+            def as_seen(path: str, x: jax.Array, table: bool, d: jax.Array) -> Any:
+                return Table(path, jax.lax.stop_gradient(x), tap) if table else d
+
+            seen = map_with_path(as_seen, params, is_table, dense)
+            result = loss_fn(seen, *args, **kwargs)
+            value, aux = result if has_aux else (result, None)
+            return value, (aux, [ids for _, ids in gathered])
+
+        # None in place of tables would change the structure; zeros of no size do not.
+        dense = jax.tree.map(
+            lambda x, table: jnp.zeros((), x.dtype) if table else x, params, is_table
+        )
+        _, (_, shapes) = jax.eval_shape(lambda dense: loss(dense, None), dense)
+        row_types = {
+            p: (x.shape[1:], x.dtype)
+            for p, x in zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
+        }
+        taps = [
+            jnp.zeros(ids.shape + row_types[path][0], row_types[path][1])
+            for (path, _), ids in zip(gathered, shapes, strict=True)
+        ]
+        (value, (aux, ids)), (dense_grads, row_grads) = jax.value_and_grad(
+            loss, argnums=(0, 1), has_aux=True
+        )(dense, taps)
+        reads = [path for path, _ in gathered]
+
+        def gradient(path: str, x: jax.Array, table: bool, g: jax.Array) -> Any:
+            if not table:
+                return g
+            shape, dtype = row_types[path]
+            mine = [i for i, read in enumerate(reads) if read == path]
+            parts = [ids[i].reshape(-1) for i in mine] or [jnp.zeros(0, jnp.int32)]
+            rows = [row_grads[i].reshape(-1, *shape) for i in mine] or [
+                jnp.zeros((0, *shape), dtype)
+            ]
+            return SparseRows(
+                _padded(jnp.concatenate(parts), len(x)), jnp.concatenate(rows), len(x)
+            )
+
+        grads = map_with_path(gradient, params, is_table, dense_grads)
+        return ((value, aux) if has_aux else value), grads
+
+    return with_grad
+
+
+def _padded(ids: jax.Array, num_rows: int) -> jax.Array:
+    """Ids past the end made padding, so that eager code may hold what a trace may."""
+    return jnp.minimum(ids, num_rows)
