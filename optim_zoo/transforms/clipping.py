@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optim_zoo import layers, ranges
+from optim_zoo import layers, ranges, rows
 from optim_zoo.tree import Tree, wide
 
 
@@ -17,25 +17,31 @@ class ClipByGlobalNormState(NamedTuple):
 
 
 def clip_by_global_norm(
-    max_norm: jax.typing.ArrayLike, axis_name: layers.AxisName = None
+    max_norm: jax.typing.ArrayLike,
+    axis_name: layers.AxisName = None,
+    *,
+    eps: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformation:
     """Scales all updates so that their common norm is at most ``max_norm``.
 
     ::
 
-        g <- g max_norm / max(G, max_norm),   G = sqrt(sum over all leaves of |g|^2)
+        g <- min(1, max_norm / (G + eps)) g,   G = sqrt(sum over all leaves of |g|^2)
 
     as ``tf.clip_by_global_norm`` in BERT's ``create_optimizer``. G is float32 or wider, where
-    ``optax.clip_by_global_norm`` sums in the gradients' own dtype, and is kept in the state.
+    ``optax.clip_by_global_norm`` sums in the gradients' own dtype, and is kept in the state. Of
+    `SparseRows` the rows of the same id count as one, their sum.
 
     Args:
       max_norm: > 0; ``inf`` clips nothing and only keeps G.
       axis_name: the mesh axes the gradients are cut over, as for `scale_by_trust_ratio`.
+      eps: >= 0; 1e-6 in ``torch.nn.utils.clip_grad_norm_``.
 
     Raises:
-      ValueError: ``max_norm`` is not above 0.
+      ValueError: ``max_norm`` is not above 0, or ``eps`` negative.
     """
     ranges.check("max_norm", max_norm, 0.0, open_low=True)
+    ranges.check("eps", eps, 0.0, open_high=True)
     layers.check_axis_name(axis_name)
 
     def init(params: Tree) -> ClipByGlobalNormState:
@@ -46,14 +52,23 @@ def clip_by_global_norm(
         updates: Tree, state: ClipByGlobalNormState, params: Tree | None = None
     ) -> tuple[Tree, ClipByGlobalNormState]:
         del params
-        axis_names = layers.assign_axis_names(axis_name, updates)
+        updates = jax.tree.map(
+            lambda g: g.merged() if rows.is_sparse(g) else g, updates, is_leaf=rows.is_sparse
+        )
+        arrays = jax.tree.map(
+            lambda g: g.rows if rows.is_sparse(g) else g, updates, is_leaf=rows.is_sparse
+        )
+        axis_names = layers.assign_axis_names(axis_name, arrays)
         squares = jax.tree.map(
-            lambda g, names: layers.squared_norm(g, (), names), updates, axis_names
+            lambda g, names: layers.squared_norm(g, (), names), arrays, axis_names
         )
         gradient_norm = jnp.sqrt(sum(jax.tree.leaves(squares), jnp.zeros((), jnp.float32)))
         # So that G = NaN scales by NaN: no leaf passes unclipped beside a broken one.
-        scale = jnp.where(gradient_norm <= max_norm, 1.0, max_norm / gradient_norm)
-        clipped = jax.tree.map(lambda g: wide(g) * scale, updates)
+        norm = gradient_norm + eps
+        scale = jnp.where(norm <= max_norm, 1.0, max_norm / norm)
+        clipped = jax.tree.map(
+            lambda g: rows.on_rows(lambda g: wide(g) * scale, g), updates, is_leaf=rows.is_sparse
+        )
         return clipped, ClipByGlobalNormState(gradient_norm.astype(jnp.float32))
 
     return optax.GradientTransformation(init, update)

@@ -1,0 +1,69 @@
+"""AdaGrad's direction (Duchi, Hazan and Singer, JMLR 12, 2011)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optim_zoo import ranges, rows
+from optim_zoo.transforms.moments import zero_moment
+from optim_zoo.transforms.rms import divide_by_root
+from optim_zoo.tree import Tree, map_to_several
+
+
+class ScaleByAdagradState(NamedTuple):
+    """State of `scale_by_adagrad`."""
+
+    sum_of_squares: Tree  # like the parameters, in float32 or wider
+
+
+def scale_by_adagrad(
+    initial_accumulator_value: jax.typing.ArrayLike = 0.1,
+    eps: jax.typing.ArrayLike = 1e-7,
+    *,
+    eps_in_sqrt: bool = True,
+) -> optax.GradientTransformation:
+    """Divides gradients g by the root of the sum of all their squares.
+
+    ::
+
+        s <- s + g^2,   s_0 = initial_accumulator_value
+        u  = g / sqrt(s + eps)   or, eps_in_sqrt=False,  g / (sqrt(s) + eps)
+
+    ``optax.scale_by_rss`` computes the same; here s is float32 or wider.
+
+    Args:
+      initial_accumulator_value: >= 0.
+      eps: >= 0; where the root and eps are both 0, u is 0.
+      eps_in_sqrt: where eps stands: inside in optax and Keras, outside in torch.
+
+    Raises:
+      ValueError: a number is out of its range.
+      TypeError: a parameter is not floating-point.
+    """
+    ranges.check("initial_accumulator_value", initial_accumulator_value, 0.0, open_high=True)
+    ranges.check("eps", eps, 0.0, open_high=True)
+
+    def init(params: Tree) -> ScaleByAdagradState:
+        return ScaleByAdagradState(
+            jax.tree.map(
+                lambda zero: jnp.full_like(zero, initial_accumulator_value), zero_moment(params)
+            )
+        )
+
+    def update(
+        updates: Tree, state: ScaleByAdagradState, params: Tree | None = None
+    ) -> tuple[Tree, ScaleByAdagradState]:
+        del params
+        rows.check_updates("scale_by_adagrad", updates, state.sum_of_squares)
+
+        def step(g: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
+            g = g.astype(s.dtype)
+            s = s + jnp.square(g)
+            return divide_by_root(g, s, eps, eps_in_sqrt=eps_in_sqrt), s
+
+        directions, sums = map_to_several(step, 2, updates, state.sum_of_squares)
+        return directions, ScaleByAdagradState(sums)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,96 @@
+"""Momentum: heavy ball (Polyak, 1964), Nesterov's, and as a moving average."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optim_zoo import ranges, rows
+from optim_zoo.transforms.moments import moment, zero_moment
+from optim_zoo.tree import Tree, map_to_several
+
+
+class TraceMomentumState(NamedTuple):
+    """State of `trace_momentum`."""
+
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    momentum: Tree  # like the parameters, in float32 or wider
+
+
+def trace_momentum(
+    decay: jax.typing.ArrayLike = 0.9,
+    *,
+    ema: bool = False,
+    nesterov: bool = False,
+    dampening: jax.typing.ArrayLike = 0.0,
+) -> optax.GradientTransformation:
+    """Turns updates g into their momentum m.
+
+    ::
+
+        m <- decay m + (1 - dampening) g      heavy ball; at the first step m <- g
+        m <- decay m + (1 - decay) g          ema
+        u  = m,  or with nesterov  u = decay m + g
+
+    The heavy ball with dampening is ``torch.optim.SGD``'s. ``optax.trace`` and ``optax.ema``
+    compute the same without it; here m is float32 or wider, so that its dtype stays.
+
+    Args:
+      decay: in [0, 1).
+      ema: the moving average, from zero and without bias correction.
+      nesterov: looks one step ahead; of the heavy ball only.
+      dampening: of the heavy ball, in [0, 1].
+
+    Raises:
+      ValueError: a number is out of its range; ``nesterov`` without momentum, with ``dampening``
+        or with ``ema``; ``dampening`` with ``ema``.
+      TypeError: a parameter is not floating-point.
+    """
+    ranges.check("dampening", dampening, 0.0, 1.0)
+    damped = isinstance(dampening, jax.core.Tracer) or bool(dampening != 0)
+    if nesterov:
+        if not isinstance(decay, jax.core.Tracer) and decay == 0:
+            raise ValueError("nesterov needs a momentum above 0, got 0: set momentum, such as 0.9")
+        if damped or ema:
+            what = "ema" if ema else f"dampening {dampening}"
+            raise ValueError(f"nesterov is of the undamped heavy ball, got {what}: leave one out")
+    if ema and damped:
+        raise ValueError(f"dampening is of the heavy ball, got {dampening} with ema: leave one out")
+
+    def gain(count: jax.Array) -> jax.typing.ArrayLike:
+        if ema:
+            return 1 - decay
+        return jnp.where(count == 0, 1.0, 1 - dampening) if damped else 1.0
+
+    return trace_with_gain("trace_momentum", decay, gain, nesterov=nesterov)
+
+
+def trace_with_gain(
+    piece: str,
+    decay: jax.typing.ArrayLike,
+    gain: Callable[[jax.Array], jax.typing.ArrayLike],
+    *,
+    nesterov: bool,
+) -> optax.GradientTransformation:
+    """M <- decay m + gain(step) g, the first step being 0; see `trace_momentum`."""
+    ranges.check_decay("momentum", decay)
+
+    def init(params: Tree) -> TraceMomentumState:
+        return TraceMomentumState(jnp.zeros((), jnp.int32), zero_moment(params))
+
+    def update(
+        updates: Tree, state: TraceMomentumState, params: Tree | None = None
+    ) -> tuple[Tree, TraceMomentumState]:
+        del params
+        rows.check_updates(piece, updates, state.momentum)
+
+        def step(g: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array]:
+            m = moment(g, m, decay, gain(state.count))
+            return (jnp.asarray(decay * m + g, m.dtype) if nesterov else m), m
+
+        directions, m = map_to_several(step, 2, updates, state.momentum)
+        return directions, TraceMomentumState(optax.safe_increment(state.count), m)
+
+    return optax.GradientTransformation(init, update)
