@@ -4,7 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from optim_zoo import adamw
+from optim_zoo import adam, adamw
+from tests.optimizers.problems import assert_same_path, problem, schedule, train_in_float64
 from tests.reference import adamw as reference
 
 SHAPES = {"kernel": (5, 3), "bias": (3,)}
@@ -44,3 +45,20 @@ def test_the_decay_is_decoupled() -> None:
     params = {"x": jnp.asarray([1.0, -20.0])}
     updates, _ = tx.update({"x": jnp.zeros(2)}, tx.init(params), params)
     np.testing.assert_allclose(updates["x"], -0.05 * params["x"], rtol=1e-6)
+
+
+def test_without_decay_it_is_adam(rng: np.random.Generator) -> None:
+    params, grads = problem(rng)
+    assert_same_path(
+        train_in_float64(lambda: adamw(schedule, 0.7, 0.8, 1e-3, weight_decay=0.0), params, grads),
+        train_in_float64(lambda: adam(schedule, 0.7, 0.8, 1e-3), params, grads),
+    )
+
+
+def test_the_algorithm_in_float64(rng: np.random.Generator) -> None:
+    params, grads = problem(rng)
+    arguments = {"b1": 0.7, "b2": 0.8, "eps": 1e-3, "weight_decay": 0.3}
+    assert_same_path(
+        train_in_float64(lambda: adamw(schedule, **arguments), params, grads),
+        reference.adamw(params, grads, learning_rate=schedule, **arguments),
+    )

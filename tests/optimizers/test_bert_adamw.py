@@ -1,8 +1,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from optim_zoo import adamw, bert_adamw
+from tests.optimizers.problems import assert_same_path, problem, schedule, train_in_float64
+from tests.reference import bert_adamw as reference
 
 PARAMS = {
     "encoder": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
@@ -10,6 +13,41 @@ PARAMS = {
     "layer_norm_1": {"scale": jnp.ones(2)},
 }
 GRADS = jax.tree.map(lambda x: 0.01 * x, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("ours", "papers"),
+    [
+        ({}, {"undecayed": ("bias",)}),
+        (
+            {"b1": 0.7, "b2": 0.8, "eps": 1e-3, "weight_decay": 0.3,
+             "exclude_from_weight_decay": ["^conv$"]},
+            {"b1": 0.7, "b2": 0.8, "eps": 1e-3, "weight_decay": 0.3, "undecayed": ("conv",)},
+        ),
+    ],
+)  # fmt: skip
+def test_the_algorithm(rng: np.random.Generator, ours: dict, papers: dict) -> None:
+    params, grads = problem(rng)
+    trajectory = train_in_float64(lambda: bert_adamw(schedule, **ours), params, grads)
+    assert_same_path(
+        trajectory, reference.bert_adamw(params, grads, learning_rate=schedule, **papers)
+    )
+
+
+def test_it_is_adamw_without_bias_correction(rng: np.random.Generator) -> None:
+    params, grads = problem(rng)
+    assert_same_path(
+        train_in_float64(
+            lambda: bert_adamw(schedule, weight_decay=0.3, exclude_from_weight_decay=()),
+            params,
+            grads,
+        ),
+        train_in_float64(
+            lambda: adamw(schedule, eps=1e-6, weight_decay=0.3, bias_correction=False),
+            params,
+            grads,
+        ),
+    )
 
 
 def test_the_defaults_are_berts() -> None:

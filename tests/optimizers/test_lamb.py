@@ -4,7 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from optim_zoo import lamb, metrics, schedules, split, stacked
+from optim_zoo import adamw, lamb, metrics, schedules, split, stacked
+from tests.optimizers import problems
 from tests.reference import lamb as reference
 
 Arrays = dict[str, np.ndarray]
@@ -121,3 +122,37 @@ def test_layers_are_in_row_major_order(rng: np.random.Generator) -> None:
         _, state = _train(tx, {"x": x}, [{"x": x}])
         norms = np.linalg.norm(x.reshape(2, 3, 2), axis=-1).reshape(-1)
         np.testing.assert_allclose(metrics.read(state)["parameter_norm/x"], norms, rtol=1e-6)
+
+
+def test_with_the_ratio_held_at_1_it_is_adamw(rng: np.random.Generator) -> None:
+    params, grads = problems.problem(rng)
+    arguments = {"b1": 0.7, "b2": 0.8, "eps": 1e-3, "weight_decay": 0.3}
+    schedule = problems.schedule
+    problems.assert_same_path(
+        problems.train_in_float64(
+            lambda: lamb(schedule, ratio_bounds=(1.0, 1.0), **arguments), params, grads
+        ),
+        problems.train_in_float64(lambda: adamw(schedule, **arguments), params, grads),
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "papers"),
+    [
+        ({}, {}),
+        (
+            {"b1": 0.7, "b2": 0.8, "eps": 1e-3, "weight_decay": 0.3, "phi_bounds": (0.5, 2.0)},
+            {"b1": 0.7, "b2": 0.8, "eps": 1e-3, "weight_decay": 0.3,
+             "phi": lambda z: min(max(z, 0.5), 2.0)},
+        ),
+    ],
+)  # fmt: skip
+def test_the_papers_algorithm_in_float64(
+    rng: np.random.Generator, ours: dict, papers: dict
+) -> None:
+    params, grads = problems.problem(rng)
+    schedule = problems.schedule
+    problems.assert_same_path(
+        problems.train_in_float64(lambda: lamb(schedule, **ours), params, grads),
+        reference.lamb(params, grads, learning_rate=schedule, **papers),
+    )

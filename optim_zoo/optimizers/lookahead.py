@@ -1,0 +1,106 @@
+"""Lookahead (Zhang et al., Lookahead Optimizer: k steps forward, 1 step back, arXiv 1907.08610)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optim_zoo import ranges, rows
+from optim_zoo.tree import Tree, check_floating, map_to_several, wide
+
+
+class LookaheadState(NamedTuple):
+    """State of `lookahead`."""
+
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    slow: Tree  # like the parameters, in float32 or wider: the slow weights
+    inner: Any  # state of the inner optimizer
+
+
+def lookahead(
+    inner: optax.GradientTransformation,
+    sync_period: int = 6,
+    slow_step_size: jax.typing.ArrayLike = 0.5,
+) -> optax.GradientTransformationExtraArgs:
+    """Lets slow weights follow those of an inner optimizer, and goes back to them.
+
+    ::
+
+        fast <- inner step
+        after steps sync_period, 2 sync_period, ...:
+            slow <- slow + slow_step_size (fast - slow),   fast <- slow
+
+    The parameters are the fast weights and stay plain; the slow ones are in the state and begin
+    as a copy of the parameters, as in the paper's code for PyTorch. (``optax.lookahead`` takes
+    parameters that hold both.) Agrees with it (0.2.8) to 1e-9 in float64.
+
+    Args:
+      inner: an optimizer, with its learning rate. Its own state is not changed.
+      sync_period: k of the paper, a whole number >= 1.
+      slow_step_size: alpha of the paper, in (0, 1].
+
+    Raises:
+      TypeError: ``inner`` is no ``optax.GradientTransformation``, or its updates are `SparseRows`.
+      ValueError: a number is out of its range; ``update`` is called without parameters.
+    """
+    ranges.check_count("sync_period", sync_period, 1)
+    ranges.check("slow_step_size", slow_step_size, 0.0, 1.0, open_low=True)
+    return synchronize(inner, lambda t: t % sync_period == 0, lambda t: slow_step_size)
+
+
+def synchronize(
+    inner: optax.GradientTransformation,
+    is_due: Callable[[jax.Array], jax.Array],
+    slow_step_size: Callable[[jax.Array], jax.typing.ArrayLike],
+    *,
+    slow_starts_at_zero: bool = False,
+    after: Callable[[jax.Array, Any], Any] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Lookahead where all that its implementations differ in is told.
+
+    Args:
+      inner: an optimizer.
+      is_due: whether to synchronize after step t = 1, 2, ...; () int32 -> () bool.
+      slow_step_size: alpha, of step t.
+      slow_starts_at_zero: the defect of some of them; else slow starts as the parameters.
+      after: (is due, state of inner) -> state of inner.
+    """
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(f"inner must be an optax.GradientTransformation, got {inner!r}")
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Tree) -> LookaheadState:
+        check_floating(params)
+        # + 0: a copy, for the state must not share memory with parameters that are donated.
+        slow = jax.tree.map(lambda x: wide(x) * (not slow_starts_at_zero) + 0, params)
+        return LookaheadState(jnp.zeros((), jnp.int32), slow, inner.init(params))
+
+    def update(
+        updates: Tree, state: LookaheadState, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[Tree, LookaheadState]:
+        if params is None:
+            raise ValueError("lookahead needs the parameters: update(grads, state, params)")
+        rows.check_updates("lookahead", updates, params)
+        steps, inner_state = inner.update(updates, state.inner, params, **extra_args)
+        t = optax.safe_increment(state.count)
+        alpha = slow_step_size(t)
+
+        def synchronized(u: jax.Array, x: jax.Array, slow: jax.Array) -> tuple[jax.Array, ...]:
+            fast = wide(x) + u
+            slow = jnp.asarray(slow + alpha * (fast - slow), slow.dtype)
+            return (slow - wide(x)).astype(u.dtype), slow
+
+        due = is_due(t)
+        steps, slow = jax.lax.cond(
+            due,
+            lambda steps, slow: map_to_several(synchronized, 2, steps, params, slow),
+            lambda steps, slow: (steps, slow),
+            steps,
+            state.slow,
+        )
+        inner_state = inner_state if after is None else after(due, inner_state)
+        return steps, LookaheadState(t, slow, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)

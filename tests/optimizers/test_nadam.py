@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from optim_zoo import adam, nadam
+from tests.optimizers.problems import assert_same_path, problem, schedule, train_in_float64
+from tests.reference import nadam as reference
+
+
+@pytest.mark.parametrize("arguments", [{}, {"b1": 0.7, "b2": 0.8, "eps": 1e-3}])
+def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
+    params, grads = problem(rng)
+    trajectory = train_in_float64(lambda: nadam(schedule, **arguments), params, grads)
+    assert_same_path(
+        trajectory, reference.nadam(params, grads, learning_rate=schedule, **arguments)
+    )
+
+
+def test_without_momentum_it_is_adam(rng: np.random.Generator) -> None:
+    params, grads = problem(rng)
+    assert_same_path(
+        *(train_in_float64(lambda f=f: f(schedule, b1=0.0), params, grads) for f in (nadam, adam))
+    )
+
+
+def test_a_new_gradient_counts_for_more_than_in_adam() -> None:
+    """What Nesterov's look-ahead is for: when the gradient turns, so does the step, and sooner."""
+    gradients = [{"x": np.asarray([g])} for g in (1.0, 1.0, 1.0, -2.0)]
+    nesterov, plain = (
+        train_in_float64(lambda f=f: f(0.1), {"x": np.zeros(1)}, gradients) for f in (nadam, adam)
+    )
+    assert plain[-1]["x"] < plain[-2]["x"]  # still the old way
+    assert nesterov[-1]["x"] > nesterov[-2]["x"]
+
+
+def test_under_a_constant_gradient_it_is_adam_in_the_long_run() -> None:
+    gradients = [{"x": np.ones(1)}] * 400
+    for f in (nadam, adam):
+        trajectory = train_in_float64(lambda f=f: f(0.1), {"x": np.zeros(1)}, gradients)
+        moved = float(trajectory[-2]["x"][0] - trajectory[-1]["x"][0])
+        assert moved == pytest.approx(0.1, rel=1e-6)
