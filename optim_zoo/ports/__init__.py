@@ -1,0 +1,48 @@
+"""Other libraries' optimizers under their own names and arguments, with the same numbers.
+
+One module a library: ``ports.torch.AdamW(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)``. Learning
+rates may be schedules. An argument that a source has and its port does not support raises
+``NotImplementedError``. Known defects of a source are reproduced; the docstring begins with them
+and names the repaired spelling. `from_state_dict` carries a torch run over.
+"""
+
+from optim_zoo.ports import (
+    albert,
+    apex,
+    bert,
+    jyhengcoder,
+    keras,
+    lifeiteng,
+    michaelrzhang,
+    mlperf,
+    nvidia,
+    pytorch_optimizer,
+    tensorflow_addons,
+    tf1,
+    tf_keras,
+    timm,
+    torch,
+    ymcui,
+)
+from optim_zoo.ports.state_dict import from_param_groups, from_state_dict
+
+__all__ = [
+    "albert",
+    "apex",
+    "bert",
+    "from_param_groups",
+    "from_state_dict",
+    "jyhengcoder",
+    "keras",
+    "lifeiteng",
+    "michaelrzhang",
+    "mlperf",
+    "nvidia",
+    "pytorch_optimizer",
+    "tensorflow_addons",
+    "tf1",
+    "tf_keras",
+    "timm",
+    "torch",
+    "ymcui",
+]

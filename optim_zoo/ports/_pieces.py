@@ -1,0 +1,214 @@
+"""What ports share: directions with eps in other places, decay in other places, and refusals."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optim_zoo import rules
+from optim_zoo.transforms.moments import Direction, bias, scale_by_moments
+from optim_zoo.transforms.radam import rectification
+from optim_zoo.tree import Tree, wide
+
+Rate = float | jax.Array | Callable[[Any], Any]  # a number, or step -> number, from step 0
+
+
+def refuse(port: str, **arguments: tuple[Any, Any]) -> None:
+    """Raises where an argument that the source has and the port has not is not its default.
+
+    Args:
+      port: the name of the port.
+      arguments: name=(value, the source's default).
+
+    Raises:
+      NotImplementedError: one differs; it is named.
+    """
+    for name, (value, default) in arguments.items():
+        if value is not default and value != default:
+            raise NotImplementedError(
+                f"{port} of optim_zoo does not support {name}={value!r}; leave it out "
+                f"(the source's default is {default!r})"
+            )
+
+
+def chain(*pieces: optax.GradientTransformation | None) -> optax.GradientTransformation:
+    """``optax.chain`` of the pieces that are there."""
+    return optax.chain(*(piece for piece in pieces if piece is not None))
+
+
+def at(rate: Rate, count: jax.Array) -> Any:
+    """The rate at a step, from 0."""
+    return rate(count) if callable(rate) else rate
+
+
+def negated(maximize: bool) -> optax.GradientTransformation | None:
+    """Gradients uphill, where torch is told to maximize."""
+    return optax.scale(-1.0) if maximize else None
+
+
+# Directions.
+
+
+def epsilon_hat(b1: float, b2: float, eps: float) -> Direction:
+    """Adam's direction with eps beside the uncorrected root, the paper's "epsilon hat".
+
+    ::
+
+        u = sqrt(c2) / c1 mu / (sqrt(nu) + eps),   c1 = 1 - b1^t, c2 = 1 - b2^t
+    """
+
+    def direction(g: jax.Array, mu: jax.Array, nu: jax.Array, t: jax.Array) -> jax.Array:
+        scale = jnp.sqrt(bias(b2, t)) / bias(b1, t)
+        return scale * mu / (jnp.sqrt(nu) + eps)
+
+    return direction
+
+
+def scale_by_adam_epsilon_hat(
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, *, lazy: bool = False
+) -> optax.GradientTransformation:
+    """`scale_by_adam`, or with ``lazy`` `scale_by_lazy_adam`, with `epsilon_hat`."""
+    return scale_by_moments("Adam", epsilon_hat(b1, b2, eps), b1, b2, eps, lazy=lazy)
+
+
+def radam_epsilon_hat(
+    b1: float,
+    b2: float,
+    eps: float,
+    *,
+    threshold: float = 5.0,
+    below: float = 1.0,
+) -> Direction:
+    """RAdam's direction with eps beside the uncorrected root.
+
+    ::
+
+        u = r_t sqrt(c2) / c1 mu / (sqrt(nu) + eps)   where rho_t >= threshold
+        u = below mu / c1                             before
+
+    ``>=`` and ``>`` do not differ: for no b2 is rho_t the threshold 5 itself.
+
+    Args:
+      b1, b2, eps, threshold: see `scale_by_radam`.
+      below: 1 momentum, 0 no step, -1 a step in the wrong direction.
+    """
+    hat = epsilon_hat(b1, b2, eps)
+
+    def direction(g: jax.Array, mu: jax.Array, nu: jax.Array, t: jax.Array) -> jax.Array:
+        rho, r = rectification(b2, t)
+        return jnp.where(rho >= threshold, r * hat(g, mu, nu, t), below * mu / bias(b1, t))
+
+    return direction
+
+
+def warmup_then_linear(
+    learning_rate: Rate, total_steps: int, warmup_proportion: float, min_lr: float, first: int
+) -> Rate:
+    """The schedule inside TensorFlow Addons' RectifiedAdam, none where ``total_steps`` is 0.
+
+    Args:
+      learning_rate: at the end of the warmup.
+      total_steps, warmup_proportion, min_lr: as there.
+      first: what the first step counts as; 1 there.
+    """
+    if not total_steps:
+        return learning_rate
+    warmup = total_steps * warmup_proportion
+
+    def schedule(count: jax.Array) -> jax.Array:
+        t = count + first
+        peak = at(learning_rate, count)
+        done = jnp.clip((t - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
+        return jnp.where(t <= warmup, peak * t / max(warmup, 1), peak + (min_lr - peak) * done)
+
+    return schedule
+
+
+# Decay.
+
+
+class DecayState(NamedTuple):
+    """State of `decay_before` and `decay_after`."""
+
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made
+    inner: Any  # state of the inner optimizer
+
+
+def decay_before(
+    inner: optax.GradientTransformation, fraction: Rate, exclude: rules.Patterns = ()
+) -> optax.GradientTransformation:
+    """X <- (1 - fraction) x, and from there the inner optimizer's step.
+
+    Args:
+      inner: sees the decayed parameters.
+      fraction: a number or a schedule; None or the number 0: no decay.
+      exclude: path patterns of leaves that are not decayed.
+    """
+
+    def combine(x: jax.Array, u: jax.Array, f: Any) -> jax.Array:
+        return u - f * wide(x)
+
+    return _decay(inner, fraction, exclude, before=True, combine=combine)
+
+
+def decay_after(
+    inner: optax.GradientTransformation, fraction: Rate, exclude: rules.Patterns = ()
+) -> optax.GradientTransformation:
+    """The inner optimizer's step, and then x <- (1 - fraction) x; see `decay_before`."""
+
+    def combine(x: jax.Array, u: jax.Array, f: Any) -> jax.Array:
+        return wide(u) - f * (wide(x) + u)
+
+    return _decay(inner, fraction, exclude, before=False, combine=combine)
+
+
+def _decay(
+    inner: optax.GradientTransformation,
+    fraction: Rate,
+    exclude: rules.Patterns,
+    *,
+    before: bool,
+    combine: Callable[[jax.Array, jax.Array, Any], jax.Array],
+) -> optax.GradientTransformation:
+    rules.check_patterns("exclude_from_weight_decay", exclude)
+    if fraction is None or (isinstance(fraction, (int, float)) and fraction == 0):
+        return inner
+
+    def init(params: Tree) -> DecayState:
+        rules.check_matches("exclude_from_weight_decay", exclude, params)
+        return DecayState(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update(
+        updates: Tree, state: DecayState, params: Tree | None = None
+    ) -> tuple[Tree, DecayState]:
+        if params is None:
+            raise ValueError("weight decay needs the parameters: update(grads, state, params)")
+        f = at(fraction, state.count)
+        excluded = rules.mask(exclude, params)
+        seen = params
+        if before:
+            seen = jax.tree.map(lambda x, skip: x if skip else wide(x) * (1 - f), params, excluded)
+        steps, inner_state = inner.update(updates, state.inner, seen)
+        steps = jax.tree.map(
+            lambda u, x, skip: (u if skip else combine(x, u, f)).astype(x.dtype),
+            steps,
+            params,
+            excluded,
+        )
+        return steps, DecayState(optax.safe_increment(state.count), inner_state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def times(rate: Rate, factor: float | None) -> Rate:
+    """Rate * factor; 0 where there is no factor."""
+    if not factor:
+        return 0.0
+    return (lambda count: rate(count) * factor) if callable(rate) else rate * factor
+
+
+def patterns(given: Sequence[str] | None) -> rules.Patterns:
+    """The patterns, none for None."""
+    return () if given is None else given

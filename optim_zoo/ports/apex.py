@@ -1,0 +1,37 @@
+"""``apex.optimizers`` (NVIDIA/apex 6424da3, ``csrc/multi_tensor_lamb.cu``)."""
+
+import optax
+
+from optim_zoo import rules
+from optim_zoo.ports._pieces import (0, 1e, 3, 9, 999, FusedLAMB, Rate, True, betas, bias_correction, bool, def, float, from, fused_lamb, import, in_source_words, lr, optim_zoo, ports, refuse, timm, tuple),
+    eps: float = 1e-6,
+    weight_decay: float = 0.01,
+    amsgrad: bool = False,
+    adam_w_mode: bool = True,
+    grad_averaging: bool = True,
+    set_grad_none: bool = True,
+    max_grad_norm: float = 1.0,
+    use_nvlamb: bool = False,
+    *,
+    exclude_from_weight_decay: rules.Patterns = (),
+) -> optax.GradientTransformation:
+    """A leaf that is not decayed loses its trust ratio, unless ``use_nvlamb``.
+
+    Gradients are clipped to the global norm ``max_grad_norm`` first (0: not). Without
+    ``adam_w_mode`` the decay is added to the clipped gradients. Agrees with a transcription of the
+    kernel to 1e-9 in float64, and with Apex's own reference in its tests to 2e-5 in float32.
+    """
+    refuse("apex.FusedLAMB", amsgrad=(amsgrad, False), set_grad_none=(set_grad_none, True))
+    return fused_lamb(
+        lr,
+        betas,
+        eps,
+        weight_decay,
+        bias_correction=bias_correction,
+        grad_averaging=grad_averaging,
+        max_grad_norm=max_grad_norm,
+        adapt_undecayed=use_nvlamb,
+        l2=not adam_w_mode,
+        exclude_from_weight_decay=exclude_from_weight_decay,
+        exclude_from_layer_adaptation=() if use_nvlamb else exclude_from_weight_decay,
+    )

@@ -1,0 +1,280 @@
+"""``keras.optimizers`` (3.15.1).
+
+Decay, where there is ``weight_decay``, comes before the step: x <- x - learning_rate weight_decay
+x, outside the momentum and the norms. What Keras says with ``exclude_from_weight_decay(...)``, a
+method, is the argument of that name. Of the arguments of its base class ``clipnorm`` (each array
+by itself), ``clipvalue`` and ``global_clipnorm`` are supported, of which the first that is set in
+this order counts: clipnorm, global_clipnorm, clipvalue. ``name`` changes nothing. The others are
+refused unless left out. Each agrees with Keras on JAX to 1e-9 in float64.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optim_zoo import layers, ranges, rules
+from optim_zoo.optimizers.adadelta import adadelta
+from optim_zoo.optimizers.adagrad import adagrad
+from optim_zoo.optimizers.rmsprop import rmsprop
+from optim_zoo.ports._pieces import (Rate, chain, decay_before, epsilon_hat, in_source_words, refuse, scale_by_adam_epsilon_hat, times)
+from optim_zoo.rows import check_updates
+from optim_zoo.transforms import (
+    cast_like_params,
+    clip_by_global_norm,
+    scale_by_adam,
+    scale_by_learning_rate,
+    scale_by_scheduled_nadam,
+    scale_by_trust_ratio,
+    trace_momentum,
+)
+from optim_zoo.transforms.amsgrad import scale_by_largest_moments
+from optim_zoo.transforms.moments import moment, zero_moment
+from optim_zoo.tree import Tree, map_to_several, wide
+
+_REFUSED: dict[str, Any] = {
+    "use_ema": False,
+    "ema_momentum": 0.99,
+    "ema_overwrite_frequency": None,
+    "loss_scale_factor": None,
+    "gradient_accumulation_steps": None,
+}
+
+
+@in_source_words
+def SGD(
+    learning_rate: Rate = 0.01,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float | None = None,
+    **base: Any,
+) -> optax.GradientTransformation:
+    """The learning rate stands inside the momentum; ``nesterov`` without momentum is nothing."""
+    return _finished(
+        "keras.SGD",
+        sgd_inside(learning_rate, momentum, nesterov),
+        learning_rate,
+        weight_decay,
+        base,
+    )
+
+
+def sgd_inside(
+    learning_rate: Rate, momentum: float, nesterov: bool
+) -> optax.GradientTransformation:
+    """M <- momentum m + learning_rate g;  x <- x - m, or x - (momentum m + learning_rate g)."""
+    return chain(
+        scale_by_learning_rate(learning_rate, last=False),
+        trace_momentum(momentum, nesterov=nesterov) if momentum else None,
+        cast_like_params(),
+    )
+
+
+@in_source_words
+def Adam(
+    learning_rate: Rate = 0.001,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-7,
+    amsgrad: bool = False,
+    weight_decay: float | None = None,
+    **base: Any,
+) -> optax.GradientTransformation:
+    """Adam with eps beside the uncorrected root, the paper's "epsilon hat"."""
+    step = chain(
+        adam_direction(beta_1, beta_2, epsilon, amsgrad), scale_by_learning_rate(learning_rate)
+    )
+    return _finished("keras.Adam", step, learning_rate, weight_decay, base)
+
+
+def adam_direction(
+    beta_1: float, beta_2: float, epsilon: float, amsgrad: bool
+) -> optax.GradientTransformation:
+    """Keras's Adam or AMSGrad, without its learning rate."""
+    if amsgrad:
+        hat = epsilon_hat(beta_1, beta_2, epsilon)
+        return scale_by_largest_moments("Adam", hat, beta_1, beta_2, epsilon)
+    return scale_by_adam_epsilon_hat(beta_1, beta_2, epsilon)
+
+
+@in_source_words
+def AdamW(
+    learning_rate: Rate = 0.001,
+    weight_decay: float = 0.004,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-7,
+    amsgrad: bool = False,
+    **base: Any,
+) -> optax.GradientTransformation:
+    """`Adam` with decay."""
+    ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
+    return Adam(learning_rate, beta_1, beta_2, epsilon, amsgrad, weight_decay, **base)
+
+
+@in_source_words
+def Adagrad(
+    learning_rate: Rate = 0.001,
+    initial_accumulator_value: float = 0.1,
+    epsilon: float = 1e-7,
+    weight_decay: float | None = None,
+    **base: Any,
+) -> optax.GradientTransformation:
+    """`adagrad`."""
+    step = adagrad(learning_rate, initial_accumulator_value, epsilon)
+    return _finished("keras.Adagrad", step, learning_rate, weight_decay, base)
+
+
+@in_source_words
+def Adadelta(
+    learning_rate: Rate = 0.001,
+    rho: float = 0.95,
+    epsilon: float = 1e-7,
+    weight_decay: float | None = None,
+    **base: Any,
+) -> optax.GradientTransformation:
+    """`adadelta`."""
+    step = adadelta(learning_rate, rho, epsilon)
+    return _finished("keras.Adadelta", step, learning_rate, weight_decay, base)
+
+
+@in_source_words
+def RMSprop(
+    learning_rate: Rate = 0.001,
+    rho: float = 0.9,
+    momentum: float = 0.0,
+    epsilon: float = 1e-7,
+    centered: bool = False,
+    weight_decay: float | None = None,
+    **base: Any,
+) -> optax.GradientTransformation:
+    """`rmsprop`: eps inside the root, the learning rate inside the momentum."""
+    step = rmsprop(learning_rate, rho, epsilon, momentum=momentum, centered=centered)
+    return _finished("keras.RMSprop", step, learning_rate, weight_decay, base)
+
+
+@in_source_words
+def Nadam(
+    learning_rate: Rate = 0.001,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-7,
+    weight_decay: float | None = None,
+    **base: Any,
+) -> optax.GradientTransformation:
+    """NAdam whose momentum is scheduled by 0.96^t: `scale_by_scheduled_nadam`."""
+    step = chain(
+        scale_by_scheduled_nadam(beta_1, beta_2, epsilon, momentum_decay=1.0),
+        scale_by_learning_rate(learning_rate),
+    )
+    return _finished("keras.Nadam", step, learning_rate, weight_decay, base)
+
+
+@in_source_words
+def Lamb(
+    learning_rate: Rate = 0.001,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-7,
+    weight_decay: float | None = None,
+    **base: Any,
+) -> optax.GradientTransformation:
+    """The decay stands outside the trust ratio, whose norm is of the decayed parameters.
+
+    In `optim_zoo.lamb`, as in the paper, it is part of the direction that the ratio scales.
+    """
+    step = chain(
+        scale_by_adam(beta_1, beta_2, epsilon),
+        scale_by_trust_ratio(),
+        scale_by_learning_rate(learning_rate),
+    )
+    return _finished("keras.Lamb", step, learning_rate, weight_decay, base)
+
+
+@in_source_words
+def Lion(
+    learning_rate: Rate = 0.001,
+    beta_1: float = 0.9,
+    beta_2: float = 0.99,
+    weight_decay: float | None = None,
+    **base: Any,
+) -> optax.GradientTransformation:
+    """The sign of an average of gradients (Chen et al., arXiv 2302.06675).
+
+    ::
+
+        u  = sign(beta_1 m + (1 - beta_1) g)
+        m <- beta_2 m + (1 - beta_2) g
+    """
+    ranges.check("beta_1", beta_1, 0.0, 1.0, open_low=True)
+    ranges.check_decay("beta_2", beta_2)
+
+    def init(params: Tree) -> optax.TraceState:
+        return optax.TraceState(zero_moment(params))
+
+    def update(
+        updates: Tree, state: optax.TraceState, params: Tree | None = None
+    ) -> tuple[Tree, optax.TraceState]:
+        check_updates("keras.Lion", updates, state.trace)
+
+        def step(g: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return jnp.sign(moment(g, m, beta_1)), moment(g, m, beta_2)
+
+        directions, m = map_to_several(step, 2, updates, state.trace)
+        return directions, optax.TraceState(m)
+
+    step = chain(optax.GradientTransformation(init, update), scale_by_learning_rate(learning_rate))
+    return _finished("keras.Lion", step, learning_rate, weight_decay, base)
+
+
+def _finished(
+    port: str,
+    step: optax.GradientTransformation,
+    learning_rate: Rate,
+    weight_decay: float | None,
+    base: dict[str, Any],
+) -> optax.GradientTransformation:
+    """What the base class adds: clipping in front, and decay before the step.
+
+    Args:
+      port: its name, for messages.
+      step: the optimizer.
+      learning_rate, weight_decay: of the optimizer.
+      base: the other arguments of the base class, and ``exclude_from_weight_decay``.
+
+    Raises:
+      NotImplementedError: an argument that is not supported is not its default.
+      TypeError: an argument that Keras has not either.
+    """
+    exclude = base.get("exclude_from_weight_decay", ())
+    known = {"clipnorm", "clipvalue", "global_clipnorm", "name", "exclude_from_weight_decay"}
+    if unknown := set(base) - known - set(_REFUSED):
+        raise TypeError(f"{port} has no argument {', '.join(sorted(unknown))}")
+    refuse(port, **{name: (base.get(name, default), default) for name, default in _REFUSED.items()})
+    if weight_decay is not None:
+        ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
+    rules.check_patterns("exclude_from_weight_decay", exclude)
+    return chain(clipping(base), decay_before(step, times(learning_rate, weight_decay), exclude))
+
+
+def clipping(base: dict[str, Any]) -> optax.GradientTransformation | None:
+    """The clipping that ``clipnorm``, ``global_clipnorm`` and ``clipvalue`` ask for."""
+    for name in ("clipnorm", "global_clipnorm", "clipvalue"):
+        if base.get(name) is not None:
+            ranges.check(name, base[name], 0.0, open_high=True)
+    if base.get("clipnorm"):
+        return optax.stateless(lambda grads, _: _clip_each(grads, base["clipnorm"]))
+    if base.get("global_clipnorm"):
+        return clip_by_global_norm(base["global_clipnorm"])
+    return optax.clip(base["clipvalue"]) if base.get("clipvalue") else None
+
+
+def _clip_each(grads: Tree, max_norm: float) -> Tree:
+    check_updates("clipnorm", grads, grads)
+
+    def clip(g: jax.Array) -> jax.Array:
+        norm = layers.norm(g)
+        return wide(g) * jnp.where(norm <= max_norm, 1.0, max_norm / norm)
+
+    return jax.tree.map(clip, grads)

@@ -1,0 +1,61 @@
+"""mlcommons/training (aa344c7, 80adb5f8) and tensorflow/tpu (7dc921f).
+
+``retired_benchmarks/bert/lamb_optimizer_v1.py``, ``mlperf_lars_optimizer.py``,
+``resnet-tf2/tensorflow2/lars_optimizer.py`` and ``models/official/efficientnet/lars_optimizer.py``.
+"""
+
+import re
+
+import optax
+
+from optim_zoo import rules
+from optim_zoo.optimizers.lamb import lamb
+from optim_zoo.optimizers.lars import lars
+from optim_zoo.ports._pieces import (0, 1e, 6, 9, 999, LAMBOptimizer, None, Patterns, Rate, True, beta_1, beta_2, bias_correction, bool, def, epsilon, exclude_from_layer_adaptation, exclude_from_weight_decay, float, in_source_words, learning_rate, name, patterns, rules, str, weight_decay_rate) -> optax.GradientTransformation:
+    """A leaf that is not decayed loses its trust ratio, unless the second list is given.
+
+    Otherwise `lamb`. Agrees with the source to 2e-5 in float32.
+    """
+    return lamb(
+        learning_rate,
+        beta_1,
+        beta_2,
+        epsilon,
+        weight_decay_rate,
+        bias_correction=bias_correction,
+        exclude_from_weight_decay=patterns(exclude_from_weight_decay),
+        exclude_from_layer_adaptation=patterns(
+            exclude_from_layer_adaptation or exclude_from_weight_decay
+        ),
+    )
+
+
+@in_source_words
+def LARSOptimizer(
+    learning_rate: Rate,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0001,
+    eeta: float = 0.001,
+    epsilon: float = 0.0,
+    name: str = "LARSOptimizer",
+    skip_list: rules.Patterns | None = None,
+    use_nesterov: bool = False,
+) -> optax.GradientTransformation:
+    """`lars`; leaves whose path holds an entry of ``skip_list`` have no decay and ratio 1.
+
+    The code for TensorFlow 1, of MLPerf and of tensorflow/tpu. That for TensorFlow 2 makes an
+    ``epsilon`` of 0 into 1e-7 without a word; give 1e-7 to follow it. Agrees with all three to
+    1e-9 in float64.
+    """
+    rules.check_patterns("skip_list", patterns(skip_list))
+    skipped = [re.escape(part) for part in patterns(skip_list)]
+    return lars(
+        learning_rate,
+        momentum,
+        weight_decay,
+        eeta,
+        epsilon,
+        use_nesterov,
+        exclude_from_weight_decay=skipped,
+        exclude_from_layer_adaptation=skipped,
+    )

@@ -1,0 +1,221 @@
+"""``pytorch_optimizer`` (4.1.0).
+
+Parameter groups without decay are said with ``exclude_from_weight_decay``; ``maximize`` is
+supported, ``foreach`` and what else the source takes by ``**kwargs`` are not. Each agrees with
+the source to 1e-9 in float64.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optim_zoo import ranges, rules
+from optim_zoo.optimizers.lookahead import lookahead
+from optim_zoo.ports import michaelrzhang
+from optim_zoo.ports._pieces import (Rate, at, chain, decay_before, in_source_words, negated, radam_epsilon_hat, refuse, times)
+from optim_zoo.transforms import (
+    add_decayed_weights,
+    centralize_gradients,
+    clip_by_global_norm,
+    scale_by_learning_rate,
+    scale_by_trust_ratio,
+)
+from optim_zoo.transforms.layerwise import scale_by_layer
+from optim_zoo.transforms.moments import bias, scale_by_moments
+from optim_zoo.transforms.momentum import trace_with_gain
+from optim_zoo.transforms.radam import rectification
+
+
+@in_source_words
+def Lamb(
+    lr: Rate = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+    weight_decouple: bool = True,
+    fixed_decay: bool = False,
+    rectify: bool = False,
+    degenerated_to_sgd: bool = False,
+    n_sma_threshold: int = 5,
+    grad_averaging: bool = True,
+    max_grad_norm: float = 1.0,
+    adam: bool = False,
+    pre_norm: bool = False,
+    eps: float = 1e-6,
+    foreach: bool | None = None,
+    maximize: bool = False,
+    *,
+    exclude_from_weight_decay: rules.Patterns = (),
+) -> optax.GradientTransformation:
+    """Only the first moment is corrected for its bias, outside the ratio; the second never is.
+
+    Repaired: `optim_zoo.lamb`. The ratio is min(|x|, 10) / (|u| + eps); decay comes before the
+    norms (``weight_decouple``), times the learning rate unless ``fixed_decay``, or is added to u.
+    ``max_grad_norm`` clips only with ``pre_norm``; ``adam`` holds the ratio at 1.
+    """
+    refuse("pytorch_optimizer.Lamb", rectify=(rectify, False), foreach=(foreach, None),
+           degenerated_to_sgd=(degenerated_to_sgd, False), n_sma_threshold=(n_sma_threshold, 5),
+           )  # fmt: skip
+    b1, b2 = betas
+    ranges.check_decay("b1", b1)
+    ranges.check_learning_rate(lr)
+
+    def direction(g: jax.Array, mu: jax.Array, nu: jax.Array, t: jax.Array) -> jax.Array:
+        return mu / (jnp.sqrt(nu) + eps)
+
+    step = chain(
+        negated(maximize),
+        clip_by_global_norm(max_grad_norm, eps=eps) if pre_norm and max_grad_norm else None,
+        scale_by_moments("Lamb", direction, b1, b2, eps, grad_averaging=grad_averaging),
+        None if weight_decouple else add_decayed_weights(weight_decay, exclude_from_weight_decay),
+        None if adam else scale_by_trust_ratio(phi_bounds=(None, 10.0), eps=eps),
+        scale_by_learning_rate(_divided_by_bias(lr, b1)),
+    )
+    fraction = _decay_fraction(lr, weight_decay, fixed_decay) if weight_decouple else 0.0
+    return decay_before(step, fraction, exclude_from_weight_decay)
+
+
+@in_source_words
+def LARS(
+    lr: Rate = 1e-3,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    dampening: float = 0.0,
+    trust_coefficient: float = 1e-3,
+    nesterov: bool = False,
+    foreach: bool | None = None,
+    maximize: bool = False,
+) -> optax.GradientTransformation:
+    """Leaves of one axis or none are neither decayed nor adapted, by rank and not by name.
+
+    Where the gradient of a layer is 0 the ratio is trust_coefficient / weight_decay, not 1; the
+    dampening holds from the first step on; the learning rate stands outside the momentum.
+    """
+    refuse("pytorch_optimizer.LARS", foreach=(foreach, None))
+    ranges.check("trust_coefficient", trust_coefficient, 0.0, open_high=True)
+    ranges.check("dampening", dampening, 0.0, 1.0)
+
+    def ratio(x: jax.Array, g: jax.Array, weight_decay: jax.typing.ArrayLike) -> jax.Array:
+        denominator = g + weight_decay * x
+        defined = (x > 0) & (denominator > 0)
+        return jnp.where(defined, trust_coefficient * x / jnp.where(defined, denominator, 1), 1)
+
+    adapted = scale_by_layer(
+        "pytorch_optimizer.LARS", ratio, weight_decay=weight_decay, exclude=(), layers=(),
+        axis_name=None,
+    )  # fmt: skip
+    trace = trace_with_gain(
+        "pytorch_optimizer.LARS", momentum, lambda count: 1 - dampening, nesterov=nesterov
+    )
+    return chain(
+        negated(maximize),
+        optax.masked(adapted, lambda params: jax.tree.map(lambda x: jnp.ndim(x) > 1, params)),
+        trace if momentum else None,
+        scale_by_learning_rate(lr),
+    )
+
+
+@in_source_words
+def RAdam(
+    lr: Rate = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+    weight_decouple: bool = True,
+    fixed_decay: bool = False,
+    n_sma_threshold: int = 5,
+    degenerated_to_sgd: bool = False,
+    eps: float = 1e-8,
+    maximize: bool = False,
+    foreach: bool | None = None,
+    *,
+    exclude_from_weight_decay: rules.Patterns = (),
+) -> optax.GradientTransformation:
+    """In its first five steps nothing moves or decays, unless ``degenerated_to_sgd``.
+
+    Repaired: ``degenerated_to_sgd=True``, momentum alone below the threshold; or
+    `optim_zoo.radam`. Without ``weight_decouple`` the source does not decay at all.
+    """
+    refuse("pytorch_optimizer.RAdam", foreach=(foreach, None))
+    ranges.check_learning_rate(lr)
+    b2 = betas[1]
+    fraction = _decay_fraction(lr, weight_decay if weight_decouple else 0.0, fixed_decay)
+
+    def gated(count: jax.Array) -> jax.Array:
+        rho, _ = rectification(b2, count + 1)
+        return jnp.where(rho >= n_sma_threshold, at(fraction, count), 0.0)
+
+    step = _radam(lr, betas, eps, n_sma_threshold, 1.0 if degenerated_to_sgd else 0.0, maximize)
+    decays = gated if fraction and not degenerated_to_sgd else fraction
+    return decay_before(step, decays, exclude_from_weight_decay)
+
+
+@in_source_words
+def Ranger(
+    lr: Rate = 1e-3,
+    betas: tuple[float, float] = (0.95, 0.999),
+    alpha: float = 0.5,
+    k: int = 6,
+    n_sma_threshold: int = 5,
+    degenerated_to_sgd: bool = False,
+    weight_decay: float = 0.0,
+    weight_decouple: bool = True,
+    fixed_decay: bool = False,
+    use_gc: bool = True,
+    gc_conv_only: bool = False,
+    eps: float = 1e-5,
+    maximize: bool = False,
+    foreach: bool | None = None,
+    *,
+    exclude_from_weight_decay: rules.Patterns = (),
+) -> optax.GradientTransformation:
+    """Its first five steps go uphill, unless ``degenerated_to_sgd``.
+
+    Below the threshold of RAdam the source takes a step of the wrong sign. Repaired:
+    ``degenerated_to_sgd=True``, or `optim_zoo.ranger`. Centralization keeps the first axis, in
+    which torch has the output features.
+    """
+    refuse("pytorch_optimizer.Ranger", gc_conv_only=(gc_conv_only, False), foreach=(foreach, None))
+    ranges.check_learning_rate(lr)
+    step = chain(
+        negated(maximize),
+        centralize_gradients(output_axis=0) if use_gc else None,
+        None if weight_decouple else add_decayed_weights(weight_decay, exclude_from_weight_decay),
+        _radam(lr, betas, eps, n_sma_threshold, 1.0 if degenerated_to_sgd else -1.0, False),
+    )
+    fraction = _decay_fraction(lr, weight_decay if weight_decouple else 0.0, fixed_decay)
+    return lookahead(decay_before(step, fraction, exclude_from_weight_decay), k, alpha)
+
+
+@in_source_words
+def Lookahead(
+    optimizer: optax.GradientTransformation,
+    k: int = 5,
+    alpha: float = 0.5,
+    pullback_momentum: str = "none",
+) -> optax.GradientTransformation:
+    """`michaelrzhang.Lookahead` with another default of ``alpha``."""
+    return michaelrzhang.Lookahead(optimizer, k, alpha, pullback_momentum)
+
+
+def _radam(
+    lr: Rate,
+    betas: tuple[float, float],
+    eps: float,
+    threshold: float,
+    below: float,
+    maximize: bool,
+) -> optax.GradientTransformation:
+    direction = radam_epsilon_hat(*betas, eps, threshold=threshold, below=below)
+    return chain(
+        negated(maximize),
+        scale_by_moments("RAdam", direction, *betas, eps),
+        scale_by_learning_rate(lr),
+    )
+
+
+def _divided_by_bias(lr: Rate, b1: float) -> Rate:
+    return lambda count: at(lr, count) / bias(b1, count + 1)
+
+
+def _decay_fraction(lr: Rate, weight_decay: float, fixed_decay: bool) -> Rate:
+    ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
+    return weight_decay if fixed_decay else times(lr, weight_decay)

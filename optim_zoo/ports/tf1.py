@@ -1,0 +1,77 @@
+"""``tf.compat.v1.train`` of TensorFlow 2.21.
+
+``use_locking``, which guards variables against other threads, is refused unless left out; ``name``
+changes nothing. Each agrees with the source to 1e-9 in float64.
+"""
+
+import optax
+
+from optim_zoo import optimizers
+from optim_zoo.ports._pieces import (0, 001, 1e, 8, 9, 999, Adam, AdamOptimizer, False, None, Rate, beta1, beta2, beta_1, beta_2, bool, chain, def, epsilon, float, from, import, in_source_words, learning_rate, name, optim_zoo, refuse, scale_by_adam_epsilon_hat, scale_by_learning_rate, str, transforms, use_locking) -> optax.GradientTransformation:
+    """Adam with eps beside the uncorrected root, the paper's "epsilon hat".
+
+    ``beta1`` and ``beta2`` are the source's own spelling of ``beta_1`` and ``beta_2``.
+    """
+    refuse("tf1.AdamOptimizer", use_locking=(use_locking, False))
+    b1 = beta_1 if beta1 is None else beta1
+    b2 = beta_2 if beta2 is None else beta2
+    return chain(
+        scale_by_adam_epsilon_hat(b1, b2, epsilon),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+@in_source_words
+def MomentumOptimizer(
+    learning_rate: Rate,
+    momentum: float,
+    use_locking: bool = False,
+    name: str = "Momentum",
+    use_nesterov: bool = False,
+) -> optax.GradientTransformation:
+    """`momentum`, or `nesterov`: the learning rate stands outside."""
+    refuse("tf1.MomentumOptimizer", use_locking=(use_locking, False))
+    rule = optimizers.nesterov if use_nesterov else optimizers.momentum
+    return rule(learning_rate, momentum)
+
+
+@in_source_words
+def RMSPropOptimizer(
+    learning_rate: Rate,
+    decay: float = 0.9,
+    momentum: float = 0.0,
+    epsilon: float = 1e-10,
+    use_locking: bool = False,
+    centered: bool = False,
+    name: str = "RMSProp",
+) -> optax.GradientTransformation:
+    """`rmsprop` whose mean square starts at 1: small steps at first."""
+    refuse("tf1.RMSPropOptimizer", use_locking=(use_locking, False))
+    return optimizers.rmsprop(
+        learning_rate, decay, epsilon, initial_scale=1.0, centered=centered, momentum=momentum
+    )
+
+
+@in_source_words
+def AdagradOptimizer(
+    learning_rate: Rate,
+    initial_accumulator_value: float = 0.1,
+    use_locking: bool = False,
+    name: str = "Adagrad",
+) -> optax.GradientTransformation:
+    """`adagrad` without eps."""
+    refuse("tf1.AdagradOptimizer", use_locking=(use_locking, False))
+    return optimizers.adagrad(learning_rate, initial_accumulator_value, 0.0)
+
+
+@in_source_words
+def AdadeltaOptimizer(
+    learning_rate: Rate = 0.001,
+    rho: float = 0.95,
+    epsilon: float = 1e-8,
+    use_locking: bool = False,
+    name: str = "Adadelta",
+) -> optax.GradientTransformation:
+    """`adadelta`."""
+    refuse("tf1.AdadeltaOptimizer", use_locking=(use_locking, False))
+    return optimizers.adadelta(learning_rate, rho, epsilon)

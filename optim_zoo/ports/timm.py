@@ -1,0 +1,353 @@
+"""``timm.optim`` (1.0.31).
+
+Parameter groups without decay are said with ``exclude_from_weight_decay``. ``caution``,
+``corrected_weight_decay``, ``clipping_threshold``, ``foreach`` and ``capturable`` are refused
+unless left out. Each agrees with timm to 1e-9 in float64; RAdamLegacy, which casts to float32, to
+2e-5, and LaProp, which keeps its bias correction in float32, to 1e-7.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optim_zoo import ranges, rules
+from optim_zoo.optimizers.lookahead import synchronize
+from optim_zoo.ports import torch
+from optim_zoo.ports._pieces import (Rate, at, chain, decay_after, decay_before, in_source_words, negated, refuse, times)
+from optim_zoo.rows import check_updates
+from optim_zoo.transforms import (
+    add_decayed_weights,
+    cast_like_params,
+    clip_by_global_norm,
+    scale_by_lars_trust_ratio,
+    scale_by_learning_rate,
+    scale_by_rms,
+    scale_by_trust_ratio,
+    trace_momentum,
+)
+from optim_zoo.transforms.adam import adam_direction
+from optim_zoo.transforms.moments import bias, moment, scale_by_moments, zero_moment
+from optim_zoo.tree import Tree, map_to_several
+
+
+@in_source_words
+def Lamb(
+    lr: Rate = 1e-3,
+    bias_correction: bool = True,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.01,
+    grad_averaging: bool = True,
+    max_grad_norm: float | None = 1.0,
+    trust_clip: bool = False,
+    always_adapt: bool = False,
+    caution: bool = False,
+    decoupled_decay: bool = False,
+    corrected_weight_decay: bool = False,
+    foreach: bool | None = None,
+    *,
+    exclude_from_weight_decay: rules.Patterns = (),
+) -> optax.GradientTransformation:
+    """Without weight decay this is Adam: a leaf that is not decayed loses its trust ratio.
+
+    That is timm's rule unless ``always_adapt``; `lamb` adapts every leaf. Gradients are clipped
+    to the global norm ``max_grad_norm`` first, as in Apex. ``trust_clip`` holds the ratio to at
+    most 1; ``decoupled_decay`` decays the parameters before their norms are taken.
+    """
+    refuse("timm.Lamb", caution=(caution, False), foreach=(foreach, None),
+           corrected_weight_decay=(corrected_weight_decay, False))  # fmt: skip
+    ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
+    ranges.check_learning_rate(lr)
+    inside = 0.0 if decoupled_decay else weight_decay
+    outside = times(lr, weight_decay) if decoupled_decay else 0.0
+    step = fused_lamb(
+        lr,
+        betas,
+        eps,
+        inside,
+        bias_correction=bias_correction,
+        grad_averaging=grad_averaging,
+        max_grad_norm=max_grad_norm,
+        adapt_undecayed=always_adapt or bool(decoupled_decay and weight_decay),
+        ratio_bounds=(None, 1.0) if trust_clip else None,
+        exclude_from_weight_decay=exclude_from_weight_decay,
+        exclude_from_layer_adaptation=() if always_adapt else exclude_from_weight_decay,
+    )
+    return decay_before(step, outside, exclude_from_weight_decay)
+
+
+def fused_lamb(
+    lr: Rate,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    *,
+    bias_correction: bool,
+    grad_averaging: bool,
+    max_grad_norm: float | None,
+    adapt_undecayed: bool,
+    ratio_bounds: ranges.Bounds | None = None,
+    l2: bool = False,
+    exclude_from_weight_decay: rules.Patterns = (),
+    exclude_from_layer_adaptation: rules.Patterns = (),
+) -> optax.GradientTransformation:
+    """The LAMB of Apex and timm: clipping, Adam's direction, decay, trust ratio, learning rate.
+
+    Args:
+      lr, betas, eps, weight_decay, bias_correction: see `lamb`.
+      grad_averaging: see `scale_by_moments`.
+      max_grad_norm: None or 0: no clipping.
+      adapt_undecayed: whether there is a trust ratio where ``weight_decay`` is 0.
+      ratio_bounds: see `scale_by_trust_ratio`.
+      l2: whether the decay is added to the clipped gradient.
+      exclude_from_weight_decay, exclude_from_layer_adaptation: see `lamb`.
+    """
+    b1, b2 = betas
+    direction = scale_by_moments(
+        "Lamb",
+        adam_direction(b1, b2, eps, bias_correction=bias_correction),
+        b1,
+        b2,
+        eps,
+        grad_averaging=grad_averaging,
+    )
+    decay = add_decayed_weights(weight_decay, exclude_from_weight_decay)
+    ratio = scale_by_trust_ratio(exclude=exclude_from_layer_adaptation, ratio_bounds=ratio_bounds)
+    return chain(
+        clip_by_global_norm(max_grad_norm) if max_grad_norm else None,
+        *((decay, direction) if l2 else (direction, decay)),
+        ratio if weight_decay or adapt_undecayed else None,
+        scale_by_learning_rate(lr),
+    )
+
+
+@in_source_words
+def Lars(
+    lr: Rate = 1.0,
+    momentum: float = 0,
+    dampening: float = 0,
+    weight_decay: float = 0,
+    nesterov: bool = False,
+    trust_coeff: float = 0.001,
+    eps: float = 1e-8,
+    trust_clip: bool = False,
+    always_adapt: bool = False,
+    foreach: bool | None = None,
+    *,
+    exclude_from_weight_decay: rules.Patterns = (),
+) -> optax.GradientTransformation:
+    """Without weight decay this is SGD: a leaf that is not decayed loses its trust ratio.
+
+    That is timm's rule unless ``always_adapt``. The learning rate stands outside the momentum.
+    ``trust_clip`` is LARC: the ratio is at most the learning rate, divided by it.
+    """
+    refuse("timm.Lars", foreach=(foreach, None))
+    ranges.check_learning_rate(lr)
+    ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
+
+    def ratio(trust_coefficient: Any) -> optax.GradientTransformation:
+        return scale_by_lars_trust_ratio(
+            weight_decay,
+            trust_coefficient,
+            eps,
+            ratio_bounds=(None, 1.0) if trust_clip else None,
+            exclude_from_weight_decay=exclude_from_weight_decay,
+            exclude=() if always_adapt else exclude_from_weight_decay,
+        )
+
+    if not (weight_decay or always_adapt):
+        adapted = None
+    elif trust_clip and callable(lr):
+        coefficient = optax.inject_hyperparams(ratio)
+        adapted = coefficient(trust_coefficient=lambda count: trust_coeff / lr(count))
+    else:
+        adapted = ratio(trust_coeff / lr if trust_clip else trust_coeff)  # type: ignore[operator]
+    return chain(adapted, torch.SGD(lr, momentum, dampening, nesterov=nesterov))
+
+
+class LaPropState(NamedTuple):
+    """State of `LaProp`."""
+
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made
+    average_rate: jax.Array  # (), float32 (float64 under x64): average of lr, from 0
+    exp_avg: Tree  # like the parameters, in float32 or wider
+    exp_avg_sq: Tree  # like the parameters, in float32 or wider
+
+
+@in_source_words
+def LaProp(
+    lr: Rate = 4e-4,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-15,
+    weight_decay: float = 0.0,
+    caution: bool = False,
+    corrected_weight_decay: bool = False,
+    foreach: bool | None = None,
+    *,
+    exclude_from_weight_decay: rules.Patterns = (),
+) -> optax.GradientTransformation:
+    """Momentum of normalised gradients (Ziyin, Wang and Ueda, arXiv 2002.04839).
+
+    ::
+
+        nu <- b2 nu + (1 - b2) g^2
+        m  <- b1 m + (1 - b1) lr g / (sqrt(nu / (1 - b2^t)) + eps)
+        a  <- b1 a + (1 - b1) lr
+        x  <- x - lr / a m,   then  x <- x - lr weight_decay x
+    """
+    refuse("timm.LaProp", caution=(caution, False), foreach=(foreach, None),
+           corrected_weight_decay=(corrected_weight_decay, False))  # fmt: skip
+    b1, b2 = betas
+    ranges.check_decay("b1", b1)
+    ranges.check_decay("b2", b2)
+    ranges.check("eps", eps, 0.0, open_high=True)
+    ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
+    ranges.check_learning_rate(lr)
+
+    def init(params: Tree) -> LaPropState:
+        zeros = (zero_moment(params) for _ in range(2))
+        return LaPropState(jnp.zeros((), jnp.int32), jnp.zeros((), float), *zeros)
+
+    def update(
+        updates: Tree, state: LaPropState, params: Tree | None = None
+    ) -> tuple[Tree, LaPropState]:
+        check_updates("timm.LaProp", updates, state.exp_avg)
+        count = optax.safe_increment(state.count)
+        rate = jnp.asarray(at(lr, state.count), float)
+        average_rate = moment(rate, state.average_rate, b1)
+        scale = jnp.where(average_rate > 0, rate / average_rate, 0)
+        c2 = bias(b2, count)
+
+        def step(g: jax.Array, m: jax.Array, nu: jax.Array) -> tuple[jax.Array, ...]:
+            g = g.astype(nu.dtype)
+            nu = moment(jnp.square(g), nu, b2)
+            m = moment(rate * g / (jnp.sqrt(nu / c2) + eps), m, b1)
+            return -scale * m, m, nu
+
+        steps, m, nu = map_to_several(step, 3, updates, state.exp_avg, state.exp_avg_sq)
+        return steps, LaPropState(count, average_rate, m, nu)
+
+    inner = chain(optax.GradientTransformation(init, update), cast_like_params())
+    return decay_after(inner, times(lr, weight_decay), exclude_from_weight_decay)
+
+
+@in_source_words
+def Lookahead(
+    base_optimizer: optax.GradientTransformation, alpha: float = 0.5, k: int = 6
+) -> optax.GradientTransformation:
+    """The first synchronization does nothing, for the slow weights are made there, from the fast.
+
+    Repaired: `optim_zoo.lookahead`, whose slow weights start as the parameters.
+    """
+    ranges.check_count("k", k, 1)
+    ranges.check("alpha", alpha, 0.0, 1.0)
+    return synchronize(
+        base_optimizer, lambda t: t % k == 0, lambda t: jnp.where(t == k, 1.0, alpha)
+    )
+
+
+@in_source_words
+def NAdamLegacy(
+    lr: Rate = 2e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0,
+    schedule_decay: float = 4e-3,
+    *,
+    exclude_from_weight_decay: rules.Patterns = (),
+) -> optax.GradientTransformation:
+    """`torch.NAdam` with L2 regularisation."""
+    return torch.NAdam(
+        lr,
+        betas,
+        eps,
+        weight_decay,
+        schedule_decay,
+        exclude_from_weight_decay=exclude_from_weight_decay,
+    )
+
+
+@in_source_words
+def NAdamW(
+    lr: Rate = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    caution: bool = False,
+    corrected_weight_decay: bool = False,
+    maximize: bool = False,
+    foreach: bool | None = None,
+    capturable: bool = False,
+    clipping_threshold: float | None = None,
+    *,
+    exclude_from_weight_decay: rules.Patterns = (),
+) -> optax.GradientTransformation:
+    """AdamW whose first moment looks one step ahead, without correcting for it.
+
+    ::
+
+        u = (b1 mu + (1 - b1) g) / c1 / (sqrt(nu / c2) + eps) + weight_decay x
+    """
+    refuse("timm.NAdamW", caution=(caution, False), foreach=(foreach, None),
+           corrected_weight_decay=(corrected_weight_decay, False), capturable=(capturable, False),
+           clipping_threshold=(clipping_threshold, None))  # fmt: skip
+    b1, b2 = betas
+    adam = adam_direction(b1, b2, eps)
+
+    def direction(g: jax.Array, mu: jax.Array, nu: jax.Array, t: jax.Array) -> jax.Array:
+        return adam(g, moment(g, mu, b1), nu, t)
+
+    return chain(
+        negated(maximize),
+        scale_by_moments("timm.NAdamW", direction, b1, b2, eps),
+        add_decayed_weights(weight_decay, exclude_from_weight_decay),
+        scale_by_learning_rate(lr),
+    )
+
+
+@in_source_words
+def RAdamLegacy(
+    lr: Rate = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0,
+    *,
+    exclude_from_weight_decay: rules.Patterns = (),
+) -> optax.GradientTransformation:
+    """`torch.RAdam` with decoupled decay."""
+    return torch.RAdam(
+        lr, betas, eps, weight_decay, True, exclude_from_weight_decay=exclude_from_weight_decay
+    )
+
+
+@in_source_words
+def RMSpropTF(
+    lr: Rate = 1e-2,
+    alpha: float = 0.9,
+    eps: float = 1e-10,
+    weight_decay: float = 0,
+    momentum: float = 0.0,
+    centered: bool = False,
+    decoupled_decay: bool = False,
+    corrected_weight_decay: bool = False,
+    lr_in_momentum: bool = True,
+    caution: bool = False,
+    foreach: bool | None = None,
+    *,
+    exclude_from_weight_decay: rules.Patterns = (),
+) -> optax.GradientTransformation:
+    """TensorFlow 1's RMSprop: the mean square starts at 1, eps stands inside the root."""
+    refuse("timm.RMSpropTF", caution=(caution, False), foreach=(foreach, None),
+           corrected_weight_decay=(corrected_weight_decay, False))  # fmt: skip
+    ranges.check_learning_rate(lr)
+    rms = scale_by_rms(alpha, eps, initial_scale=1.0, centered=centered)
+    trace = trace_momentum(momentum) if momentum else None
+    if lr_in_momentum:
+        step = chain(rms, scale_by_learning_rate(lr, last=False), trace, cast_like_params())
+    else:
+        step = chain(rms, trace, scale_by_learning_rate(lr))
+    if decoupled_decay:
+        return decay_before(step, times(lr, weight_decay), exclude_from_weight_decay)
+    return chain(add_decayed_weights(weight_decay, exclude_from_weight_decay), step)
