@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from optim_zoo import registry
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -31,15 +33,24 @@ def test_continuous_integration_runs_the_readmes_test_command() -> None:
     assert [step for step in steps if step.replace("install", "install -q") in script] == steps
 
 
-def test_the_example_trains() -> None:
-    example, layers = blocks("python")
+def test_the_first_example_trains() -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(example, {})
-        exec(layers, {})
+        exec(blocks("python")[0], {})
     before, after, trust_ratio = map(float, printed.getvalue().split())
     assert after < 0.1 * before
     assert trust_ratio > 0
+
+
+@pytest.mark.parametrize("example", blocks("python")[1:])
+def test_examples_run(example: str) -> None:
+    exec(example, {})
+
+
+def test_the_table_holds_the_zoo() -> None:
+    rows = [line for line in README.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert set(registry.OPTIMIZERS) <= named
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", README))
