@@ -1,8 +1,9 @@
-"""The command line: ``optim-zoo train CONFIG [section.key=value ...]``. Parses and calls."""
+"""The command line: ``optim-zoo train | list | show | verify``. Parses and calls."""
 
 import argparse
 import logging
 import os
+import shutil
 import signal
 import sys
 import warnings
@@ -13,7 +14,35 @@ USER_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 2 for a user's mistake, 128 + n for signal n."""
+    """Runs a command and returns its exit code.
+
+    0, 1 where `verify` finds a difference, 2 for a user's mistake, 128 + n for signal n.
+    """
+    parsed = _parser().parse_args(arguments)
+    trains = parsed.command == "train"
+    saved = "; the same command goes on from what is saved" if trains else ""
+    try:
+        return _train(parsed.config, parsed.overrides) if trains else _look(parsed)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "optim_zoo" or not trains:
+            raise
+        message = (
+            f"{error.name} is missing: pip install 'optim-zoo[train]' installs what train needs"
+        )
+        print(f"optim-zoo: {message}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"optim-zoo: interrupted{saved}", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except OSError as error:  # an output that is closed, or a disk that fails
+        _abandon_output()
+        if isinstance(error, BrokenPipeError) and not trains:
+            return 128 + signal.SIGPIPE  # such as `list | head -1`: the reader has enough
+        print(f"optim-zoo: {error.strerror or error}{saved}", file=sys.stderr)
+        return USER_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="optim-zoo", description="Large-batch training in JAX whose optimizer you can trust."
     )
@@ -31,29 +60,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="section.key=value",
         help="overrides the file, such as train.steps=100 run.dir=runs/trial",
     )
-    parsed = parser.parse_args(arguments)
+    commands.add_parser(
+        "list",
+        help="the optimizers, and the ports of other libraries'",
+        description="Lists the optimizers with their papers, and the ports by library.",
+    )
+    show = commands.add_parser(
+        "show",
+        help="what an optimizer computes, its arguments and what it agrees with",
+        description="Shows the formula, the paper and the arguments of an optimizer, and the "
+        "recorded trajectories that it follows.",
+    )
+    show.add_argument("name", metavar="NAME", help="such as lamb, torch.AdamW or torch")
+    verify = commands.add_parser(
+        "verify",
+        help="run recorded trajectories of other libraries' optimizers on this machine",
+        description="Runs recorded trajectories of other libraries' optimizers on this machine and "
+        "its default device, and prints how far each is missed. The exit code is 1 where one "
+        "differs by more than its tolerance.",
+    )
+    verify.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="an optimizer (lamb), a port (torch.AdamW), a library (torch) or a recorded case "
+        "(torch_adamw_sched), the first of these that has the name; all cases if there is none",
+    )
+    return parser
+
+
+def _look(parsed: argparse.Namespace) -> int:
+    """The commands that write nothing but what they print."""
+    # Here and not on top: jax takes a second.
+    from optim_zoo import catalogue, verify
+    from optim_zoo.train.errors import UserError
+
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     try:
-        return _train(parsed.config, parsed.overrides)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "optim_zoo":
-            raise
-        message = (
-            f"{error.name} is missing: pip install 'optim-zoo[train]' installs what train needs"
-        )
-        print(f"optim-zoo: {message}", file=sys.stderr)
+        if parsed.command == "verify":
+            return 0 if verify.verify(parsed.names) else 1
+        if parsed.command == "list":
+            print(catalogue.table(columns), flush=True)
+        else:
+            width = min(columns or catalogue.WIDTH, catalogue.WIDTH)
+            print(catalogue.page(parsed.name, width), flush=True)
+    except UserError as error:
+        print(f"optim-zoo: {error}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        print(
-            "optim-zoo: interrupted; the same command goes on from what is saved", file=sys.stderr
-        )
-        return 128 + signal.SIGINT
-    except OSError as error:  # an output that is closed, or a disk that fails
-        _abandon_output()
-        print(
-            f"optim-zoo: {error.strerror or error}; the same command goes on from what is saved",
-            file=sys.stderr,
-        )
-        return USER_ERROR
+    return 0
 
 
 def _train(path: Path, overrides: Sequence[str]) -> int:

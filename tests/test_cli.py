@@ -1,5 +1,6 @@
 """The command line: one sentence and an exit code for every mistake, and no noise otherwise."""
 
+import dataclasses
 import os
 import pty
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from optim_zoo import cli
+from optim_zoo import catalogue, cli, recorded, verify
 from optim_zoo.train import loop
 from tests.train.small_text import write_random_text
 
@@ -142,7 +143,19 @@ def test_something_in_the_way_of_the_run_folder(
     assert str(tmp_path / "run") in said()
 
 
-@pytest.mark.parametrize("arguments", [[], ["tarin"], ["train"], ["train", "--steps", "5", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["tarin"],
+        ["train"],
+        ["train", "--steps", "5", "x"],
+        ["list", "lamb"],
+        ["show"],
+        ["show", "lamb", "lars"],
+        ["verify", "--all"],
+    ],
+)
 def test_a_command_that_is_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
@@ -151,13 +164,15 @@ def test_a_command_that_is_none(arguments: list[str], capsys: pytest.CaptureFixt
 
 
 def test_help_names_what_can_be_done(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--help"], ["train", "--help"]):
+    commands = ("train", "list", "show", "verify")
+    for arguments in (["--help"], *([command, "--help"] for command in commands)):
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)
         assert caught.value.code == 0
     out = capsys.readouterr().out
     assert "section.key=value" in out
     assert "resumes" in out
+    assert all(f"\n    {command} " in out for command in commands)
 
 
 def test_ctrl_c_before_training_has_begun(
@@ -191,6 +206,114 @@ def test_a_missing_extra_names_what_to_install(missing: str, tiny: Path) -> None
     assert done.stderr.endswith(
         " is missing: pip install 'optim-zoo[train]' installs what train needs\n"
     )
+
+
+# What the zoo has, and whether it is right
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == (catalogue.table() + "\n", "")
+
+
+def test_list_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "90")
+    assert cli.main(["list"]) == 0
+    assert capsys.readouterr().out == catalogue.table(90) + "\n"
+
+
+@pytest.mark.parametrize("name", ["lamb", "torch.AdamW", "torch"])
+def test_show(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", name]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == (catalogue.page(name) + "\n", "")
+
+
+def test_verify_says_with_its_exit_code_whether_one_differs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["verify", "tf1_momentum", "torch_sgd"]) == 0
+    assert capsys.readouterr().out.endswith("\n2 recorded trajectories: 2 agree\n")
+    load = recorded.Case.load
+
+    def tampered(case: recorded.Case) -> recorded.Trajectory:
+        trajectory = load(case)
+        grads = trajectory.grads[::-1] if case.id == "torch_sgd" else trajectory.grads
+        return dataclasses.replace(trajectory, grads=grads)
+
+    monkeypatch.setattr(recorded.Case, "load", tampered)
+    assert cli.main(["verify", "tf1_momentum", "torch_sgd"]) == 1
+    assert capsys.readouterr().out.endswith("\n2 recorded trajectories: 1 agrees, 1 differs\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["show", "lamp"], ["verify", "lamp"], ["verify", "sgd", "lamp"]]
+)
+def test_a_name_that_is_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"optim-zoo: unknown optimizer.* 'lamp'; did you mean lamb .*\?\n", err)
+
+
+def test_ctrl_c_while_verifying(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify, "follow", interrupted)
+    assert cli.main(["verify", "sgd"]) == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "optim-zoo: interrupted\n"
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["show", "lamb"], ["verify", "sgd"]])
+def test_a_reader_who_has_enough_is_no_error(arguments: list[str]) -> None:
+    """As in `optim-zoo list | head -1`, with a reader that is quicker."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "optim_zoo.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 128 + signal.SIGPIPE
+
+
+def test_a_platform_that_is_not_there_is_one_sentence() -> None:
+    """And is not asked for by the commands that compute nothing."""
+    nowhere = {**environment(), "JAX_PLATFORMS": "nowhere"}
+    start = [sys.executable, "-m", "optim_zoo.cli"]
+    done = subprocess.run([*start, "verify", "sgd"], capture_output=True, text=True, env=nowhere)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("optim-zoo: JAX finds no device (JAX_PLATFORMS=nowhere): ")
+    assert done.stderr.count("\n") == 1
+    done = subprocess.run([*start, "show", "sgd"], capture_output=True, text=True, env=nowhere)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_the_zoo_has_is_shown_without_the_extras() -> None:
+    program = (
+        "import sys\n"
+        "extras = ('flax', 'orbax', 'matplotlib', 'tokenizers', 'rich', 'tomli_w')\n"
+        "sys.modules.update(dict.fromkeys(extras))\n"  # None: an import of it fails
+        "from optim_zoo import cli\n"
+        "for command in (['list'], ['show', 'lamb'], ['verify', 'torch_sgd']):\n"
+        "    assert cli.main(command) == 0\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment()
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # Runs in processes of their own

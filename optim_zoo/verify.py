@@ -1,0 +1,162 @@
+"""Runs recorded trajectories on this machine and prints how closely each is followed."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from optim_zoo import catalogue, recorded, registry
+from optim_zoo.catalogue import Comparison, short_number
+from optim_zoo.recorded.agreement import REFERENCE_NOISE, Agreement, follow
+from optim_zoo.train.errors import UserError
+
+_REFERENCE_WIDTH = 30  # a line then fits into 100 columns
+
+
+def verify(names: Sequence[str] = ()) -> bool:
+    """Prints a line for each comparison as it is made, and returns whether none differs.
+
+    Args:
+      names: of optimizers (with their proofs in the registry), ports, libraries or cases; with
+        none, every recorded case.
+
+    Raises:
+      UserError: there is no such name, or the device cannot run what it stands for.
+    """
+    chosen = comparisons(names)
+    device = _device()
+    _check_float64(chosen, device)
+    print(f"on {device.device_kind} with jax {jax.__version__}")
+    print("difference: the largest relative one of any parameter after any step\n")
+    width = max(len("optimizer"), *(len(_name(c)) for c in chosen))
+    reference = max(len("reference"), *(len(short_reference(c.case.reference)) for c in chosen))
+    print(
+        f"{'optimizer':{width}}  {'reference':{reference}}  steps difference tolerance  verdict",
+        flush=True,
+    )
+    agreements = []
+    for c in chosen:
+        agreement = follow(c.case, c.constructor, c.arguments)
+        agreements.append(agreement)
+        print(
+            f"{_name(c):{width}}  {short_reference(c.case.reference):{reference}}  "
+            f"{c.case.steps:5} {short_number(agreement.difference, 2):>10} "
+            f"{short_number(c.case.rtol, 1):>9}  {_verdict(agreement)}",
+            flush=True,
+        )
+    print("", *_notes(agreements), _total(agreements), sep="\n", flush=True)
+    return all(a.agrees or a.within_noise for a in agreements)
+
+
+def comparisons(names: Sequence[str] = ()) -> list[Comparison]:
+    """What `verify` runs for these names, each once.
+
+    Raises:
+      UserError: there is no such name.
+    """
+    if not names:
+        every = [Comparison(case, case.constructor, None) for case in recorded.cases()]
+        return sorted(every, key=lambda c: (_name(c) not in registry.OPTIMIZERS, c.constructor))
+    found = [comparison for name in names for comparison in _of_name(name)]
+    return list({(c.case.id, c.constructor): c for c in found}.values())
+
+
+def short_reference(reference: str) -> str:
+    """Whose code it is and its version: "optax 0.2.8", "google-research/albert b772393"."""
+    plain = re.sub(r"\(.*?\)", "", reference)
+    commit = re.search(r"@(\w+)", plain)
+    if commit is None:
+        return " ".join(plain.split()[:2])
+    repository = plain.split()[0]
+    whole = f"{repository} {commit[1]}"
+    # Without its owner, where that would be too long.
+    return whole if len(whole) <= _REFERENCE_WIDTH else whole.partition("/")[2]
+
+
+def _of_name(name: str) -> Iterator[Comparison]:
+    short = catalogue.bare(name)
+    cases = {case.id: case for case in recorded.cases()}
+    library, _, port = short.partition(".")
+    if short in registry.OPTIMIZERS or port in catalogue.libraries().get(library, {}):
+        yield from catalogue.comparisons(short)
+    elif short in catalogue.libraries():
+        for port in catalogue.libraries()[short]:
+            yield from catalogue.comparisons(f"{short}.{port}")
+    elif name in cases:
+        yield Comparison(cases[name], cases[name].constructor, None)
+    else:
+        raise catalogue.unknown("optimizer or case", name, [*catalogue.names(), *cases])
+
+
+def _device() -> jax.Device:
+    """The device that JAX uses unless told otherwise."""
+    try:
+        (device,) = jnp.zeros(()).devices()
+    # Some platforms that cannot be had are an assertion inside JAX.
+    except (RuntimeError, AssertionError) as error:
+        platforms = f" (JAX_PLATFORMS={p})" if (p := os.environ.get("JAX_PLATFORMS")) else ""
+        reason = f": {str(error).splitlines()[0]}" if str(error) else ""
+        raise UserError(f"JAX finds no device{platforms}{reason}") from error
+    return device
+
+
+def _check_float64(chosen: Sequence[Comparison], device: jax.Device) -> None:
+    double = sum(c.case.dtype == "float64" for c in chosen)
+    if double and not _has_float64():
+        raise UserError(
+            f"{device.device_kind} does not compute in float64, which {double} of "
+            f"{_counted(chosen)} need; JAX_PLATFORMS=cpu runs them on the CPU"
+        )
+
+
+def _has_float64() -> bool:
+    """Whether the device computes wider than in float32, be it by pairs of those."""
+    try:
+        with jax.enable_x64(True):
+            return float(jax.jit(lambda x: x + 2.0**-40)(jnp.ones(()))) > 1.0
+    except RuntimeError:
+        return False
+
+
+def _name(comparison: Comparison) -> str:
+    return catalogue.bare(comparison.constructor)
+
+
+def _verdict(agreement: Agreement) -> str:
+    if agreement.agrees:
+        return "agrees"
+    return "noise" if agreement.within_noise else "DIFFERS"
+
+
+def _notes(agreements: Sequence[Agreement]) -> list[str]:
+    """Which cases do not agree, for the lines of the table do not say; a blank line behind them."""
+    lines = []
+    for a in agreements:
+        if a.within_noise:
+            noise = short_number(REFERENCE_NOISE[a.case.id], 1)
+            lines += [
+                f"noise: {a.case.id} is within the reference's own noise, {noise}: that code, run",
+                "again, does not come as close to its recording as the tolerance asks either",
+            ]
+        elif not a.agrees:
+            lines.append(f"DIFFERS: {catalogue.bare(a.optimizer)} from the case {a.case.id}")
+    return [*lines, ""] if lines else []
+
+
+def _total(agreements: Sequence[Agreement]) -> str:
+    agree = sum(a.agrees for a in agreements)
+    noise = sum(a.within_noise for a in agreements)
+    differ = len(agreements) - agree - noise
+    parts = [f"{agree} {'agrees' if agree == 1 else 'agree'}"]
+    if noise:
+        whose = "its reference's" if noise == 1 else "their references'"
+        parts.append(f"{noise} within {whose} own noise")
+    if differ:
+        parts.append(f"{differ} {'differs' if differ == 1 else 'differ'}")
+    return f"{_counted(agreements)}: {', '.join(parts)}"
+
+
+def _counted(things: Sequence[object]) -> str:
+    return f"{len(things)} recorded trajector{'y' if len(things) == 1 else 'ies'}"
