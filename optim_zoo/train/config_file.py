@@ -163,7 +163,13 @@ def _argument(name: str, value: Any, default: Any) -> Any:
 
 def _constructor(section: str, name: Any) -> Callable[..., Any]:
     if section == "optimizer":
-        return registry.get(name).constructor
+        entry = registry.get(name)
+        if entry.wraps:
+            raise ValueError(
+                f"{name} wraps another transformation, which a config has no words for: name an "
+                f"optimizer that stands by itself, such as ranger or lamb"
+            )
+        return entry.constructor
     ranges.check_choice("schedule", name, schedules.SCHEDULES)
     return schedules.SCHEDULES[name]
 
