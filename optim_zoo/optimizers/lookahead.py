@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import ranges, rows
-from optim_zoo.tree import Tree, check_floating, map_to_several, wide
+from optim_zoo.tree import Tree, check_floating, map_to_several, wide, wide_dtype
 
 
 class LookaheadState(NamedTuple):
@@ -73,8 +73,9 @@ def synchronize(
 
     def init(params: Tree) -> LookaheadState:
         check_floating(params)
-        # + 0: a copy, for the state must not share memory with parameters that are donated.
-        slow = jax.tree.map(lambda x: wide(x) * (not slow_starts_at_zero) + 0, params)
+        # A copy, for the state must not share memory with parameters that are donated.
+        copied = jax.tree.map(lambda x: jnp.array(x, wide_dtype(x), copy=True), params)
+        slow = jax.tree.map(jnp.zeros_like, copied) if slow_starts_at_zero else copied
         return LookaheadState(jnp.zeros((), jnp.int32), slow, inner.init(params))
 
     def update(
