@@ -27,7 +27,7 @@ def check(
 
     Raises:
       TypeError: ``value`` is not a number.
-      ValueError: it lies outside the range; NaN does.
+      ValueError: it lies outside the range; NaN does. Or it is several numbers.
     """
     if isinstance(value, jax.core.Tracer):
         return
@@ -40,6 +40,8 @@ def check(
     below = x < high if open_high else x <= high
     if not np.all(above & below):
         raise ValueError(f"{name} must be in {interval}, got {value}")
+    if x.ndim:
+        raise ValueError(f"{name} must be one number, got an array of shape {x.shape}")
 
 
 def check_count(name: str, value: Any, low: int = 0) -> None:

@@ -1,18 +1,73 @@
 """What ports share: directions with eps in other places, decay in other places, and refusals."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from optim_zoo import rules
+from optim_zoo import ranges, rules
 from optim_zoo.transforms.moments import Direction, bias, scale_by_moments
 from optim_zoo.transforms.radam import rectification
 from optim_zoo.tree import Tree, wide
 
 Rate = float | jax.Array | Callable[[Any], Any]  # a number, or step -> number, from step 0
+
+# One argument a row: its name in the pieces, then those it has in the sources.
+_NAMES = (
+    ("learning_rate", "lr", "init_lr"),
+    ("b1", "beta_1", "betas[0]"),
+    ("b2", "beta_2", "betas[1]"),
+    ("eps", "epsilon"),
+    ("decay", "rho", "alpha"),
+    ("weight_decay", "weight_decay_rate"),
+    ("momentum_decay", "schedule_decay"),
+    ("trust_coefficient", "trust_coeff", "eeta"),
+    ("threshold", "sma_threshold", "n_sma_threshold"),
+    ("max_norm", "max_grad_norm"),
+    ("nesterov", "use_nesterov"),
+    ("inner", "optimizer", "base_optimizer"),
+    ("sync_period", "k", "la_steps"),
+    ("slow_step_size", "alpha", "la_alpha"),
+    ("warmup_steps", "num_warmup_steps"),
+    ("total_steps", "num_train_steps"),
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_source_words(port: Callable[P, R]) -> Callable[P, R]:
+    """Makes the errors of a port name the arguments that the port has: ``lr must be ...``."""
+    arguments = list(inspect.signature(port).parameters)
+
+    def renamed(name: str) -> str:
+        others = [other for names in _NAMES if name in names for other in names]
+        own = [other for other in (name, *others) if other.partition("[")[0] in arguments]
+        return own[0] if own else name
+
+    @functools.wraps(port)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            if "betas" in arguments:
+                by_place = dict(zip(arguments, args, strict=False))
+                _check_pair("betas", {"betas": (0.0, 0.0), **by_place, **kwargs}["betas"])
+            return port(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            name, space, rest = str(error).partition(" ")
+            error.args = (renamed(name) + space + rest,)
+            raise
+
+    return called
+
+
+def _check_pair(name: str, value: Any) -> None:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair of numbers, got {value!r}")
 
 
 def refuse(port: str, **arguments: tuple[Any, Any]) -> None:
@@ -33,9 +88,41 @@ def refuse(port: str, **arguments: tuple[Any, Any]) -> None:
             )
 
 
+def check_arguments(
+    port: str, given: Mapping[str, Any], known: Iterable[str], refused: Mapping[str, Any]
+) -> None:
+    """Checks those arguments of a port that the base class of its source has.
+
+    Args:
+      port: the name of the port.
+      given: name -> value.
+      known: the names that are supported.
+      refused: name -> the source's default of those that are not.
+
+    Raises:
+      NotImplementedError: one that is not supported is not its default.
+      TypeError: one that the source has not either.
+    """
+    if unknown := sorted(set(given) - {*known, *refused}):
+        raise TypeError(
+            f"{port} has no argument {', '.join(unknown)}; beside its own it takes "
+            f"{', '.join(sorted(known))}"
+        )
+    refuse(port, **{name: (given.get(name, default), default) for name, default in refused.items()})
+
+
 def chain(*pieces: optax.GradientTransformation | None) -> optax.GradientTransformation:
     """``optax.chain`` of the pieces that are there."""
     return optax.chain(*(piece for piece in pieces if piece is not None))
+
+
+def is_zero(x: Any) -> bool:
+    """Whether ``x`` is the number 0.
+
+    An array is not, whatever it holds: ``optax.inject_hyperparams`` gives a known one to ``init``
+    and a traced one to ``update``, and both must make the same chain.
+    """
+    return isinstance(x, (int, float, np.number)) and x == 0
 
 
 def at(rate: Rate, count: jax.Array) -> Any:
@@ -113,6 +200,10 @@ def warmup_then_linear(
       total_steps, warmup_proportion, min_lr: as there.
       first: what the first step counts as; 1 there.
     """
+    ranges.check_learning_rate(learning_rate)
+    ranges.check_count("total_steps", total_steps)
+    ranges.check("warmup_proportion", warmup_proportion, 0.0, 1.0)
+    ranges.check("min_lr", min_lr, 0.0, open_high=True)
     if not total_steps:
         return learning_rate
     warmup = total_steps * warmup_proportion
@@ -173,7 +264,7 @@ def _decay(
     combine: Callable[[jax.Array, jax.Array, Any], jax.Array],
 ) -> optax.GradientTransformation:
     rules.check_patterns("exclude_from_weight_decay", exclude)
-    if fraction is None or (isinstance(fraction, (int, float)) and fraction == 0):
+    if fraction is None or is_zero(fraction):
         return inner
 
     def init(params: Tree) -> DecayState:
@@ -204,7 +295,7 @@ def _decay(
 
 def times(rate: Rate, factor: float | None) -> Rate:
     """Rate * factor; 0 where there is no factor."""
-    if not factor:
+    if factor is None or is_zero(factor):
         return 0.0
     return (lambda count: rate(count) * factor) if callable(rate) else rate * factor
 

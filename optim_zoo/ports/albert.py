@@ -4,7 +4,20 @@ import optax
 
 from optim_zoo import rules
 from optim_zoo.ports import mlperf
-from optim_zoo.ports._pieces import (0, 1e, 6, 9, 999, LAMBOptimizer, None, Patterns, Rate, beta_1, beta_2, def, epsilon, exclude_from_layer_adaptation, exclude_from_weight_decay, float, in_source_words, learning_rate, name, rules, str, weight_decay_rate) -> optax.GradientTransformation:
+from optim_zoo.ports._pieces import Rate, in_source_words
+
+
+@in_source_words
+def LAMBOptimizer(
+    learning_rate: Rate,
+    weight_decay_rate: float = 0.0,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-6,
+    exclude_from_weight_decay: rules.Patterns | None = None,
+    exclude_from_layer_adaptation: rules.Patterns | None = None,
+    name: str = "LAMBOptimizer",
+) -> optax.GradientTransformation:
     """`mlperf.LAMBOptimizer` without bias correction: version 3 of the paper.
 
     Agrees with the source to 2e-5 in float32.

@@ -3,7 +3,15 @@
 import optax
 
 from optim_zoo import rules
-from optim_zoo.ports._pieces import (0, 1e, 3, 9, 999, FusedLAMB, Rate, True, betas, bias_correction, bool, def, float, from, fused_lamb, import, in_source_words, lr, optim_zoo, ports, refuse, timm, tuple),
+from optim_zoo.ports._pieces import Rate, in_source_words, refuse
+from optim_zoo.ports.timm import fused_lamb
+
+
+@in_source_words
+def FusedLAMB(
+    lr: Rate = 1e-3,
+    bias_correction: bool = True,
+    betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-6,
     weight_decay: float = 0.01,
     amsgrad: bool = False,

@@ -6,7 +6,20 @@ import optax
 
 from optim_zoo import rules, schedules
 from optim_zoo.optimizers.bert_adamw import UNDECAYED, bert_adamw
-from optim_zoo.ports._pieces import (0, 1e, 6, 9, 999, AdamWeightDecayOptimizer, None, Patterns, Rate, beta_1, beta_2, chain, clip_by_global_norm, def, epsilon, exclude_from_weight_decay, float, from, import, in_source_words, learning_rate, name, optim_zoo, patterns, refuse, rules, str, transforms, weight_decay_rate) -> optax.GradientTransformation:
+from optim_zoo.ports._pieces import Rate, chain, in_source_words, patterns, refuse
+from optim_zoo.transforms import clip_by_global_norm
+
+
+@in_source_words
+def AdamWeightDecayOptimizer(
+    learning_rate: Rate,
+    weight_decay_rate: float = 0.0,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-6,
+    exclude_from_weight_decay: rules.Patterns | None = None,
+    name: str = "AdamWeightDecayOptimizer",
+) -> optax.GradientTransformation:
     """`bert_adamw`, with no exclusions unless told. Agrees with the source to 2e-5 in float32."""
     return bert_adamw(
         learning_rate,

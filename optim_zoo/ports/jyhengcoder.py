@@ -4,7 +4,27 @@ import optax
 
 from optim_zoo import ranges, rules
 from optim_zoo.optimizers.lookahead import synchronize
-from optim_zoo.ports._pieces import (0, 001, 1, 1e, 5, 6, 8, 9, 999, False, Patterns, Ranger, Rate, alpha, amsgrad, beta_1, beta_2, bool, def, epsilon, exclude_from_weight_decay, float, from, import, in_source_words, int, k, learning_rate, min_lr, name, optim_zoo, ports, radam_direction, rectified_adam, rules, sma_threshold, str, tensorflow_addons, total_steps, warmup_proportion, warmup_then_linear, weight_decay),
+from optim_zoo.ports._pieces import Rate, in_source_words, warmup_then_linear
+from optim_zoo.ports.tensorflow_addons import radam_direction, rectified_adam
+
+
+@in_source_words
+def Ranger(
+    learning_rate: Rate = 0.001,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+    amsgrad: bool = False,
+    sma_threshold: float = 5.0,
+    total_steps: int = 0,
+    warmup_proportion: float = 0.1,
+    min_lr: float = 0.0,
+    k: int = 6,
+    alpha: float = 0.5,
+    name: str = "Ranger",
+    *,
+    exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
     """Its first step shrinks the weights to ``alpha`` times their value, and is a full Adam step.
 

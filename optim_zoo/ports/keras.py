@@ -18,7 +18,17 @@ from optim_zoo import layers, ranges, rules
 from optim_zoo.optimizers.adadelta import adadelta
 from optim_zoo.optimizers.adagrad import adagrad
 from optim_zoo.optimizers.rmsprop import rmsprop
-from optim_zoo.ports._pieces import (Rate, chain, decay_before, epsilon_hat, in_source_words, refuse, scale_by_adam_epsilon_hat, times)
+from optim_zoo.ports._pieces import (
+    Rate,
+    chain,
+    check_arguments,
+    decay_before,
+    epsilon_hat,
+    in_source_words,
+    is_zero,
+    scale_by_adam_epsilon_hat,
+    times,
+)
 from optim_zoo.rows import check_updates
 from optim_zoo.transforms import (
     cast_like_params,
@@ -33,12 +43,20 @@ from optim_zoo.transforms.amsgrad import scale_by_largest_moments
 from optim_zoo.transforms.moments import moment, zero_moment
 from optim_zoo.tree import Tree, map_to_several, wide
 
+CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")  # the clipping that is supported
 _REFUSED: dict[str, Any] = {
     "use_ema": False,
     "ema_momentum": 0.99,
     "ema_overwrite_frequency": None,
     "loss_scale_factor": None,
     "gradient_accumulation_steps": None,
+}
+# Of the base class that Keras had before, which TensorFlow Addons and tf_keras.legacy build on.
+REFUSED_BEFORE: dict[str, Any] = {
+    "lr": None,
+    "decay": 0.0,
+    "gradient_aggregator": None,
+    "gradient_transformers": None,
 }
 
 
@@ -66,7 +84,7 @@ def sgd_inside(
     """M <- momentum m + learning_rate g;  x <- x - m, or x - (momentum m + learning_rate g)."""
     return chain(
         scale_by_learning_rate(learning_rate, last=False),
-        trace_momentum(momentum, nesterov=nesterov) if momentum else None,
+        None if is_zero(momentum) else trace_momentum(momentum, nesterov=nesterov),
         cast_like_params(),
     )
 
@@ -248,10 +266,7 @@ def _finished(
       TypeError: an argument that Keras has not either.
     """
     exclude = base.get("exclude_from_weight_decay", ())
-    known = {"clipnorm", "clipvalue", "global_clipnorm", "name", "exclude_from_weight_decay"}
-    if unknown := set(base) - known - set(_REFUSED):
-        raise TypeError(f"{port} has no argument {', '.join(sorted(unknown))}")
-    refuse(port, **{name: (base.get(name, default), default) for name, default in _REFUSED.items()})
+    check_arguments(port, base, (*CLIPPING, "name", "exclude_from_weight_decay"), _REFUSED)
     if weight_decay is not None:
         ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
     rules.check_patterns("exclude_from_weight_decay", exclude)

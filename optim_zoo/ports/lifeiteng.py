@@ -5,7 +5,18 @@ import optax
 from optim_zoo import ranges
 from optim_zoo.optimizers.lookahead import synchronize
 from optim_zoo.ports import torch
-from optim_zoo.ports._pieces import (0, 001, 1e, 8, 9, 999, False, RAdam, RAdamOptimizer, Rate, beta_1, beta_2, bool, def, epsilon, float, in_source_words, learning_rate, name, refuse, str, use_locking) -> optax.GradientTransformation:
+from optim_zoo.ports._pieces import Rate, in_source_words, refuse
+
+
+@in_source_words
+def RAdamOptimizer(
+    learning_rate: Rate = 0.001,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-8,
+    use_locking: bool = False,
+    name: str = "RAdam",
+) -> optax.GradientTransformation:
     """`torch.RAdam`: eps beside the uncorrected root. Agrees with the source to 1e-9 in float64."""
     refuse("lifeiteng.RAdamOptimizer", use_locking=(use_locking, False))
     return torch.RAdam(learning_rate, (beta_1, beta_2), epsilon)

@@ -11,7 +11,22 @@ import optax
 from optim_zoo import rules
 from optim_zoo.optimizers.lamb import lamb
 from optim_zoo.optimizers.lars import lars
-from optim_zoo.ports._pieces import (0, 1e, 6, 9, 999, LAMBOptimizer, None, Patterns, Rate, True, beta_1, beta_2, bias_correction, bool, def, epsilon, exclude_from_layer_adaptation, exclude_from_weight_decay, float, in_source_words, learning_rate, name, patterns, rules, str, weight_decay_rate) -> optax.GradientTransformation:
+from optim_zoo.ports._pieces import Rate, in_source_words, patterns
+
+
+@in_source_words
+def LAMBOptimizer(
+    learning_rate: Rate,
+    weight_decay_rate: float = 0.0,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-6,
+    exclude_from_weight_decay: rules.Patterns | None = None,
+    exclude_from_layer_adaptation: rules.Patterns | None = None,
+    name: str = "LAMBOptimizer",
+    *,
+    bias_correction: bool = True,
+) -> optax.GradientTransformation:
     """A leaf that is not decayed loses its trust ratio, unless the second list is given.
 
     Otherwise `lamb`. Agrees with the source to 2e-5 in float32.

@@ -3,7 +3,13 @@
 import optax
 
 from optim_zoo import rules
-from optim_zoo.ports._pieces import (Rate, add_decayed_weights, chain, from, import, in_source_words, optim_zoo, scale_by_adam, scale_by_learning_rate, scale_by_trust_ratio, transforms)
+from optim_zoo.ports._pieces import Rate, chain, in_source_words
+from optim_zoo.transforms import (
+    add_decayed_weights,
+    scale_by_adam,
+    scale_by_learning_rate,
+    scale_by_trust_ratio,
+)
 
 
 @in_source_words

@@ -12,7 +12,18 @@ import optax
 from optim_zoo import ranges, rules
 from optim_zoo.optimizers.lookahead import lookahead
 from optim_zoo.ports import michaelrzhang
-from optim_zoo.ports._pieces import (Rate, at, chain, decay_before, in_source_words, negated, radam_epsilon_hat, refuse, times)
+from optim_zoo.ports._pieces import (
+    Rate,
+    at,
+    chain,
+    decay_before,
+    in_source_words,
+    is_zero,
+    negated,
+    radam_epsilon_hat,
+    refuse,
+    times,
+)
 from optim_zoo.transforms import (
     add_decayed_weights,
     centralize_gradients,
@@ -144,7 +155,7 @@ def RAdam(
         return jnp.where(rho >= n_sma_threshold, at(fraction, count), 0.0)
 
     step = _radam(lr, betas, eps, n_sma_threshold, 1.0 if degenerated_to_sgd else 0.0, maximize)
-    decays = gated if fraction and not degenerated_to_sgd else fraction
+    decays = fraction if is_zero(fraction) or degenerated_to_sgd else gated
     return decay_before(step, decays, exclude_from_weight_decay)
 
 
@@ -204,6 +215,7 @@ def _radam(
     below: float,
     maximize: bool,
 ) -> optax.GradientTransformation:
+    ranges.check("n_sma_threshold", threshold, 4.0)
     direction = radam_epsilon_hat(*betas, eps, threshold=threshold, below=below)
     return chain(
         negated(maximize),

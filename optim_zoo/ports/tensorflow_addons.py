@@ -14,7 +14,17 @@ from optim_zoo import ranges, rules
 from optim_zoo.optimizers.lamb import lamb
 from optim_zoo.optimizers.lookahead import lookahead
 from optim_zoo.ports import keras
-from optim_zoo.ports._pieces import (Rate, chain, decay_before, in_source_words, patterns, refuse, scale_by_adam_epsilon_hat, warmup_then_linear)
+from optim_zoo.ports._pieces import (
+    Rate,
+    chain,
+    check_arguments,
+    decay_before,
+    in_source_words,
+    patterns,
+    refuse,
+    scale_by_adam_epsilon_hat,
+    warmup_then_linear,
+)
 from optim_zoo.transforms import add_decayed_weights, scale_by_learning_rate
 from optim_zoo.transforms.amsgrad import scale_by_largest_moments
 from optim_zoo.transforms.moments import Direction, bias, scale_by_moments
@@ -197,8 +207,5 @@ def _decayed(
 def _clipped(
     port: str, step: optax.GradientTransformation, kwargs: dict[str, Any]
 ) -> optax.GradientTransformation:
-    known = ("clipnorm", "clipvalue", "global_clipnorm")
-    refuse(
-        f"tensorflow_addons.{port}", **{k: (v, None) for k, v in kwargs.items() if k not in known}
-    )
+    check_arguments(f"tensorflow_addons.{port}", kwargs, keras.CLIPPING, keras.REFUSED_BEFORE)
     return chain(keras.clipping(kwargs), step)

@@ -7,7 +7,22 @@ changes nothing. Each agrees with the source to 1e-9 in float64.
 import optax
 
 from optim_zoo import optimizers
-from optim_zoo.ports._pieces import (0, 001, 1e, 8, 9, 999, Adam, AdamOptimizer, False, None, Rate, beta1, beta2, beta_1, beta_2, bool, chain, def, epsilon, float, from, import, in_source_words, learning_rate, name, optim_zoo, refuse, scale_by_adam_epsilon_hat, scale_by_learning_rate, str, transforms, use_locking) -> optax.GradientTransformation:
+from optim_zoo.ports._pieces import Rate, chain, in_source_words, refuse, scale_by_adam_epsilon_hat
+from optim_zoo.transforms import scale_by_learning_rate
+
+
+@in_source_words
+def AdamOptimizer(
+    learning_rate: Rate = 0.001,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-8,
+    use_locking: bool = False,
+    name: str = "Adam",
+    *,
+    beta1: float | None = None,
+    beta2: float | None = None,
+) -> optax.GradientTransformation:
     """Adam with eps beside the uncorrected root, the paper's "epsilon hat".
 
     ``beta1`` and ``beta2`` are the source's own spelling of ``beta_1`` and ``beta_2``.

@@ -15,7 +15,18 @@ import optax
 from optim_zoo import ranges, rules
 from optim_zoo.optimizers.lookahead import synchronize
 from optim_zoo.ports import torch
-from optim_zoo.ports._pieces import (Rate, at, chain, decay_after, decay_before, in_source_words, negated, refuse, times)
+from optim_zoo.ports._pieces import (
+    Rate,
+    at,
+    chain,
+    decay_after,
+    decay_before,
+    in_source_words,
+    is_zero,
+    negated,
+    refuse,
+    times,
+)
 from optim_zoo.rows import check_updates
 from optim_zoo.transforms import (
     add_decayed_weights,
@@ -343,7 +354,7 @@ def RMSpropTF(
            corrected_weight_decay=(corrected_weight_decay, False))  # fmt: skip
     ranges.check_learning_rate(lr)
     rms = scale_by_rms(alpha, eps, initial_scale=1.0, centered=centered)
-    trace = trace_momentum(momentum) if momentum else None
+    trace = None if is_zero(momentum) else trace_momentum(momentum)
     if lr_in_momentum:
         step = chain(rms, scale_by_learning_rate(lr, last=False), trace, cast_like_params())
     else:

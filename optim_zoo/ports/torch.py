@@ -11,7 +11,17 @@ import optax
 from optim_zoo import ranges, rules
 from optim_zoo.optimizers.adadelta import adadelta
 from optim_zoo.optimizers.sgd import sgd
-from optim_zoo.ports._pieces import (Rate, at, chain, in_source_words, negated, radam_epsilon_hat, refuse, scale_by_adam_epsilon_hat)
+from optim_zoo.ports._pieces import (
+    Rate,
+    at,
+    chain,
+    in_source_words,
+    is_zero,
+    negated,
+    radam_epsilon_hat,
+    refuse,
+    scale_by_adam_epsilon_hat,
+)
 from optim_zoo.transforms import (
     add_decayed_weights,
     scale_by_adagrad,
@@ -175,7 +185,7 @@ def RMSprop(
         negated(maximize),
         add_decayed_weights(weight_decay, exclude_from_weight_decay),
         scale_by_rms(alpha, eps, eps_in_sqrt=False, centered=centered),
-        trace_momentum(momentum) if momentum else None,
+        None if is_zero(momentum) else trace_momentum(momentum),
         scale_by_learning_rate(lr),
     )
 
@@ -199,7 +209,7 @@ def Adagrad(
            fused=(fused, None))  # fmt: skip
     ranges.check("lr_decay", lr_decay, 0.0, open_high=True)
     ranges.check_learning_rate(lr)
-    rate = (lambda count: at(lr, count) / (1 + count * lr_decay)) if lr_decay else lr
+    rate = lr if is_zero(lr_decay) else (lambda count: at(lr, count) / (1 + count * lr_decay))
     return chain(
         negated(maximize),
         add_decayed_weights(weight_decay, exclude_from_weight_decay),

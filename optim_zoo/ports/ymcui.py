@@ -6,7 +6,19 @@ from optim_zoo import rules
 from optim_zoo.optimizers.bert_adamw import UNDECAYED
 from optim_zoo.optimizers.lamb import lamb
 from optim_zoo.ports import bert
-from optim_zoo.ports._pieces import (0, 01, 1e, 6, 9, 999, LAMBOptimizer, None, Patterns, Rate, beta_1, beta_2, def, epsilon, exclude_from_weight_decay, float, in_source_words, learning_rate, name, patterns, rules, str, weight_decay_rate) -> optax.GradientTransformation:
+from optim_zoo.ports._pieces import Rate, in_source_words, patterns
+
+
+@in_source_words
+def LAMBOptimizer(
+    learning_rate: Rate,
+    weight_decay_rate: float = 0.01,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-6,
+    exclude_from_weight_decay: rules.Patterns | None = None,
+    name: str = "LAMBOptimizer",
+) -> optax.GradientTransformation:
     """`lamb` without bias correction: version 3 of the paper. Every leaf has its trust ratio.
 
     Agrees with the source to 2e-5 in float32.

@@ -1,0 +1,166 @@
+"""What every optimizer of the zoo promises, over trees that nobody wrote down."""
+
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+from tests.test_contract import CONSTRUCTORS, Make
+
+DTYPES = ("float32", "bfloat16", "float16")
+# A fixed few, so that operations on them are compiled once.
+SHAPES = ((), (1,), (3,), (2, 3), (2, 1, 3), (0,), (0, 3))
+
+every = pytest.mark.parametrize("make", CONSTRUCTORS.values(), ids=CONSTRUCTORS)
+settings = functools.partial(hypothesis.settings, deadline=None, derandomize=True, database=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A parameter and its gradients, as what they are made from. It is a leaf of a tree."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    gradient_dtype: str
+    size: str  # of the gradients: "moderate", "zero", "tiny" or "large"
+    seed: int  # 0: the parameter is zero
+
+    def parameter(self) -> jax.Array:
+        x = np.random.default_rng(self.seed).normal(size=self.shape)
+        return jnp.asarray(x if self.seed else 0 * x, self.dtype)
+
+    def gradient(self, step: int) -> jax.Array:
+        large = 6e4 if self.gradient_dtype == "float16" else 1e30
+        size = {"moderate": 1.0, "zero": 0.0, "tiny": 1e-30, "large": large}[self.size]
+        # At most 1, so that the largest is finite in its dtype.
+        x = np.random.default_rng([self.seed, step]).uniform(-1, 1, size=self.shape)
+        return jnp.asarray(size * x, self.gradient_dtype)
+
+
+def trees(*sizes: str) -> st.SearchStrategy[Any]:
+    """Nested containers, empty ones too, of `Leaf` and None."""
+    leaves = st.builds(
+        Leaf,
+        st.sampled_from(SHAPES),
+        st.sampled_from(DTYPES),
+        st.sampled_from(DTYPES),
+        st.sampled_from(sizes),
+        st.integers(0, 4),
+    )
+    names = st.sampled_from(["kernel", "bias", "norm", "0"])
+    return st.recursive(
+        leaves | leaves | st.none(),  # two leaves in three
+        lambda inside: (
+            st.dictionaries(names, inside, max_size=3)
+            | st.lists(inside, max_size=3)
+            | st.tuples(inside, inside)
+        ),
+        max_leaves=5,
+    ).filter(lambda tree: tree is not None)  # as parameters that are missing
+
+
+def _params(tree: Any) -> Any:
+    return jax.tree.map(Leaf.parameter, tree)
+
+
+def _grads(tree: Any, step: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf.gradient(step), tree)
+
+
+def _types(tree: Any) -> Any:
+    """Structure, shapes, dtypes and weak types."""
+    leaves = jax.tree.leaves(tree)
+    return jax.tree.structure(tree), [(x.shape, x.dtype, x.weak_type) for x in leaves]
+
+
+def _like(tree: Any) -> Any:
+    return jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+
+
+def _assert_no_memory_is_shared(*trees: Any) -> None:
+    """But where there is none: arrays without entries."""
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(trees) if x.size]
+    assert len(set(pointers)) == len(pointers)
+
+
+def _options(make: Make, **wanted: Any) -> dict[str, Any]:
+    return {k: v for k, v in wanted.items() if k in inspect.signature(make).parameters}
+
+
+@every
+@settings(max_examples=15)
+@hypothesis.given(tree=trees("moderate", "zero", "tiny", "large"))
+def test_types_stay_and_nothing_is_shared(make: Make, tree: Any) -> None:
+    """Of two steps, the second with a synchronization where the optimizer has one."""
+    tx = make(0.1, **_options(make, sync_period=2))
+    params = _params(tree)
+    state = tx.init(params)
+    expected = _types(state)
+    _assert_no_memory_is_shared(params, state)
+    for step in range(2):
+        updates, state = tx.update(_grads(tree, step), state, params)
+        assert _like(updates) == _like(params)
+        assert _types(state) == expected
+        _assert_no_memory_is_shared(params, state)
+        # A step of 1e29 is infinite in float16, so parameters stay where they are; none is NaN.
+        assert not any(np.isnan(x).any() for x in jax.tree.leaves(updates))
+
+
+@every
+@settings(max_examples=15)
+@hypothesis.given(tree=trees("moderate", "zero", "tiny"))
+def test_finite_gradients_give_finite_steps(make: Make, tree: Any) -> None:
+    tx = make(0.1, **_options(make, sync_period=2, weight_decay=0.01))
+    params = _params(tree)
+    state = tx.init(params)
+    for step in range(2):
+        updates, state = tx.update(_grads(tree, step), state, params)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
+        params = optax.apply_updates(params, updates)
+
+
+@every
+@settings(max_examples=10)
+@hypothesis.given(tree=trees("zero"))
+def test_zero_gradients_without_decay_move_nothing(make: Make, tree: Any) -> None:
+    tx = make(0.1, **_options(make, sync_period=2, weight_decay=0.0))
+    params = _params(tree)
+    state = tx.init(params)
+    for step in range(2):
+        updates, state = tx.update(_grads(tree, step), state, params)
+        assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates))
+
+
+ODD = (
+    {"kernel": Leaf((2, 3), "float32", "bfloat16", "moderate", 0), "bias": None, "norm": ()},
+    [Leaf((), "bfloat16", "float32", "moderate", 1), Leaf((0, 3), "float16", "float16", "zero", 2)],
+    (Leaf((2, 1, 3), "float32", "float32", "tiny", 3), {"0": Leaf((3,), *DTYPES[:2], "zero", 4)}),
+)
+
+
+@every
+@pytest.mark.parametrize("tree", ODD, ids=["kernel", "scalar", "nested"])
+def test_compiled_equals_eager(make: Make, tree: Any) -> None:
+    tx = make(0.1, **_options(make, sync_period=2))
+    params = _params(tree)
+    update = jax.jit(tx.update)
+    eager = compiled = tx.init(params)
+    for step in range(2):
+        expected, eager = tx.update(_grads(tree, step), eager, params)
+        actual, compiled = update(_grads(tree, step), compiled, params)
+        assert _types((actual, compiled)) == _types((expected, eager))
+        for x, y in zip(
+            jax.tree.leaves((actual, compiled)), jax.tree.leaves((expected, eager)), strict=True
+        ):
+            # Some float32 roundings, because compiled code fuses products and sums; one of the
+            # dtype itself where that is less precise.
+            rtol = max(1e-5, float(jnp.finfo(x.dtype).eps)) if x.dtype != "int32" else 0
+            np.testing.assert_allclose(np.float64(x), np.float64(y), rtol=rtol, atol=1e-6)
