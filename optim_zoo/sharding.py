@@ -1,21 +1,120 @@
-"""One training step over all devices of a mesh."""
+"""Where optimizer state lives, and one training step over all devices of a mesh.
 
-from collections.abc import Callable
+Optimizer state is mostly as large as the parameters, twice. `state_shardings` says where it goes:
+like the parameters, or spread over the data axis as well (ZeRO-1, arXiv 1910.02054)::
+
+    state = sharding.init(tx, params, mesh=mesh, zero1="data")
+
+`data_parallel` makes the whole step, in one of three modes that give the same numbers.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from optim_zoo import ranges
-from optim_zoo.tree import Tree, wide
+from optim_zoo import ranges, rules
+from optim_zoo.tree import Tree, map_with_path, wide
 
 LossFn = Callable[[Tree, Tree], Any]
 
 
+def state_shardings(
+    tx: optax.GradientTransformation, params: Tree, *, mesh: Mesh, zero1: str | None = None
+) -> Tree:
+    """A `NamedSharding` for every array in the state of ``tx``.
+
+    What is like a parameter lies as the parameter does, other state on every device. With
+    ``zero1`` the former is spread over that axis too: along its longest dimension that is not cut
+    yet and divides. Where none divides it stays as the parameter: see `unspread`.
+
+    Args:
+      tx: the optimizer.
+      params: arrays, or ``jax.ShapeDtypeStruct``s; one without a `NamedSharding` counts as
+        replicated.
+      mesh: the devices.
+      zero1: the mesh axis to spread the state over, mostly that of the batch.
+
+    Raises:
+      ValueError: the mesh has no such axis.
+    """
+    _check_axis("zero1", zero1, mesh)
+
+    def like(_: Any, x: Any) -> NamedSharding:
+        spec = _spec(x)
+        return NamedSharding(mesh, spec if zero1 is None else _spread(x.shape, spec, mesh, zero1))
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    state = jax.eval_shape(tx.init, params)
+    shardings = optax.tree.map_params(
+        tx, like, state, params, transform_non_params=lambda _: replicated
+    )
+    return jax.tree.broadcast(shardings, state)
+
+
+def unspread(params: Tree, *, mesh: Mesh, zero1: str) -> list[str]:
+    """The paths of the parameters whose state ``zero1`` leaves whole, for no dimension divides.
+
+    Raises:
+      ValueError: the mesh has no such axis.
+    """
+    _check_axis("zero1", zero1, mesh)
+    whole = map_with_path(lambda path, x: path if _spread(x.shape, _spec(x), mesh, zero1)
+                          == _spec(x) else "", params)  # fmt: skip
+    return [path for path in jax.tree.leaves(whole) if path]
+
+
+def init(
+    tx: optax.GradientTransformation, params: Tree, *, mesh: Mesh, zero1: str | None = None
+) -> optax.OptState:
+    """The state of ``tx``, made where `state_shardings` wants it.
+
+    ``jax.jit(tx.init)(params)`` alone puts it on one device, whatever the parameters' sharding.
+
+    Raises:
+      ValueError: see `state_shardings`.
+    """
+    shardings = state_shardings(tx, params, mesh=mesh, zero1=zero1)
+    with jax.set_mesh(_automatic(mesh)):
+        return jax.jit(tx.init, out_shardings=shardings)(params)
+
+
+def _automatic(mesh: Mesh) -> Mesh:
+    """The mesh with Auto axes: where to cut what lies between is left to the compiler."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def _check_axis(name: str, axis: Any, mesh: Mesh) -> None:
+    if axis is not None and axis not in mesh.shape:
+        raise ValueError(f"{name} must be one of {tuple(mesh.shape)}, got {axis!r}")
+
+
+def _spec(x: Any) -> PartitionSpec:
+    sharding = getattr(x, "sharding", None)
+    return sharding.spec if isinstance(sharding, NamedSharding) else PartitionSpec()
+
+
+def _spread(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh, axis: str) -> PartitionSpec:
+    """``spec`` with ``axis`` on the longest free dimension that divides; else ``spec`` itself."""
+    cuts = [*spec, *[None] * (len(shape) - len(spec))]
+    used = [name for cut in cuts for name in (cut if isinstance(cut, tuple) else (cut,))]
+    size = mesh.shape[axis]
+    free = [i for i, cut in enumerate(cuts) if cut is None and shape[i] and shape[i] % size == 0]
+    if axis in used or not free:
+        return spec
+    longest = max(free, key=lambda i: shape[i])
+    cuts[longest] = axis
+    while cuts[-1] is None:  # as the compiler writes it; else the second step compiles anew
+        cuts.pop()
+    return PartitionSpec(*cuts)
+
+
 class DataParallelStep:
-    """A jitted, donating training step over replicated parameters; made by `data_parallel`.
+    """A compiled, donating training step; made by `data_parallel`.
 
     ::
 
@@ -33,37 +132,24 @@ class DataParallelStep:
         micro_batches: int,
         has_aux: bool,
     ) -> None:
-        # Whatever the types of the given mesh's axes are (`jax.make_mesh` makes them Explicit):
-        # where to cut what lies between is left to the compiler, so that any loss will do.
-        automatic = (AxisType.Auto,) * len(mesh.axis_names)
-        self._mesh = mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=automatic)
+        # Whatever the types of the given mesh's axes are (`jax.make_mesh` makes them Explicit),
+        # so that any loss will do.
+        self._mesh = _automatic(mesh)
+        self._batch_axis = batch_axis
         self.batch_divisor = mesh.shape[batch_axis] * micro_batches
         self._tx = optax.with_extra_args_support(tx)
         self._loss_fn = loss_fn
         self._micro_batches = micro_batches
         self._has_aux = has_aux
-        self._replicated = NamedSharding(mesh, PartitionSpec())
-        # A micro-batch is every n-th row, so that splitting a batch moves no row to another device.
-        self._rows = NamedSharding(mesh, PartitionSpec(batch_axis))
-        self._micro_rows = NamedSharding(mesh, PartitionSpec(None, batch_axis))
-        self._step = jax.jit(
-            self._update,
-            in_shardings=(self._replicated, self._replicated, self._rows),
-            out_shardings=self._replicated,
-            donate_argnums=(0, 1),
-        )
+        self._replicated = NamedSharding(self._mesh, PartitionSpec())
+        self._rows = NamedSharding(self._mesh, PartitionSpec(batch_axis))
 
     def init(self, params: Tree) -> tuple[Tree, optax.OptState]:
-        """Copies of ``params`` on every device, and the optimizer's state.
+        """Copies of ``params`` where the step wants them, and the optimizer's state.
 
         They are copies because a step donates its arguments, and the caller's arrays live on.
         """
-        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self._replicated)
-        init = jax.jit(self._tx.init, out_shardings=self._replicated)
-        with jax.set_mesh(self._mesh):
-            # Placed first, because jit takes no array that is committed to other devices.
-            params = copy(jax.device_put(params, self._replicated))
-            return params, init(params)
+        raise NotImplementedError
 
     def __call__(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         """``(params, state, loss)`` after one step, and aux where the loss has it.
@@ -80,17 +166,15 @@ class DataParallelStep:
                     f"{self.batch_divisor} ({devices} devices x {self._micro_batches} "
                     f"micro-batches), got shape {jnp.shape(x)}"
                 )
-        with jax.set_mesh(self._mesh):
-            return self._step(params, state, jax.device_put(batch, self._rows))
+        return self._run(params, state, batch)
 
     def params(self, params: Tree) -> Tree:
         """Plain parameters on one device, as copies: the next step donates what it is given."""
+        device = SingleDeviceSharding(self._mesh.devices.flat[0])
+        return jax.tree.map(lambda x: jax.device_put(x, device, may_alias=False), params)
 
-        def plain(x: jax.Array) -> jax.Array:
-            shard = x.addressable_data(0)
-            return jax.device_put(shard, shard.sharding, may_alias=False)
-
-        return jax.tree.map(plain, params)
+    def _run(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
+        raise NotImplementedError
 
     def _update(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         loss, gradients, aux = self._loss_and_gradients(params, batch)
@@ -116,6 +200,8 @@ class DataParallelStep:
         return total * scale, jax.tree.map(lambda g: wide(g) * scale, gradients), aux
 
     def _sums(self, params: Tree, batch: Tree) -> tuple[tuple[jax.Array, tuple[Any, Tree]], Tree]:
+        """Loss times weight, weight and gradient of the former, of a batch over all devices."""
+
         def objective(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
             value = self._loss_fn(params, batch)
             loss, aux = value if self._has_aux else (value, None)
@@ -125,11 +211,186 @@ class DataParallelStep:
         return jax.value_and_grad(objective, has_aux=True)(params)
 
     def _split(self, batch: Tree) -> Tree:
-        def rows(x: jax.Array) -> jax.Array:
-            x = jnp.reshape(x, (-1, self._micro_batches, *x.shape[1:])).swapaxes(0, 1)
-            return jax.lax.with_sharding_constraint(x, self._micro_rows)
+        """Micro-batches along a new first axis: every n-th row, so that no row changes device."""
+        return jax.tree.map(
+            lambda x: jnp.reshape(x, (-1, self._micro_batches, *x.shape[1:])).swapaxes(0, 1), batch
+        )
 
-        return jax.tree.map(rows, batch)
+
+class _JitStep(DataParallelStep):
+    """Arrays are global; the compiler cuts the work."""
+
+    def __init__(
+        self, *args: Any, zero1: str | None, param_shardings: rules.Rules, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        _check_axis("zero1", zero1, self._mesh)
+        rules.check_rules("param_shardings", param_shardings)
+        self._zero1 = zero1
+        self._param_shardings = param_shardings
+        self._micro_rows = NamedSharding(self._mesh, PartitionSpec(None, self._batch_axis))
+        self._step = jax.jit(self._constrained, donate_argnums=(0, 1))
+
+    def init(self, params: Tree) -> tuple[Tree, optax.OptState]:
+        pattern_names = [pattern for pattern, _ in self._param_shardings]
+        rules.check_matches("param_shardings", pattern_names, params)
+        placed, _ = self._shardings(params)
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=placed)
+        with jax.set_mesh(self._mesh):
+            # Placed first, because jit takes no array that is committed to other devices.
+            params = copy(jax.device_put(params, placed))
+        return params, init(self._tx, params, mesh=self._mesh, zero1=self._zero1)
+
+    def _shardings(self, params: Tree) -> tuple[Tree, Tree]:
+        """Of the parameters and of the state."""
+        specs = rules.assign("param_shardings", self._param_shardings, params, PartitionSpec())
+        placed = map_with_path(lambda path, x, spec: self._checked(path, x, spec), params, specs)
+        like = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            params,
+            placed,
+        )
+        return placed, state_shardings(self._tx, like, mesh=self._mesh, zero1=self._zero1)
+
+    def _checked(self, path: str, x: Any, spec: Any) -> NamedSharding:
+        if not isinstance(spec, PartitionSpec):
+            raise TypeError(f"param_shardings: {path} must have a PartitionSpec, got {spec!r}")
+        sharding = NamedSharding(self._mesh, spec)
+        try:
+            sharding.shard_shape(jnp.shape(x))
+        except ValueError:
+            raise ValueError(
+                f"param_shardings: {path} of shape {jnp.shape(x)} cannot be cut by {spec} over "
+                f"the mesh {dict(self._mesh.shape)}"
+            ) from None
+        return sharding
+
+    def _run(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
+        with jax.set_mesh(self._mesh):
+            return self._step(params, state, jax.device_put(batch, self._rows))
+
+    def _constrained(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
+        """The step, whose results lie where its arguments did."""
+        placed, of_state = self._shardings(params)
+        new_params, new_state, loss, *aux = self._update(params, state, batch)
+        return (
+            jax.lax.with_sharding_constraint(new_params, placed),
+            jax.lax.with_sharding_constraint(new_state, of_state),
+            jax.lax.with_sharding_constraint(loss, self._replicated),
+            *aux,
+        )
+
+    def _split(self, batch: Tree) -> Tree:
+        return jax.lax.with_sharding_constraint(super()._split(batch), self._micro_rows)
+
+
+class _MappedStep(DataParallelStep):
+    """Every device works on its own rows; sums go over the batch axis."""
+
+    def _loss_and_gradients(self, params: Tree, batch: Tree) -> tuple[jax.Array, Tree, Tree]:
+        loss, gradients, aux = super()._loss_and_gradients(params, batch)
+        scalar = int(self._micro_batches > 1)  # which then are a new first axis
+        averaged = jax.tree.map(
+            lambda x: jax.lax.pmean(x, self._batch_axis) if jnp.ndim(x) == scalar else x, aux
+        )
+        return loss, gradients, averaged
+
+    def _sums(self, params: Tree, batch: Tree) -> tuple[tuple[jax.Array, tuple[Any, Tree]], Tree]:
+        (total, (weight, aux)), gradients = super()._sums(params, batch)
+        total, weight, gradients = jax.tree.map(
+            lambda x: jax.lax.psum(x, self._batch_axis), (total, weight, gradients)
+        )
+        return (total, (weight, aux)), gradients
+
+
+class _ShardMapStep(_MappedStep):
+    """``shard_map`` with ``check_vma=True`` over replicated parameters."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._step = jax.jit(self._mapped, donate_argnums=(0, 1))
+
+    def init(self, params: Tree) -> tuple[Tree, optax.OptState]:
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self._replicated)
+        with jax.set_mesh(self._mesh):
+            params = copy(jax.device_put(params, self._replicated))
+        return params, init(self._tx, params, mesh=self._mesh)
+
+    def _run(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
+        with jax.set_mesh(self._mesh):
+            return self._step(params, state, jax.device_put(batch, self._rows))
+
+    def _mapped(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
+        whole, rows = PartitionSpec(), PartitionSpec(self._batch_axis)
+        out_specs: tuple[Any, ...] = (whole, whole, whole)
+        if self._has_aux:
+            local = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((x.shape[0] // self.batch_divisor, *x.shape[1:]),
+                                               x.dtype), batch)  # fmt: skip
+            _, aux = jax.eval_shape(self._loss_fn, params, local)
+            later = (None,) * (self._micro_batches > 1)
+            joined = PartitionSpec(*later, self._batch_axis)
+            out_specs += (jax.tree.map(lambda x: joined if x.ndim else whole, aux),)
+        return jax.shard_map(
+            self._update, mesh=self._mesh, in_specs=(whole, whole, rows), out_specs=out_specs
+        )(params, state, batch)
+
+    def _sums(self, params: Tree, batch: Tree) -> tuple[tuple[jax.Array, tuple[Any, Tree]], Tree]:
+        # Made to vary by type: the gradient of a replicated value would be summed over devices
+        # already, and the sum that follows count it once a device.
+        apart = jax.tree.map(lambda x: jax.lax.pcast(x, self._batch_axis, to="varying"), params)
+        return super()._sums(apart, batch)
+
+
+class _PmapStep(_MappedStep):
+    """``pmap`` over copies of the parameters, one a device along a new first axis."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self._mesh.size != self._mesh.shape[self._batch_axis]:
+            raise ValueError(
+                f"mode 'pmap' must have the whole mesh along {self._batch_axis!r}, got "
+                f"{dict(self._mesh.shape)}: use 'jit' or 'shard_map'"
+            )
+        devices = list(self._mesh.devices.flat)
+        self._step = jax.pmap(
+            self._update, self._batch_axis, devices=devices, donate_argnums=(0, 1)
+        )
+        self._init = jax.pmap(self._tx.init, self._batch_axis, devices=devices)
+
+    def init(self, params: Tree) -> tuple[Tree, optax.OptState]:
+        copies = jax.tree.map(lambda x: jnp.stack([x] * self._mesh.size), jax.device_get(params))
+        params = jax.device_put(copies, self._rows)
+        return params, self._init(params)
+
+    def params(self, params: Tree) -> Tree:
+        """The copy of the first device, as a copy of its own."""
+        return super().params(jax.tree.map(lambda x: x[0], params))
+
+    def _run(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
+        def cut(x: jax.Array) -> jax.Array:
+            rows = jnp.reshape(x, (self._mesh.size, -1, *jnp.shape(x)[1:]))
+            return jax.device_put(rows, self._rows)
+
+        params, state, loss, *aux = self._step(
+            params,
+            state,
+            jax.tree.map(cut, batch),
+        )
+        axis = 1 + (self._micro_batches > 1)  # of the rows, behind that of the devices
+
+        def joined(x: jax.Array) -> jax.Array:
+            if x.ndim == axis:
+                return x[0]
+            x = jnp.moveaxis(x, 0, axis - 1)
+            return x.reshape(*x.shape[: axis - 1], -1, *x.shape[axis + 1 :])
+
+        return (params, state, loss[0], *jax.tree.map(joined, aux))
+
+
+_MODES: Mapping[str, type[DataParallelStep]] = MappingProxyType(
+    {"jit": _JitStep, "shard_map": _ShardMapStep, "pmap": _PmapStep}
+)
 
 
 def data_parallel(
@@ -140,32 +401,51 @@ def data_parallel(
     mode: str = "jit",
     batch_axis: str = "data",
     micro_batches: int = 1,
+    zero1: str | None = None,
+    param_shardings: rules.Rules = (),
     has_aux: bool = False,
 ) -> DataParallelStep:
     """A training step that spreads its batch over ``batch_axis`` of ``mesh``.
 
-    The gradient is that of the mean over the global batch, whatever the devices and micro-batches
-    it is cut into.
+    The gradient is that of the mean over the global batch, whatever the mode, the devices and the
+    micro-batches it is cut into.
 
     Args:
       loss_fn: ``loss_fn(params, batch)`` returns the mean over its batch, or ``(sum, weight)``
         where examples weigh differently (masked tokens): sums and weights are then added over all
         devices and micro-batches before dividing, and zero weight gives a zero gradient.
         Randomness comes as per-example keys in the batch.
-      mode: ``"jit"``: jit with `NamedSharding`.
+      mode: ``"jit"``: global arrays, cut by the compiler. ``"shard_map"``, ``"pmap"``: the loss is
+        called on the rows of one device. Batch statistics in the loss are of the batch it sees.
       micro_batches: the batch is worked through in so many equal parts, one after another, with
         gradients summed in float32 or wider: a batch larger than memory in one step.
+      zero1: in mode ``"jit"``, the mesh axis to spread the optimizer's state over; see
+        `state_shardings`.
+      param_shardings: in mode ``"jit"``, rules (path pattern, ``PartitionSpec``) for parameters
+        that are cut (FSDP, tensor parallelism); the others are replicated.
       has_aux: ``loss_fn`` returns ``(loss, aux)``. With several micro-batches every array of aux
-        has them as a new first axis.
+        has them as a new first axis. In the mapped modes arrays of aux are joined along their
+        rows, scalars averaged over devices.
 
     Raises:
-      ValueError: an unknown mode or axis.
+      ValueError: an unknown mode or axis, or ``zero1`` or ``param_shardings`` in a mode that
+        replicates.
     """
-    if mode != "jit":
-        raise ValueError(f"mode must be 'jit', got {mode!r}")
-    if batch_axis not in mesh.shape:
-        raise ValueError(f"batch_axis must be one of {tuple(mesh.shape)}, got {batch_axis!r}")
+    ranges.check_choice("mode", mode, _MODES)
+    _check_axis("batch_axis", batch_axis, mesh)
     ranges.check_count("micro_batches", micro_batches, 1)
-    return DataParallelStep(
-        loss_fn, tx, mesh=mesh, batch_axis=batch_axis, micro_batches=micro_batches, has_aux=has_aux
+    placing: dict[str, Any] = {"zero1": zero1, "param_shardings": param_shardings}
+    if mode != "jit":
+        for name, value in placing.items():
+            if value:
+                raise ValueError(f"{name} belongs to mode 'jit', got it with {mode!r}")
+        placing = {}
+    return _MODES[mode](
+        loss_fn,
+        tx,
+        mesh=mesh,
+        batch_axis=batch_axis,
+        micro_batches=micro_batches,
+        has_aux=has_aux,
+        **placing,
     )

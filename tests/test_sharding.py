@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optim_zoo import lamb, metrics, sharding
+from optim_zoo import lamb, lars, metrics, ranger, sharding
 
 # SGD beside LAMB: a trust ratio would hide a gradient of the wrong scale.
 OPTIMIZERS = {
@@ -18,6 +18,7 @@ OPTIMIZERS = {
 }
 # Sums over devices and micro-batches add in another order: some 1e-7 of the largest entries.
 RTOL = 2e-6
+every_mode = pytest.mark.parametrize("mode", ["jit", "shard_map", "pmap"])
 
 
 def _mesh(devices: int) -> Mesh:
@@ -104,19 +105,37 @@ def _assert_same(actual: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("loss_fn", [_mean_loss, _weighted_loss])
-@pytest.mark.parametrize(("devices", "micro_batches"), [(1, 1), (8, 1), (1, 4), (8, 2), (2, 8)])
+@pytest.mark.parametrize(
+    ("mode", "devices", "micro_batches"),
+    [
+        *(("jit", *cut) for cut in [(1, 1), (8, 1), (1, 4), (8, 2), (2, 8)]),
+        *(("shard_map", *cut) for cut in [(8, 1), (2, 8)]),
+        *(("pmap", *cut) for cut in [(2, 1), (8, 2)]),
+    ],
+)
 def test_every_cut_of_the_batch_is_the_whole_batch(
-    params: Any, batches: list[Any], make: Any, loss_fn: Any, devices: int, micro_batches: int
+    params: Any,
+    batches: list[Any],
+    make: Any,
+    loss_fn: Any,
+    mode: str,
+    devices: int,
+    micro_batches: int,
 ) -> None:
-    step = sharding.data_parallel(loss_fn, make(), mesh=_mesh(devices), micro_batches=micro_batches)
+    step = sharding.data_parallel(
+        loss_fn, make(), mesh=_mesh(devices), mode=mode, micro_batches=micro_batches
+    )
     assert step.batch_divisor == devices * micro_batches
     _assert_same(_train(step, params, batches), _by_hand(loss_fn, make(), params, batches))
 
 
+@every_mode
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_no_weight_is_no_gradient(params: Any, batches: list[Any], micro_batches: int) -> None:
+def test_no_weight_is_no_gradient(
+    params: Any, batches: list[Any], micro_batches: int, mode: str
+) -> None:
     step = sharding.data_parallel(
-        _weighted_loss, optax.sgd(0.1), mesh=_mesh(8), micro_batches=micro_batches
+        _weighted_loss, optax.sgd(0.1), mesh=_mesh(8), mode=mode, micro_batches=micro_batches
     )
     nothing = {**batches[0], "weight": np.zeros(16, np.float32)}
     after, losses = _train(step, params, [nothing])
@@ -124,21 +143,28 @@ def test_no_weight_is_no_gradient(params: Any, batches: list[Any], micro_batches
     assert losses == [0]
 
 
+@every_mode
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_aux(params: Any, batches: list[Any], micro_batches: int) -> None:
+def test_aux(params: Any, batches: list[Any], micro_batches: int, mode: str) -> None:
     def loss_fn(params: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         return _mean_loss(params, batch), {"rows": batch["x"][:, 0], "count": jnp.ones(())}
 
     step = sharding.data_parallel(
-        loss_fn, optax.sgd(0.1), mesh=_mesh(4), micro_batches=micro_batches, has_aux=True
+        loss_fn,
+        optax.sgd(0.1),
+        mesh=_mesh(4),
+        mode=mode,
+        micro_batches=micro_batches,
+        has_aux=True,
     )
     expected = _mean_loss(params, batches[0])
     x, state = step.init(params)
     _, _, loss, aux = step(x, state, batches[0])
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
-    # Every row is in one micro-batch, once.
-    np.testing.assert_array_equal(np.sort(aux["rows"].reshape(-1)), np.sort(batches[0]["x"][:, 0]))
-    assert aux["rows"].shape == ((16,) if micro_batches == 1 else (micro_batches, 8))
+    # Every n-th row is in a micro-batch, in the order of the batch.
+    rows = batches[0]["x"][:, 0]
+    expected_rows = rows if micro_batches == 1 else rows.reshape(-1, micro_batches).T
+    np.testing.assert_array_equal(aux["rows"], expected_rows)
     assert aux["count"].shape == (() if micro_batches == 1 else (micro_batches,))
 
 
@@ -149,22 +175,29 @@ def test_randomness_is_a_key_an_example(params: Any, batches: list[Any], key: ja
 
     keyed = [{**batch, "key": jax.random.split(key, 16)} for batch in batches]
     results = []
-    for devices, micro_batches in ((1, 1), (8, 2)):
+    for mode, devices, micro_batches in (
+        ("jit", 1, 1),
+        ("jit", 8, 2),
+        ("shard_map", 8, 2),
+        ("pmap", 8, 2),
+    ):
         step = sharding.data_parallel(
-            loss_fn, optax.sgd(0.1), mesh=_mesh(devices), micro_batches=micro_batches
+            loss_fn, optax.sgd(0.1), mesh=_mesh(devices), mode=mode, micro_batches=micro_batches
         )
         results.append(_train(step, params, keyed))
-    _assert_same(*results)
+    for result in results[1:]:
+        _assert_same(result, results[0])
 
 
+@every_mode
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("placed", [False, True], ids=["anywhere", "in-place"])
 def test_the_callers_parameters_live_on(
-    params: Any, batches: list[Any], devices: int, placed: bool
+    params: Any, batches: list[Any], devices: int, placed: bool, mode: str
 ) -> None:
     """Also where they already lie as the step wants them, so that placing makes no copy."""
     before = jax.tree.map(np.array, params)
-    step = sharding.data_parallel(_mean_loss, lamb(0.1), mesh=_mesh(devices))
+    step = sharding.data_parallel(_mean_loss, lamb(0.1), mesh=_mesh(devices), mode=mode)
     if placed:
         params = jax.device_put(params, NamedSharding(_mesh(devices), P()))
     _train(step, params, batches)
@@ -172,40 +205,51 @@ def test_the_callers_parameters_live_on(
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
+@every_mode
 @pytest.mark.parametrize("device", [0, 1])
-def test_parameters_that_live_on_one_device(params: Any, batches: list[Any], device: int) -> None:
+def test_parameters_that_live_on_one_device(
+    params: Any, batches: list[Any], device: int, mode: str
+) -> None:
     """As a checkpoint or ``jax.device_put`` leaves them: committed to that device."""
     placed = jax.device_put(params, jax.devices()[device])
-    step = sharding.data_parallel(_mean_loss, optax.sgd(0.1), mesh=_mesh(8))
+    step = sharding.data_parallel(_mean_loss, optax.sgd(0.1), mesh=_mesh(8), mode=mode)
     _assert_same(_train(step, placed, batches), _train(step, params, batches))
 
 
+@every_mode
 @pytest.mark.parametrize("device", [0, 1])
-def test_a_batch_that_lives_on_one_device(params: Any, batches: list[Any], device: int) -> None:
+def test_a_batch_that_lives_on_one_device(
+    params: Any, batches: list[Any], device: int, mode: str
+) -> None:
     placed = jax.device_put(batches, jax.devices()[device])
-    step = sharding.data_parallel(_mean_loss, optax.sgd(0.1), mesh=_mesh(8))
+    step = sharding.data_parallel(_mean_loss, optax.sgd(0.1), mesh=_mesh(8), mode=mode)
     _assert_same(_train(step, params, placed), _train(step, params, batches))
 
 
-def test_state_is_donated_and_nothing_compiles_twice(params: Any, batches: list[Any]) -> None:
+@every_mode
+def test_state_is_donated_and_nothing_compiles_twice(
+    params: Any, batches: list[Any], mode: str
+) -> None:
     traces = []
 
     def loss_fn(params: Any, batch: Any) -> jax.Array:
         traces.append(1)
         return _mean_loss(params, batch)
 
-    step = sharding.data_parallel(loss_fn, lamb(0.1), mesh=_mesh(8), micro_batches=2)
+    step = sharding.data_parallel(loss_fn, lamb(0.1), mesh=_mesh(8), mode=mode, micro_batches=2)
     x, state = step.init(params)
     for batch in batches:
         old = (x, state)
         x, state, _ = step(x, state, batch)
         # Norms of the last step are not read by the next: jit prunes them, and donates the rest.
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old) if leaf.ndim)
+        whole = (leaf for leaf in jax.tree.leaves(old) if leaf.ndim > (mode == "pmap"))
+        assert all(leaf.is_deleted() for leaf in whole)
     # value_and_grad inside scan traces the loss a fixed number of times, in the first call only.
     first = len(traces)
     step(x, state, batches[0])
     assert len(traces) == first
-    assert step._step._cache_size() == 1
+    if mode != "pmap":  # which has no count of its own
+        assert step._step._cache_size() == 1  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
@@ -303,7 +347,7 @@ def test_a_batch_that_does_not_divide(params: Any, shape: tuple[int, ...]) -> No
 
 def test_errors() -> None:
     arguments = {"loss_fn": _mean_loss, "tx": optax.sgd(0.1), "mesh": _mesh(2)}
-    with pytest.raises(ValueError, match="mode must be 'jit', got 'threads'"):
+    with pytest.raises(ValueError, match="unknown mode 'threads'; expected jit, shard_map, pmap"):
         sharding.data_parallel(**arguments, mode="threads")
     with pytest.raises(ValueError, match=r"batch_axis must be one of \('data',\), got 'batch'"):
         sharding.data_parallel(**arguments, batch_axis="batch")
@@ -320,3 +364,122 @@ def test_params_are_plain_and_outlive_the_next_step(params: Any, batches: list[A
     _assert_same(plain, before)
     for x in jax.tree.leaves(plain):
         assert len(x.devices()) == 1
+
+
+# Parameters and state that are cut.
+
+
+def _many_params(rng: np.random.Generator) -> Any:
+    shapes = {"hidden": (4, 16), "out": (16, 2), "bias": (16,), "odd": (3, 5), "scale": ()}
+    return {k: jnp.asarray(rng.normal(size=s), "float32") for k, s in shapes.items()}
+
+
+def _many_loss(params: Any, batch: Any) -> jax.Array:
+    hidden = jnp.tanh(batch["x"] @ params["hidden"] + params["bias"][None])
+    odd = params["scale"] * jnp.sum(params["odd"] ** 2)
+    return jnp.mean((hidden @ params["out"] - batch["y"]) ** 2) + 0.01 * odd
+
+
+MANY = {
+    "sgd": lambda: optax.sgd(0.1, momentum=0.9),
+    "lamb": lambda: lamb(0.1, weight_decay=0.01, phi_bounds=(0.1, 2.0)),
+    "lars": lambda: lars(0.1, weight_decay=0.01, trust_coefficient=0.1, eps=1e-3, nesterov=True),
+    "ranger": lambda: ranger(0.1, sync_period=2),
+}
+FSDP = [("hidden", P(None, "data")), ("out", P("data")), ("bias", P("data"))]
+
+
+@pytest.mark.parametrize("make", MANY.values(), ids=MANY)
+@pytest.mark.parametrize("zero1", [None, "data"])
+@pytest.mark.parametrize("rules", [(), FSDP], ids=["replicated", "fsdp"])
+def test_cut_parameters_and_state_are_the_same_step(
+    rng: np.random.Generator, batches: list[Any], make: Any, zero1: str | None, rules: Any
+) -> None:
+    params = _many_params(rng)
+    step = sharding.data_parallel(
+        _many_loss, make(), mesh=_mesh(8), zero1=zero1, param_shardings=rules, micro_batches=2
+    )
+    _assert_same(_train(step, params, batches), _by_hand(_many_loss, make(), params, batches))
+
+
+@pytest.mark.parametrize("rules", [(), FSDP], ids=["replicated", "fsdp"])
+def test_each_device_holds_an_eighth_of_the_state(
+    rng: np.random.Generator, batches: list[Any], rules: Any
+) -> None:
+    params = _many_params(rng)
+    step = sharding.data_parallel(
+        _many_loss, lamb(0.1), mesh=_mesh(8), zero1="data", param_shardings=rules
+    )
+    x, state = step.init(params)
+    for _ in range(2):
+        adam = optax.tree.get(state, "ScaleByAdamState")
+        for moments in (adam.mu, adam.nu):
+            for path in ("hidden", "out", "bias"):
+                assert moments[path].addressable_data(0).size * 8 == moments[path].size
+            for path in ("odd", "scale"):
+                assert moments[path].sharding.is_fully_replicated
+        for path in ("hidden", "out", "bias"):
+            assert x[path].sharding.is_fully_replicated == (rules == ())
+        x, state, _ = step(x, state, batches[0])
+    assert step._step._cache_size() == 1
+    assert sharding.unspread(params, mesh=_mesh(8), zero1="data") == ["odd", "scale"]
+
+
+def test_state_is_made_where_it_belongs(rng: np.random.Generator) -> None:
+    """Beside parameters cut over one axis of two, spread over the other."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    cut = NamedSharding(mesh, P(None, "model"))
+    params = _many_params(rng)
+    params["hidden"] = jax.device_put(params["hidden"], cut)
+    tx = lamb(0.1)
+    plain = optax.tree.get(sharding.init(tx, params, mesh=mesh), "ScaleByAdamState")
+    assert plain.mu["hidden"].sharding.spec == P(None, "model")
+    assert plain.mu["out"].sharding.is_fully_replicated
+    state = sharding.init(tx, params, mesh=mesh, zero1="data")
+    spread = optax.tree.get(state, "ScaleByAdamState")
+    assert spread.mu["hidden"].sharding.spec == P("data", "model")
+    assert spread.nu["out"].sharding.spec == P("data")
+    assert spread.count.sharding.is_fully_replicated
+    wanted = sharding.state_shardings(tx, params, mesh=mesh, zero1="data")
+    assert jax.tree.map(lambda x: x.sharding, state) == wanted
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(tx.init(params)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_the_gathered_parameters_are_plain(rng: np.random.Generator) -> None:
+    params = _many_params(rng)
+    step = sharding.data_parallel(_many_loss, lamb(0.1), mesh=_mesh(8), param_shardings=FSDP)
+    x, _ = step.init(params)
+    plain = step.params(x)
+    jax.tree.map(np.testing.assert_array_equal, plain, params)
+    assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(plain))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"zero1": "model"}, ValueError, r"zero1 must be one of \('data',\), got 'model'"),
+        ({"zero1": "data", "mode": "pmap"}, ValueError, "zero1 belongs to mode 'jit', got it with"),
+        ({"param_shardings": FSDP, "mode": "shard_map"}, ValueError,
+         "param_shardings belongs to mode 'jit'"),
+        ({"param_shardings": [("hiden", P("data"))]}, ValueError,
+         "param_shardings: 'hiden' matches no leaf; the nearest paths are hidden"),
+        ({"param_shardings": [("odd", P("data"))]}, ValueError,
+         r"param_shardings: odd of shape \(3, 5\) cannot be cut by .* over the mesh {'data': 8}"),
+        ({"param_shardings": [("odd", "data")]}, TypeError,
+         "param_shardings: odd must have a PartitionSpec, got 'data'"),
+        ({"param_shardings": "odd"}, TypeError, "param_shardings must be a list of pairs"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_cut(
+    rng: np.random.Generator, options: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        step = sharding.data_parallel(_many_loss, lamb(0.1), mesh=_mesh(8), **options)
+        step.init(_many_params(rng))
+
+
+def test_pmap_takes_the_whole_mesh() -> None:
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    with pytest.raises(ValueError, match="mode 'pmap' must have the whole mesh along 'data'"):
+        sharding.data_parallel(_mean_loss, lamb(0.1), mesh=mesh, mode="pmap")
