@@ -19,12 +19,22 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import jax
+import jax.extend.core
 import jax.extend.random
 import jax.numpy as jnp
 import numpy as np
 
 from optim_zoo import rules
-from optim_zoo.tree import Tree, is_partial, leaf_paths, map_with_path, path_name, wide
+from optim_zoo.tree import (
+    Tree,
+    by_path,
+    is_partial,
+    leaf_paths,
+    map_with_path,
+    path_name,
+    wide,
+    wide_dtype,
+)
 
 _HINT = "only optim_zoo's pieces and optim_zoo.apply_updates take SparseRows; or use to_dense()"
 
@@ -52,11 +62,13 @@ class SparseRows:
     """Rows of an array of which all other rows are zero; rows of the same id add up.
 
     It crosses ``jit``, ``scan`` and ``shard_map`` like any tree, but arithmetic on its leaves
-    raises: see `to_dense` for what a piece that does not know it can take.
+    raises: mostly ``TypeError``; of JAX's own exceptions, outside ``jit``, also
+    ``NotImplementedError``. A foreign ``zeros_like`` leaves padding only. `to_dense` is what a
+    piece that does not know rows can take.
 
     Attributes:
       ids: (n,), int32: which rows, in any order. ``num_rows`` is padding. An id that is known
-        only while traced cannot be checked: one outside [0, num_rows] is dropped like padding.
+        only while traced cannot be checked: one outside [0, num_rows] becomes padding.
       rows: (n, ...), the rows.
       num_rows: rows of the whole array.
     """
@@ -69,8 +81,8 @@ class SparseRows:
         """Raises ``TypeError`` or ``ValueError`` where the three do not fit one another."""
         if isinstance(num_rows, bool) or not isinstance(num_rows, (int, np.integer)):
             raise TypeError(f"SparseRows: num_rows must be a whole number, got {num_rows!r}")
-        if num_rows < 0:
-            raise ValueError(f"SparseRows: num_rows must be >= 0, got {num_rows}")
+        if not 0 <= num_rows < 2**31:
+            raise ValueError(f"SparseRows: num_rows must be in [0, 2**31), got {num_rows}")
         ids = ids if isinstance(ids, jax.Array) else np.asarray(ids)
         rows = rows if isinstance(rows, jax.Array) else np.asarray(rows)
         if not jnp.issubdtype(ids.dtype, jnp.integer):
@@ -88,15 +100,16 @@ class SparseRows:
                     f"SparseRows: ids must be in [0, {num_rows}], {num_rows} being padding, "
                     f"got {wrong[0]}"
                 )
-        ids = jnp.asarray(ids, jnp.int32)
-        self._ids = jax.random.wrap_key_data(ids.view(jnp.uint32)[:, None], impl=_OPAQUE)
+        # Counted from the end, so that zeros are padding.
+        stored = num_rows - _in_range(ids, num_rows)
+        self._ids = jax.random.wrap_key_data(stored.view(jnp.uint32)[:, None], impl=_OPAQUE)
         self.rows = jnp.asarray(rows)
         self.num_rows = int(num_rows)
 
     @property
     def ids(self) -> jax.Array:
         """(n,), int32."""
-        return jax.random.key_data(self._ids)[:, 0].view(jnp.int32)
+        return self.num_rows - jax.random.key_data(self._ids)[..., 0].view(jnp.int32)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -114,37 +127,24 @@ class SparseRows:
 
     def to_dense(self) -> jax.Array:
         """The whole array, zeros included."""
-        return jnp.zeros(self.shape, self.dtype).at[self._known()].add(self.rows, mode="drop")
+        return jnp.zeros(self.shape, self.dtype).at[self.ids].add(self.rows, mode="drop")
 
     def merged(self) -> "SparseRows":
         """The same with every id once, in rising order, then padding; n stays what it was.
 
-        Rows of the same id are added in float32 or wider.
+        Rows of the same id are added in float32 or wider, those of padding become zero.
         """
         n = len(self.rows)
-        if n == 0:
-            return self
-        ids = self._known()
-        order = jnp.argsort(ids)
-        ids = ids[order]
-        is_first = jnp.concatenate([jnp.ones(1, bool), ids[1:] != ids[:-1]])
-        place = jnp.cumsum(is_first) - 1
-        rows = jax.ops.segment_sum(
-            wide(self.rows)[order], place, num_segments=n, indices_are_sorted=True
-        )
-        unique = jnp.full(n, self.num_rows, jnp.int32)
-        unique = unique.at[place].set(ids, indices_are_sorted=True)
+        ids, in_order = self.ids, jnp.sort(self.ids)
+        # Two sorts of ids alone, and a search: on a CPU half the time of one that moves places too.
+        unique = jnp.sort(jnp.where(jnp.diff(in_order, prepend=-1) == 0, self.num_rows, in_order))
+        place = jnp.where(ids == self.num_rows, n, jnp.searchsorted(unique, ids))
+        rows = jax.ops.segment_sum(wide(self.rows), place, num_segments=n)
         return SparseRows(unique, rows, self.num_rows)
 
-    def _known(self) -> jax.Array:
-        """The ids, those out of range made padding."""
-        ids = self.ids
-        return jnp.where((ids < 0) | (ids > self.num_rows), self.num_rows, ids)
-
     def __repr__(self) -> str:
-        return (
-            f"SparseRows(ids={self._ids.shape}, rows={self.rows.shape}, num_rows={self.num_rows})"
-        )
+        ids, rows = (getattr(leaf, "shape", leaf) for leaf in (self._ids, self.rows))
+        return f"SparseRows(ids={ids}, rows={rows}, num_rows={self.num_rows})"
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise TypeError(f"SparseRows has no arithmetic: {_HINT}")
@@ -170,6 +170,14 @@ class SparseRows:
         return made
 
 
+def _in_range(ids: Any, num_rows: int) -> jax.Array:
+    """The ids in int32, those outside [0, num_rows] made padding before they are narrowed."""
+    xp: Any = jnp if isinstance(ids, jax.Array) else np
+    ids = xp.asarray(ids)
+    ids = ids.astype(np.int32) if ids.dtype.itemsize < 4 else ids
+    return jnp.asarray(xp.where((ids < 0) | (ids > num_rows), num_rows, ids), jnp.int32)
+
+
 def is_sparse(x: Any) -> bool:
     """Whether ``x`` is `SparseRows`: ``is_leaf`` of every map over gradients."""
     return isinstance(x, SparseRows)
@@ -191,7 +199,8 @@ def check_updates(piece: str, updates: Tree, like: Tree, *, sparse: bool = False
 
     Raises:
       ValueError: a leaf is missing or has another shape; its path and both shapes are named.
-      TypeError: `SparseRows` reached a piece that does not take it.
+      TypeError: a leaf is not real and floating-point, or `SparseRows` reached a piece that does
+        not take it.
     """
     given = jax.tree.leaves_with_path(updates, is_leaf=is_sparse)
     if not sparse:
@@ -212,6 +221,12 @@ def check_updates(piece: str, updates: Tree, like: Tree, *, sparse: bool = False
         what = f"they differ at {', '.join(apart[:5])}" if apart else "their containers differ"
         raise ValueError(f"{piece}: gradients must be a tree like the parameters; {what}")
     for (path, u), x in zip(given, expected, strict=True):
+        dtype = u.dtype if is_sparse(u) else jnp.result_type(u)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{piece}: gradients must be real and floating-point, that of "
+                f"{path_name(path) or 'the parameter'} has dtype {dtype}"
+            )
         if jnp.shape(u) != jnp.shape(x) and not is_partial(x):
             raise ValueError(
                 f"{piece}: the gradient of {path_name(path) or 'the parameter'} has shape "
@@ -237,9 +252,9 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
         x = jnp.asarray(x)
         if not is_sparse(u):
             return (x + u).astype(x.dtype)
-        if u.dtype == x.dtype:
-            return x.at[u._known()].add(u.rows, mode="drop")
-        # In the wider dtype first, then rounded once, as a dense leaf is.
+        if u.dtype == x.dtype == wide_dtype(x):
+            return x.at[u.ids].add(u.rows, mode="drop")
+        # In the wider dtype first, then rounded once.
         u = u.merged()
         moved = (x.at[u.ids].get(mode="clip") + u.rows).astype(x.dtype)
         return x.at[u.ids].set(moved, mode="drop")
@@ -259,21 +274,7 @@ class Table:
         self, path: str, table: jax.Array, tap: Callable[[str, jax.Array, jax.Array], jax.Array]
     ) -> None:
         self._path, self._table, self._tap = path, table, tap
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the table."""
-        return self._table.shape
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """Of the table."""
-        return self._table.dtype
-
-    @property
-    def ndim(self) -> int:
-        """Of the table."""
-        return self._table.ndim
+        self.shape, self.dtype, self.ndim = table.shape, table.dtype, table.ndim
 
     def __getitem__(self, ids: Any) -> jax.Array:
         if not isinstance(ids, (int, np.integer, np.ndarray, jax.Array)) or not jnp.issubdtype(
@@ -283,21 +284,24 @@ class Table:
                 f"rows.value_and_grad: the table {self._path} is read by an array of integer ids, "
                 f"got {ids!r}"
             )
-        ids = jnp.asarray(ids, jnp.int32)
-        ids = jnp.where(ids < 0, self.shape[0], ids)  # no wrapping around: padding
+        ids = _in_range(ids, len(self))
         rows = self._table.at[ids].get(mode="fill", fill_value=0)
         return self._tap(self._path, ids, rows)
 
-    def __iter__(self) -> NoReturn:
-        self.__jax_array__()
+    def __len__(self) -> int:
+        return self.shape[0]
 
-    def __jax_array__(self) -> NoReturn:
+    def __iter__(self) -> NoReturn:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
         raise TypeError(
             f"rows.value_and_grad: the loss must read the table {self._path} as table[ids]; "
             f"anything else has a dense gradient"
         )
 
-    __array__ = __jax_array__
+    # Properties, since JAX and NumPy ask only whether an object has the first two.
+    __jax_array__ = __array__ = T = astype = at = property(_refuse)
 
 
 def value_and_grad(
@@ -307,9 +311,14 @@ def value_and_grad(
 
     In ``loss_fn(params, ...)`` the tables are read by ``params["embed"][ids]``, with ids of any
     shape and any number of times. No array of a table's size is made: what is differentiated is
-    the gathered rows. The gather has to stand in ``loss_fn`` itself; inside an inner ``scan``,
-    ``vmap``, ``jit`` or ``checkpoint`` the ids are not seen, and JAX raises. A table that is read
-    in another way, such as ``x @ table.T``, raises too: its gradient is dense.
+    the gathered rows. The gather has to stand in ``loss_fn`` itself, not inside an inner ``scan``,
+    ``cond``, ``vmap``, ``jit``, ``checkpoint`` or ``grad``, where its ids are not seen. A table
+    that is read in another way, such as ``x @ table.T``, has a dense gradient. Both raise.
+
+    Under ``shard_map`` the rows are the device's own share, whatever is summed for other leaves;
+    to add those of all devices is to gather them::
+
+        jax.tree.map(lambda x: jax.lax.all_gather(x, "data", tiled=True), grads["embed"])
 
     Args:
       loss_fn: ``(params, *args, **kwargs) -> loss``, or ``(loss, aux)``.
@@ -321,7 +330,9 @@ def value_and_grad(
       ``((loss, aux), gradients)``.
 
     Raises:
-      ValueError: a pattern matches no leaf of ``params``.
+      ValueError: a pattern matches no leaf of ``params``, or one that has no rows; or a table is
+        read inside an inner transformation.
+      TypeError: a table is read in another way than by integer ids.
     """
     rules.check_patterns("tables", tables)
 
@@ -329,60 +340,77 @@ def value_and_grad(
     def with_grad(params: Tree, *args: Any, **kwargs: Any) -> tuple[Any, Tree]:
         rules.check_matches("tables", tables, params)
         is_table = rules.mask(tables, params)
-        gathered: list[tuple[str, jax.Array]] = []  # path and ids of each read, in order
+        arrays = {  # the tables
+            path: jnp.asarray(x)
+            for path, x in by_path(params).items()
+            if rules.matches(tables, path)
+        }
+        reads: list[str] = []  # the path of each read, in order
 
         def loss(dense: Tree, taps: Sequence[jax.Array] | None) -> tuple[jax.Array, Any]:
-            gathered.clear()
+            reads.clear()
+            ids_read, rows_read = [], []
+            outer = jax.extend.core.get_opaque_trace_state()
 
             def tap(path: str, ids: jax.Array, rows: jax.Array) -> jax.Array:
-                gathered.append((path, ids))
-                return rows if taps is None else rows + taps[len(gathered) - 1]
+                if jax.extend.core.get_opaque_trace_state() != outer:
+                    raise ValueError(
+                        f"rows.value_and_grad: the table {path} is read inside an inner scan, "
+                        f"cond, vmap, jit, checkpoint or grad, where its ids are not seen: "
+                        f"gather outside of it"
+                    )
+                reads.append(path)
+                ids_read.append(ids)
+                rows_read.append(rows)
+                return rows if taps is None else rows + taps[len(reads) - 1]
 
-            def as_seen(path: str, x: jax.Array, table: bool, d: jax.Array) -> Any:
-                return Table(path, jax.lax.stop_gradient(x), tap) if table else d
+            def as_seen(path: str, table: bool, x: Any) -> Any:
+                return Table(path, arrays[path], tap) if table else x
 
-            seen = map_with_path(as_seen, params, is_table, dense)
-            result = loss_fn(seen, *args, **kwargs)
+            result = loss_fn(map_with_path(as_seen, is_table, dense), *args, **kwargs)
             value, aux = result if has_aux else (result, None)
-            return value, (aux, [ids for _, ids in gathered])
+            return value, (aux, ids_read, rows_read)
 
-        # None in place of tables would change the structure; zeros of no size do not.
-        dense = jax.tree.map(
-            lambda x, table: jnp.zeros((), x.dtype) if table else x, params, is_table
-        )
-        _, (_, shapes) = jax.eval_shape(lambda dense: loss(dense, None), dense)
-        row_types = {
-            p: (x.shape[1:], x.dtype)
-            for p, x in zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
-        }
-        taps = [
-            jnp.zeros(ids.shape + row_types[path][0], row_types[path][1])
-            for (path, _), ids in zip(gathered, shapes, strict=True)
-        ]
-        (value, (aux, ids)), (dense_grads, row_grads) = jax.value_and_grad(
+        def without_table(path: str, table: bool, x: Any) -> Any:
+            if table and arrays[path].ndim == 0:
+                raise ValueError(f"rows.value_and_grad: {path} has no rows, its shape is ()")
+            # None would change the structure; a zero of no size does not.
+            return jnp.zeros((), arrays[path].dtype) if table else x
+
+        dense = map_with_path(without_table, is_table, params)
+        _, (_, _, like) = jax.eval_shape(lambda dense: loss(dense, None), dense)
+        # Like the rows, also in the mesh axes they vary over: else JAX sums their gradients.
+        taps = [jnp.zeros_like(rows) for rows in like]
+        (value, (aux, ids_read, _)), (dense_grads, row_grads) = jax.value_and_grad(
             loss, argnums=(0, 1), has_aux=True
         )(dense, taps)
-        reads = [path for path, _ in gathered]
 
-        def gradient(path: str, x: jax.Array, table: bool, g: jax.Array) -> Any:
+        axes = _varying_axes(value).union(*map(_varying_axes, row_grads))
+
+        def own_share(r: jax.Array) -> jax.Array:
+            # Of ids that are the same on all devices, JAX has summed the gradient.
+            summed = tuple(sorted(axes - _varying_axes(r)))
+            if not summed:
+                return r
+            return jax.lax.pcast(r / jax.lax.axis_size(summed), summed, to="varying")
+
+        def gradient(path: str, table: bool, g: jax.Array) -> Any:
             if not table:
                 return g
-            shape, dtype = row_types[path]
-            mine = [i for i, read in enumerate(reads) if read == path]
-            parts = [ids[i].reshape(-1) for i in mine] or [jnp.zeros(0, jnp.int32)]
-            rows = [row_grads[i].reshape(-1, *shape) for i in mine] or [
-                jnp.zeros((0, *shape), dtype)
-            ]
-            return SparseRows(
-                _padded(jnp.concatenate(parts), len(x)), jnp.concatenate(rows), len(x)
-            )
+            x = arrays[path]
+            ids, rows = [jnp.zeros(0, jnp.int32)], [jnp.zeros((0, *x.shape[1:]), x.dtype)]
+            for read, i, r in zip(reads, ids_read, row_grads, strict=True):
+                if read == path:
+                    ids.append(i.reshape(-1))
+                    rows.append(own_share(r).reshape(-1, *x.shape[1:]))
+            return SparseRows(jnp.concatenate(ids), jnp.concatenate(rows), len(x))
 
-        grads = map_with_path(gradient, params, is_table, dense_grads)
+        grads = map_with_path(gradient, is_table, dense_grads)
         return ((value, aux) if has_aux else value), grads
 
     return with_grad
 
 
-def _padded(ids: jax.Array, num_rows: int) -> jax.Array:
-    """Ids past the end made padding, so that eager code may hold what a trace may."""
-    return jnp.minimum(ids, num_rows)
+def _varying_axes(x: jax.Array) -> frozenset[str]:
+    """The mesh axes ``x`` varies over under ``shard_map``, where ``check_vma`` tells."""
+    return frozenset(jax.typeof(x).manual_axis_type.varying)

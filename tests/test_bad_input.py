@@ -155,6 +155,12 @@ def _trees() -> Iterator[Row]:
                 TypeError,
                 f"^parameters must be floating-point, embed has dtype {dtype}: {advice}",
             )
+            yield (
+                f"{name}-{dtype}-gradient",
+                lambda name=name, grads=params: _update(_make(name), grads, PARAMS),
+                TypeError,
+                f"gradients must be real and floating-point, that of embed has dtype {dtype}$",
+            )
         for argument in _takes(name, "exclude_from_weight_decay", "exclude_from_layer_adaptation"):
             for what, value, error, message in (
                 ("string", "bias", TypeError, r" must be a list .*, got the string 'bias'"),

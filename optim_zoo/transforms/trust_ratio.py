@@ -48,7 +48,7 @@ def scale_by_trust_ratio(
     """
     ranges.check_bounds("phi_bounds", phi_bounds)
     ranges.check_bounds("ratio_bounds", ratio_bounds)
-    ranges.check("trust_coefficient", trust_coefficient, 0.0, open_low=True)
+    ranges.check("trust_coefficient", trust_coefficient, 0.0, open_low=True, open_high=True)
     ranges.check("eps", eps, 0.0, open_high=True)
 
     def ratio(

@@ -118,7 +118,7 @@ def test_errors() -> None:
     tx = scale_by_trust_ratio()
     with pytest.raises(ValueError, match="scale_by_trust_ratio needs the parameters"):
         tx.update(U, tx.init(X))
-    with pytest.raises(ValueError, match=r"trust_coefficient must be in \(0, inf\]"):
+    with pytest.raises(ValueError, match=r"trust_coefficient must be in \(0, inf\)"):
         scale_by_trust_ratio(trust_coefficient=0.0)
     with pytest.raises(ValueError, match="phi_bounds must have low <= high"):
         scale_by_trust_ratio(phi_bounds=(2.0, 1.0))
