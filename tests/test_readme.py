@@ -24,7 +24,7 @@ def test_two_commands_set_everything_up() -> None:
     program, _, config = job.rpartition(" ")
     assert program == "optim-zoo train"
     assert (ROOT / config).is_file()
-    assert test == "pip install -c constraints.txt -e '.[all]' && pytest"
+    assert test == "pip install -c constraints.txt -e '.[all]' && pytest -n 2"
 
 
 def test_continuous_integration_runs_the_readmes_test_command() -> None:
