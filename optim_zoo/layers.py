@@ -13,6 +13,7 @@ and nothing of this is needed.
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,6 +73,54 @@ def split(axis: int, parts: int) -> LayerAxis:
 def _check_axis(name: str, axis: Any) -> None:
     if isinstance(axis, bool) or not isinstance(axis, int):
         raise TypeError(f"{name}: axis must be a whole number, got {axis!r}")
+
+
+def from_scan(params: Tree, prefix: str, axis: int = 0) -> rules.Rules:
+    """The rule for a module whose layers ``nn.scan`` or ``nnx.scan`` stacked.
+
+    ::
+
+        tx = lamb(1e-3, layers=layers.from_scan(params, "encoder/layers"))
+
+    Args:
+      params: the parameters; arrays or ``jax.ShapeDtypeStruct``s.
+      prefix: the path of the module, as in ``encoder/layers/attention/kernel``; no pattern.
+      axis: the axis along which it is stacked: ``variable_axes`` of ``nn.scan``.
+
+    Raises:
+      ValueError: no leaf lies under ``prefix``, or their sizes along ``axis`` differ.
+    """
+    below = f"^{re.escape(prefix.strip('/'))}(/|$)"
+    rules.check_matches("from_scan", [below], params)
+    rule = [(below, stacked(axis))]
+    specs = assign(rule, params)
+    sizes = map_with_path(
+        lambda path, x, spec: f"{path} ({spec[0].count(jnp.shape(x))})" if spec else "",
+        params,
+        specs,
+    )
+    named = [size for size in jax.tree.leaves(sizes) if size]
+    if len({name.rpartition(" ")[2] for name in named}) > 1:
+        raise ValueError(
+            f"from_scan: what lies under {prefix} must have as many layers along axis {axis}, got "
+            f"{', '.join(named)}"
+        )
+    return rule
+
+
+def ranks(params: Tree, layer_rules: rules.Rules = ()) -> Tree:
+    """The number of axes that one layer has, of every leaf: 1 for a stacked bias.
+
+    For masks by rank, such as ``jax.tree.map(lambda rank: rank > 1, layers.ranks(params, rules))``
+    for all matrices, in which a stacked bias must not count as one.
+    """
+    check_layer_rules(layer_rules)
+    check_matches(layer_rules, params)
+    return jax.tree.map(
+        lambda x, spec: jnp.ndim(x) - sum(layer.parts is None for layer in spec),
+        params,
+        assign(layer_rules, params),
+    )
 
 
 def check_layer_rules(layer_rules: rules.Rules) -> None:

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optim_zoo import clip_by_global_norm, lamb, layers, metrics, split, stacked
+from optim_zoo import clip_by_global_norm, lamb, layers, metrics, split, stacked, tree
 
 SHAPE = (4, 6, 8)
 SPECS: list[tuple[layers.LayerAxis, ...]] = [
@@ -356,3 +357,61 @@ def test_errors_of_axis_names() -> None:
         lamb(0.1, axis_name=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="axis_name: 'absent' matches no leaf"):
         lamb(0.1, axis_name=[("absent", "data")]).init(PARAMS)
+
+
+# From scanned models.
+
+
+class _Block(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return nn.LayerNorm()(nn.Dense(4)(x)), None
+
+
+class _Scanned(nn.Module):
+    axis: int = 0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scanned = nn.scan(
+            _Block, variable_axes={"params": self.axis}, split_rngs={"params": True}, length=3
+        )
+        x, _ = scanned(name="layers")(nn.Dense(4, name="layers_in")(x), None)
+        return x
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_from_scan(axis: int) -> None:
+    """Every leaf of the module, biases too, and none of a module whose name begins alike."""
+    params = _Scanned(axis).init(jax.random.key(0), jnp.ones((2, 4)))["params"]
+    found = layers.assign(layers.from_scan(params, "layers", axis), params)
+    has_layers = tree.map_with_path(lambda path, _, spec: (path, bool(spec)), params, found)
+    for path, stacked_here in jax.tree.leaves(has_layers, is_leaf=lambda x: isinstance(x, tuple)):
+        assert stacked_here == path.startswith("layers/")
+    kernel = params["layers"]["Dense_0"]["kernel"]
+    (spec,) = found["layers"]["Dense_0"]["kernel"]
+    assert kernel.shape[spec.axis] == 3
+    tx = lamb(0.1, layers=layers.from_scan(params, "layers", axis))
+    ratios = optax.tree.get(tx.init(params), "ScaleByTrustRatioState").trust_ratio
+    assert ratios["layers/Dense_0/bias"].shape == (3,)
+    assert ratios["layers_in/kernel"].shape == ()
+
+
+def test_ranks_are_those_of_one_layer() -> None:
+    params = _Scanned().init(jax.random.key(0), jnp.ones((2, 4)))["params"]
+    stack = layers.from_scan(params, "layers")
+    ranks = layers.ranks(params, [("Dense_0/kernel", (stacked(0), split(1, 2))), *stack])
+    assert ranks["layers"]["Dense_0"] == {"kernel": 2, "bias": 1}
+    assert ranks["layers"]["LayerNorm_0"] == {"scale": 1, "bias": 1}
+    assert ranks["layers_in"] == {"kernel": 2, "bias": 1}
+    assert layers.ranks(params)["layers"]["Dense_0"]["bias"] == 2
+
+
+def test_from_scan_of_what_is_not_stacked() -> None:
+    params = {"layers": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, "head": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"layers along axis 0, got layers/bias \(2\), .*\(3\)"):
+        layers.from_scan(params, "layers")
+    with pytest.raises(ValueError, match=r"from_scan: .* matches no leaf; the nearest paths"):
+        layers.from_scan(params, "layer")
+    with pytest.raises(ValueError, match=r"layers: layers/bias has shape .* and no axis 1"):
+        layers.from_scan(params, "layers", 1)
