@@ -406,7 +406,7 @@ TABLE: list[Row] = [
     ("po-k", lambda: ports.pytorch_optimizer.Lookahead(oz.sgd(0.1), k=0), ValueError,
      "^k must be >= 1, got 0"),
     ("po-ranger-alpha", lambda: ports.pytorch_optimizer.Ranger(alpha=2), ValueError,
-     r"^alpha must be in \(0, 1\], got 2"),
+     r"^alpha must be in \[0, 1\], got 2"),
     ("lifeiteng-alpha", lambda: ports.lifeiteng.LookaheadOptimizer(oz.sgd(0.1), alpha=2),
      ValueError, r"^alpha must be in \[0, 1\], got 2"),
     ("timm-base", lambda: ports.timm.Lookahead(3), TypeError,

@@ -25,6 +25,7 @@ def adamw(
 
     The order is Adam's direction, decay, learning rate: the decay is multiplied by the rate, as
     in ``optax.adamw`` and ``torch.optim.AdamW``, and not by a schedule of its own as in the paper.
+    The fifth argument is the decay, where optax has ``eps_root``: give it by name.
     Agrees with ``optax.adamw`` (0.2.8) to 1e-9 in float64.
 
     Args:

@@ -23,7 +23,8 @@ def amsgrad(
         nu_max <- max(nu_max, nu)
         x      <- x - learning_rate (mu / c1) / (sqrt(nu_max / c2) + eps)
 
-    The maximum is of the uncorrected second moment, as in torch. Algorithm 2 of the paper, which
+    The maximum is of the uncorrected second moment, as in torch; ``optax.amsgrad`` takes it of the
+    corrected one, and is not the same. Algorithm 2 of the paper, which
     has no correction, is ``bias_correction=False``. Agrees with ``torch.optim.Adam(amsgrad=True)``
     (2.13.0) to 1e-9 in float64.
 

@@ -45,7 +45,7 @@ def lamb(
     Args:
       learning_rate: a number or a schedule: step -> learning rate, the first step being 0.
       b1, b2, eps, bias_correction: see `scale_by_adam`.
-      weight_decay: >= 0; the paper uses 0.01.
+      weight_decay: >= 0; the paper uses 0.01. ``optax.lamb`` has ``eps_root`` in this place.
       phi_bounds, ratio_bounds, layers, axis_name: see `scale_by_trust_ratio`.
       exclude_from_weight_decay: path patterns (``re.search``) of leaves that are not decayed.
       exclude_from_layer_adaptation: path patterns of leaves whose ratio is 1.

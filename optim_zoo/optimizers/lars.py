@@ -39,7 +39,8 @@ def lars(
     momentum, as in the paper and in the code of tensorflow/tpu and MLPerf;
     ``lr_inside_momentum=False`` puts it outside, as torch implementations do, which differs while
     the rate changes. Leaves excluded from layer adaptation have ratio 1. ``optax.lars`` differs in
-    the ratio: see `scale_by_lars_trust_ratio`. Agrees with ``lars_optimizer.py`` of tensorflow/tpu
+    the ratio (see `scale_by_lars_trust_ratio`), in the order of its arguments and in its default
+    decay of 0. Agrees with ``lars_optimizer.py`` of tensorflow/tpu
     (7dc921f) and of MLPerf to 1e-9 in float64.
 
     Args:

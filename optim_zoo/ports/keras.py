@@ -3,11 +3,14 @@
 Decay, where there is ``weight_decay``, comes before the step: x <- x - learning_rate weight_decay
 x, outside the momentum and the norms. What Keras says with ``exclude_from_weight_decay(...)``, a
 method, is the argument of that name. Of the arguments of its base class ``clipnorm`` (each array
-by itself), ``clipvalue`` and ``global_clipnorm`` are supported, of which the first that is set in
-this order counts: clipnorm, global_clipnorm, clipvalue. ``name`` changes nothing. The others are
-refused unless left out. Each agrees with Keras on JAX to 1e-9 in float64.
+by itself), ``clipvalue`` and ``global_clipnorm`` are supported, one of them at a time. ``name``
+changes nothing. The others are refused unless left out. Each agrees with Keras on JAX to 1e-9 in
+float64.
 """
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,7 +46,7 @@ from optim_zoo.transforms.amsgrad import scale_by_largest_moments
 from optim_zoo.transforms.moments import moment, zero_moment
 from optim_zoo.tree import Tree, map_to_several, wide
 
-CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")  # the clipping that is supported
+CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 _REFUSED: dict[str, Any] = {
     "use_ema": False,
     "ema_momentum": 0.99,
@@ -51,6 +54,8 @@ _REFUSED: dict[str, Any] = {
     "loss_scale_factor": None,
     "gradient_accumulation_steps": None,
 }
+# The arguments of the base class with their defaults, in its order.
+_BASE: dict[str, Any] = {**dict.fromkeys(CLIPPING), **_REFUSED, "name": None}
 # Of the base class that Keras had before, which TensorFlow Addons and tf_keras.legacy build on.
 REFUSED_BEFORE: dict[str, Any] = {
     "lr": None,
@@ -60,7 +65,29 @@ REFUSED_BEFORE: dict[str, Any] = {
 }
 
 
+def _with_base_arguments(
+    port: Callable[..., optax.GradientTransformation],
+) -> Callable[..., optax.GradientTransformation]:
+    """Puts the arguments of Keras's base class in the place of ``**base``, by position too."""
+    *own, _ = inspect.signature(port).parameters.values()
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    base = [inspect.Parameter(name, kind, default=default) for name, default in _BASE.items()]
+    exclude = inspect.Parameter(
+        "exclude_from_weight_decay", inspect.Parameter.KEYWORD_ONLY, default=()
+    )
+    signature = inspect.Signature([*own, *base, exclude])
+
+    @functools.wraps(port)
+    def called(*args: Any, **kwargs: Any) -> optax.GradientTransformation:
+        check_arguments(f"keras.{port.__name__}", kwargs, signature.parameters, {})
+        return port(**signature.bind(*args, **kwargs).arguments)
+
+    called.__signature__ = signature  # type: ignore[attr-defined]
+    return called
+
+
 @in_source_words
+@_with_base_arguments
 def SGD(
     learning_rate: Rate = 0.01,
     momentum: float = 0.0,
@@ -90,6 +117,7 @@ def sgd_inside(
 
 
 @in_source_words
+@_with_base_arguments
 def Adam(
     learning_rate: Rate = 0.001,
     beta_1: float = 0.9,
@@ -117,6 +145,7 @@ def adam_direction(
 
 
 @in_source_words
+@_with_base_arguments
 def AdamW(
     learning_rate: Rate = 0.001,
     weight_decay: float = 0.004,
@@ -132,6 +161,7 @@ def AdamW(
 
 
 @in_source_words
+@_with_base_arguments
 def Adagrad(
     learning_rate: Rate = 0.001,
     initial_accumulator_value: float = 0.1,
@@ -145,6 +175,7 @@ def Adagrad(
 
 
 @in_source_words
+@_with_base_arguments
 def Adadelta(
     learning_rate: Rate = 0.001,
     rho: float = 0.95,
@@ -158,6 +189,7 @@ def Adadelta(
 
 
 @in_source_words
+@_with_base_arguments
 def RMSprop(
     learning_rate: Rate = 0.001,
     rho: float = 0.9,
@@ -173,6 +205,7 @@ def RMSprop(
 
 
 @in_source_words
+@_with_base_arguments
 def Nadam(
     learning_rate: Rate = 0.001,
     beta_1: float = 0.9,
@@ -190,6 +223,7 @@ def Nadam(
 
 
 @in_source_words
+@_with_base_arguments
 def Lamb(
     learning_rate: Rate = 0.001,
     beta_1: float = 0.9,
@@ -211,6 +245,7 @@ def Lamb(
 
 
 @in_source_words
+@_with_base_arguments
 def Lion(
     learning_rate: Rate = 0.001,
     beta_1: float = 0.9,
@@ -274,10 +309,12 @@ def _finished(
 
 
 def clipping(base: dict[str, Any]) -> optax.GradientTransformation | None:
-    """The clipping that ``clipnorm``, ``global_clipnorm`` and ``clipvalue`` ask for."""
-    for name in ("clipnorm", "global_clipnorm", "clipvalue"):
-        if base.get(name) is not None:
-            ranges.check(name, base[name], 0.0, open_high=True)
+    """The clipping that ``clipnorm``, ``global_clipnorm`` or ``clipvalue`` asks for."""
+    given = {name: base[name] for name in CLIPPING if base.get(name) is not None}
+    for name, value in given.items():
+        ranges.check(name, value, 0.0, open_high=True)
+    if len(given) > 1:
+        raise ValueError(f"only one of {', '.join(CLIPPING)} can be set, got {given}")
     if base.get("clipnorm"):
         return optax.stateless(lambda grads, _: _clip_each(grads, base["clipnorm"]))
     if base.get("global_clipnorm"):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import ranges, rules
-from optim_zoo.optimizers.lookahead import lookahead
+from optim_zoo.optimizers.lookahead import synchronize
 from optim_zoo.ports import michaelrzhang
 from optim_zoo.ports._pieces import (
     Rate,
@@ -120,7 +120,7 @@ def LARS(
     return chain(
         negated(maximize),
         optax.masked(adapted, lambda params: jax.tree.map(lambda x: jnp.ndim(x) > 1, params)),
-        trace if momentum else None,
+        None if is_zero(momentum) else trace,
         scale_by_learning_rate(lr),
     )
 
@@ -185,6 +185,8 @@ def Ranger(
     which torch has the output features.
     """
     refuse("pytorch_optimizer.Ranger", gc_conv_only=(gc_conv_only, False), foreach=(foreach, None))
+    ranges.check_count("k", k, 1)
+    ranges.check("alpha", alpha, 0.0, 1.0)
     ranges.check_learning_rate(lr)
     step = chain(
         negated(maximize),
@@ -193,7 +195,8 @@ def Ranger(
         _radam(lr, betas, eps, n_sma_threshold, 1.0 if degenerated_to_sgd else -1.0, False),
     )
     fraction = _decay_fraction(lr, weight_decay if weight_decouple else 0.0, fixed_decay)
-    return lookahead(decay_before(step, fraction, exclude_from_weight_decay), k, alpha)
+    inner = decay_before(step, fraction, exclude_from_weight_decay)
+    return synchronize(inner, lambda t: t % k == 0, lambda t: alpha)
 
 
 @in_source_words

@@ -32,13 +32,13 @@ from optim_zoo.transforms import (
     add_decayed_weights,
     cast_like_params,
     clip_by_global_norm,
-    scale_by_lars_trust_ratio,
     scale_by_learning_rate,
     scale_by_rms,
     scale_by_trust_ratio,
     trace_momentum,
 )
 from optim_zoo.transforms.adam import adam_direction
+from optim_zoo.transforms.layerwise import scale_by_layer
 from optim_zoo.transforms.moments import bias, moment, scale_by_moments, zero_moment
 from optim_zoo.tree import Tree, map_to_several
 
@@ -71,6 +71,8 @@ def Lamb(
            corrected_weight_decay=(corrected_weight_decay, False))  # fmt: skip
     ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
     ranges.check_learning_rate(lr)
+    if max_grad_norm is not None:
+        ranges.check("max_grad_norm", max_grad_norm, 0.0, open_low=True)
     inside = 0.0 if decoupled_decay else weight_decay
     outside = times(lr, weight_decay) if decoupled_decay else 0.0
     step = fused_lamb(
@@ -81,7 +83,7 @@ def Lamb(
         bias_correction=bias_correction,
         grad_averaging=grad_averaging,
         max_grad_norm=max_grad_norm,
-        adapt_undecayed=always_adapt or bool(decoupled_decay and weight_decay),
+        adapt_undecayed=always_adapt or (decoupled_decay and not is_zero(weight_decay)),
         ratio_bounds=(None, 1.0) if trust_clip else None,
         exclude_from_weight_decay=exclude_from_weight_decay,
         exclude_from_layer_adaptation=() if always_adapt else exclude_from_weight_decay,
@@ -126,10 +128,13 @@ def fused_lamb(
     )
     decay = add_decayed_weights(weight_decay, exclude_from_weight_decay)
     ratio = scale_by_trust_ratio(exclude=exclude_from_layer_adaptation, ratio_bounds=ratio_bounds)
+    clip = None
+    if max_grad_norm is not None and not is_zero(max_grad_norm):
+        clip = clip_by_global_norm(max_grad_norm)
     return chain(
-        clip_by_global_norm(max_grad_norm) if max_grad_norm else None,
+        clip,
         *((decay, direction) if l2 else (direction, decay)),
-        ratio if weight_decay or adapt_undecayed else None,
+        ratio if adapt_undecayed or not is_zero(weight_decay) else None,
         scale_by_learning_rate(lr),
     )
 
@@ -152,33 +157,45 @@ def Lars(
     """Without weight decay this is SGD: a leaf that is not decayed loses its trust ratio.
 
     That is timm's rule unless ``always_adapt``. The learning rate stands outside the momentum.
-    ``trust_clip`` is LARC: the ratio is at most the learning rate, divided by it.
+    ``trust_clip`` is LARC: the ratio, divided by the learning rate, is at most 1; also where it is
+    1 because a norm is 0.
     """
     refuse("timm.Lars", foreach=(foreach, None))
     ranges.check_learning_rate(lr)
     ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
 
-    def ratio(trust_coefficient: Any) -> optax.GradientTransformation:
-        return scale_by_lars_trust_ratio(
-            weight_decay,
-            trust_coefficient,
-            eps,
-            ratio_bounds=(None, 1.0) if trust_clip else None,
+    ranges.check("trust_coefficient", trust_coeff, 0.0, open_high=True)
+    ranges.check("eps", eps, 0.0, open_high=True)
+
+    def adapted(learning_rate: Any) -> optax.GradientTransformation:
+        def ratio(x: jax.Array, g: jax.Array, weight_decay: jax.typing.ArrayLike) -> jax.Array:
+            defined = (x > 0) & (g > 0)
+            quotient = trust_coeff * x / jnp.where(defined, g + weight_decay * x + eps, 1)
+            quotient = jnp.where(defined, quotient, 1)
+            return jnp.minimum(quotient / learning_rate, 1) if trust_clip else quotient
+
+        return scale_by_layer(
+            "timm.Lars",
+            ratio,
+            weight_decay=weight_decay,
             exclude_from_weight_decay=exclude_from_weight_decay,
             exclude=() if always_adapt else exclude_from_weight_decay,
+            layers=(),
+            axis_name=None,
         )
 
-    if not (weight_decay or always_adapt):
-        adapted = None
+    if is_zero(weight_decay) and not always_adapt:
+        scale = None
     elif trust_clip and callable(lr):
-        coefficient = optax.inject_hyperparams(ratio)
-        adapted = coefficient(trust_coefficient=lambda count: trust_coeff / lr(count))
+        # The rate of each step, as wide as rates are here.
+        of_step = optax.inject_hyperparams(adapted, hyperparam_dtype=jnp.result_type(float))
+        scale = of_step(learning_rate=lr)
     else:
-        adapted = ratio(trust_coeff / lr if trust_clip else trust_coeff)  # type: ignore[operator]
-    return chain(adapted, torch.SGD(lr, momentum, dampening, nesterov=nesterov))
+        scale = adapted(lr)
+    return chain(scale, torch.SGD(lr, momentum, dampening, nesterov=nesterov))
 
 
-class LaPropState(NamedTuple):
+class _LaPropState(NamedTuple):
     """State of `LaProp`."""
 
     count: jax.Array  # type: ignore[assignment]  # (), int32: steps made
@@ -217,13 +234,13 @@ def LaProp(
     ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
     ranges.check_learning_rate(lr)
 
-    def init(params: Tree) -> LaPropState:
+    def init(params: Tree) -> _LaPropState:
         zeros = (zero_moment(params) for _ in range(2))
-        return LaPropState(jnp.zeros((), jnp.int32), jnp.zeros((), float), *zeros)
+        return _LaPropState(jnp.zeros((), jnp.int32), jnp.zeros((), float), *zeros)
 
     def update(
-        updates: Tree, state: LaPropState, params: Tree | None = None
-    ) -> tuple[Tree, LaPropState]:
+        updates: Tree, state: _LaPropState, params: Tree | None = None
+    ) -> tuple[Tree, _LaPropState]:
         check_updates("timm.LaProp", updates, state.exp_avg)
         count = optax.safe_increment(state.count)
         rate = jnp.asarray(at(lr, state.count), float)
@@ -238,7 +255,7 @@ def LaProp(
             return -scale * m, m, nu
 
         steps, m, nu = map_to_several(step, 3, updates, state.exp_avg, state.exp_avg_sq)
-        return steps, LaPropState(count, average_rate, m, nu)
+        return steps, _LaPropState(count, average_rate, m, nu)
 
     inner = chain(optax.GradientTransformation(init, update), cast_like_params())
     return decay_after(inner, times(lr, weight_decay), exclude_from_weight_decay)

@@ -115,3 +115,81 @@ def test_a_constant_schedule_is_its_value(case: recorded.Case, name: str) -> Non
         results.append(updates)
     # One rounding where a factor is the product of two numbers, known or traced.
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=3e-7), *results)
+
+
+# What recorded cases do not reach; the numbers were worked out from the sources' formulas.
+
+
+@pytest.mark.parametrize(("rate", "scheduled"), [(2.0, False), (2.0, True), (0.25, True)])
+def test_larc_bounds_the_ratio_of_a_zero_layer_too(rate: float, scheduled: bool) -> None:
+    """timm holds min(ratio / lr, 1), its ratio is 1 where a norm is 0: the step is min(lr, 1)."""
+    lr = (lambda step: rate) if scheduled else rate
+    tx = ports.timm.Lars(lr, weight_decay=0.1, trust_clip=True)
+    params, grads = {"zero": jnp.zeros(2)}, {"zero": jnp.ones(2)}
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates["zero"], -min(rate, 1.0))
+
+
+def test_larc_under_a_warmup_from_zero() -> None:
+    """Where the rate is 0 nothing moves, and the next step is that of its rate."""
+    params, grads = _tree("float32", 0), _tree("float32", 1)
+    results = []
+    for lr in (lambda step: 0.1 * step, 0.1):
+        tx = ports.timm.Lars(lr, weight_decay=0.1, trust_clip=True, trust_coeff=0.01)
+        state = tx.init(params)
+        if callable(lr):
+            updates, state = tx.update(grads, state, params)
+            assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates))
+        updates, _ = tx.update(grads, state, params)
+        results.append(updates)
+    # The rate is a product in one and a number in the other: one rounding of float32.
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=3e-7), *results)
+
+
+@pytest.mark.parametrize(
+    ("port", "arguments"),
+    [
+        (ports.torch.AdamW, {"lr": 0.1, "weight_decay": 0.1}),
+        (ports.timm.Lars, {"lr": 0.1, "weight_decay": 0.1, "trust_clip": True}),
+        (ports.timm.Lamb, {"lr": 0.1, "weight_decay": 0.1, "decoupled_decay": True}),
+        (ports.pytorch_optimizer.LARS, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}),
+        (ports.keras.SGD, {"learning_rate": 0.1, "momentum": 0.9}),
+        (ports.keras.Lamb, {"learning_rate": 0.1, "weight_decay": 0.1}),
+    ],
+    ids=["AdamW", "timm.Lars", "timm.Lamb", "po.LARS", "keras.SGD", "keras.Lamb"],
+)
+def test_injected_hyperparameters(port: Any, arguments: dict[str, Any]) -> None:
+    """Compiled, so that every number is traced."""
+    params, grads = _tree("float32", 0), _tree("float32", 1)
+    injected = optax.inject_hyperparams(port)(**arguments)
+    plain = port(**arguments)
+    updates, _ = jax.jit(injected.update)(grads, injected.init(params), params)
+    expected, _ = plain.update(grads, plain.init(params), params)
+    # A rate near 1 as a float32 array: 1 - 0.999 is off by 3e-5, half of it after a root.
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=5e-5), updates, expected)
+
+
+@pytest.mark.parametrize("port", [p for p in PORTS if p.id.startswith("keras.")])
+def test_keras_takes_the_arguments_of_its_base_class(port: Any) -> None:
+    """By position too, and in its order."""
+    names = list(inspect.signature(port).parameters)
+    own = names.index("clipnorm")
+    assert names[own:] == [
+        "clipnorm", "clipvalue", "global_clipnorm", "use_ema", "ema_momentum",
+        "ema_overwrite_frequency", "loss_scale_factor", "gradient_accumulation_steps", "name",
+        "exclude_from_weight_decay",
+    ]  # fmt: skip
+    defaults = [p.default for p in inspect.signature(port).parameters.values()]
+    params, grads = _tree("float32", 0), _tree("float32", 1)
+    by_place = port(*defaults[:own], 0.5)
+    by_name = port(clipnorm=0.5)
+    results = [tx.update(grads, tx.init(params), params)[0] for tx in (by_place, by_name)]
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    with pytest.raises(ValueError, match="only one of clipnorm, clipvalue, global_clipnorm can be"):
+        port(clipnorm=0.5, clipvalue=0.5)
+
+
+def test_timm_refuses_what_would_stop_it() -> None:
+    """A bound of 0, by which timm divides, and makes all gradients 0."""
+    with pytest.raises(ValueError, match=r"max_grad_norm must be in \(0, inf\], got 0"):
+        ports.timm.Lamb(max_grad_norm=0.0)
