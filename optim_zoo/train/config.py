@@ -137,10 +137,10 @@ class Output:
 class Parallel:
     """How the step is spread over devices."""
 
-    mode: str = "jit"  # see optim_zoo.sharding.data_parallel
+    mode: str = "jit"  # or "shard_map": see optim_zoo.sharding.data_parallel
 
     def __post_init__(self) -> None:
-        ranges.check_choice("mode", self.mode, ("jit",))
+        ranges.check_choice("mode", self.mode, ("jit", "shard_map"))
 
 
 @dataclasses.dataclass(frozen=True)

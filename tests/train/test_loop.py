@@ -443,6 +443,25 @@ def test_batches_must_divide(tiny: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_every_mode_on_eight_devices_is_one_device(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, whose keys come with the examples."""
+    options = ("train.steps=4", "model.dropout=0.1")
+    train(tiny, tmp_path / "one", *options)
+    monkeypatch.setattr(loop, "jax", jax)
+    for mode in ("jit", "shard_map"):
+        train(tiny, tmp_path / mode, *options, f"parallel.mode={mode}")
+        pairs = zip(lines(tmp_path / mode), lines(tmp_path / "one"), strict=True)
+        for line, expected in pairs:
+            for key in set(line) & {"loss", "held_out_loss", "gradient_norm"}:
+                # Sums in another order, and through the trust ratios of four steps.
+                np.testing.assert_allclose(line[key], expected[key], rtol=1e-4, err_msg=key)
+    # A resume may change it: what is saved lies the same in both.
+    train(tiny, tmp_path / "jit", *options, "parallel.mode=shard_map", "train.steps=6",
+          "run.accept_changes=true")  # fmt: skip
+
+
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
     every: int, tiny: Path, tmp_path: Path
