@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optim_zoo import ranges, rules
-from optim_zoo.tree import Tree, map_with_path, wide
+from optim_zoo.tree import Tree, map_with_path, varying_axes, wide
 
 AxisName = str | Sequence[str] | rules.Rules | None
 
@@ -200,14 +200,6 @@ def _names(names: Any) -> tuple[str, ...]:
     if names is None:
         return ()
     return (names,) if isinstance(names, str) else tuple(names)
-
-
-def varying_axes(x: jax.typing.ArrayLike) -> frozenset[str]:
-    """The mesh axes that ``x`` varies over by its type under ``shard_map``.
-
-    Empty under ``jit`` and ``pmap``, and where ``check_vma=False`` leaves it untold.
-    """
-    return frozenset(jax.typeof(x).manual_axis_type.varying)
 
 
 def check_averaged(path: str, update: jax.Array, parameter: jax.Array) -> None:

@@ -32,6 +32,7 @@ from optim_zoo.tree import (
     leaf_paths,
     map_with_path,
     path_name,
+    varying_axes,
     wide,
     wide_dtype,
 )
@@ -385,11 +386,11 @@ def value_and_grad(
             loss, argnums=(0, 1), has_aux=True
         )(dense, taps)
 
-        axes = _varying_axes(value).union(*map(_varying_axes, row_grads))
+        axes = varying_axes(value).union(*map(varying_axes, row_grads))
 
         def own_share(r: jax.Array) -> jax.Array:
             # Of ids that are the same on all devices, JAX has summed the gradient.
-            summed = tuple(sorted(axes - _varying_axes(r)))
+            summed = tuple(sorted(axes - varying_axes(r)))
             if not summed:
                 return r
             return jax.lax.pcast(r / jax.lax.axis_size(summed), summed, to="varying")
@@ -409,8 +410,3 @@ def value_and_grad(
         return ((value, aux) if has_aux else value), grads
 
     return with_grad
-
-
-def _varying_axes(x: jax.Array) -> frozenset[str]:
-    """The mesh axes ``x`` varies over under ``shard_map``, where ``check_vma`` tells."""
-    return frozenset(jax.typeof(x).manual_axis_type.varying)

@@ -122,6 +122,8 @@ class DataParallelStep:
         params, state, loss = step(params, state, batch)  # and aux, where there is one
     """
 
+    _step: Callable[..., Any]  # (params, state, batch) -> what a call returns; of each mode
+
     def __init__(
         self,
         loss_fn: LossFn,
@@ -173,8 +175,15 @@ class DataParallelStep:
         device = SingleDeviceSharding(self._mesh.devices.flat[0])
         return jax.tree.map(lambda x: jax.device_put(x, device, may_alias=False), params)
 
+    def _copied(self, params: Tree, shardings: Tree) -> Tree:
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)
+        with jax.set_mesh(self._mesh):
+            # Placed first, because jit takes no array that is committed to other devices.
+            return copy(jax.device_put(params, shardings))
+
     def _run(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
-        raise NotImplementedError
+        with jax.set_mesh(self._mesh):
+            return self._step(params, state, jax.device_put(batch, self._rows))
 
     def _update(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         loss, gradients, aux = self._loss_and_gradients(params, batch)
@@ -235,10 +244,7 @@ class _JitStep(DataParallelStep):
         pattern_names = [pattern for pattern, _ in self._param_shardings]
         rules.check_matches("param_shardings", pattern_names, params)
         placed, _ = self._shardings(params)
-        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=placed)
-        with jax.set_mesh(self._mesh):
-            # Placed first, because jit takes no array that is committed to other devices.
-            params = copy(jax.device_put(params, placed))
+        params = self._copied(params, placed)
         return params, init(self._tx, params, mesh=self._mesh, zero1=self._zero1)
 
     def _shardings(self, params: Tree) -> tuple[Tree, Tree]:
@@ -264,10 +270,6 @@ class _JitStep(DataParallelStep):
                 f"the mesh {dict(self._mesh.shape)}"
             ) from None
         return sharding
-
-    def _run(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
-        with jax.set_mesh(self._mesh):
-            return self._step(params, state, jax.device_put(batch, self._rows))
 
     def _constrained(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         """The step, whose results lie where its arguments did."""
@@ -311,14 +313,8 @@ class _ShardMapStep(_MappedStep):
         self._step = jax.jit(self._mapped, donate_argnums=(0, 1))
 
     def init(self, params: Tree) -> tuple[Tree, optax.OptState]:
-        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self._replicated)
-        with jax.set_mesh(self._mesh):
-            params = copy(jax.device_put(params, self._replicated))
+        params = self._copied(params, self._replicated)
         return params, init(self._tx, params, mesh=self._mesh)
-
-    def _run(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
-        with jax.set_mesh(self._mesh):
-            return self._step(params, state, jax.device_put(batch, self._rows))
 
     def _mapped(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         whole, rows = PartitionSpec(), PartitionSpec(self._batch_axis)

@@ -116,3 +116,11 @@ def check_floating(params: Tree) -> None:
             raise TypeError(
                 f"parameters must be floating-point, {name} has dtype {dtype}: {advice}"
             )
+
+
+def varying_axes(x: jax.typing.ArrayLike) -> frozenset[str]:
+    """The mesh axes that ``x`` varies over by its type under ``shard_map``.
+
+    Empty under ``jit`` and ``pmap``, and where ``check_vma=False`` leaves it untold.
+    """
+    return frozenset(jax.typeof(x).manual_axis_type.varying)

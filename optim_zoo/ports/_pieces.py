@@ -233,7 +233,7 @@ class DecayState(NamedTuple):
 def decay_before(
     inner: optax.GradientTransformation, fraction: Rate, exclude: rules.Patterns = ()
 ) -> optax.GradientTransformation:
-    """X <- (1 - fraction) x, and from there the inner optimizer's step.
+    """Decays x to (1 - fraction) x, and makes the inner optimizer's step from there.
 
     Args:
       inner: sees the decayed parameters.

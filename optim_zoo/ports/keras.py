@@ -29,6 +29,7 @@ from optim_zoo.ports._pieces import (
     epsilon_hat,
     in_source_words,
     is_zero,
+    refuse,
     scale_by_adam_epsilon_hat,
     times,
 )
@@ -108,7 +109,10 @@ def SGD(
 def sgd_inside(
     learning_rate: Rate, momentum: float, nesterov: bool
 ) -> optax.GradientTransformation:
-    """M <- momentum m + learning_rate g;  x <- x - m, or x - (momentum m + learning_rate g)."""
+    """Keras's rule: m <- momentum m + learning_rate g, x <- x - m.
+
+    With ``nesterov``, x <- x - (momentum m + learning_rate g).
+    """
     return chain(
         scale_by_learning_rate(learning_rate, last=False),
         None if is_zero(momentum) else trace_momentum(momentum, nesterov=nesterov),
@@ -298,10 +302,9 @@ def _finished(
 
     Raises:
       NotImplementedError: an argument that is not supported is not its default.
-      TypeError: an argument that Keras has not either.
     """
     exclude = base.get("exclude_from_weight_decay", ())
-    check_arguments(port, base, (*CLIPPING, "name", "exclude_from_weight_decay"), _REFUSED)
+    refuse(port, **{name: (base.get(name, default), default) for name, default in _REFUSED.items()})
     if weight_decay is not None:
         ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
     rules.check_patterns("exclude_from_weight_decay", exclude)

@@ -38,8 +38,9 @@ from optim_zoo.transforms import (
     trace_momentum,
 )
 from optim_zoo.transforms.adam import adam_direction
+from optim_zoo.transforms.lars import lars_ratio
 from optim_zoo.transforms.layerwise import scale_by_layer
-from optim_zoo.transforms.moments import bias, moment, scale_by_moments, zero_moment
+from optim_zoo.transforms.moments import bias, check_moments, moment, scale_by_moments, zero_moment
 from optim_zoo.tree import Tree, map_to_several
 
 
@@ -165,18 +166,15 @@ def Lars(
     ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
 
     ranges.check("trust_coefficient", trust_coeff, 0.0, open_high=True)
-    ranges.check("eps", eps, 0.0, open_high=True)
+    unclipped = lars_ratio(trust_coeff, eps)
 
     def adapted(learning_rate: Any) -> optax.GradientTransformation:
-        def ratio(x: jax.Array, g: jax.Array, weight_decay: jax.typing.ArrayLike) -> jax.Array:
-            defined = (x > 0) & (g > 0)
-            quotient = trust_coeff * x / jnp.where(defined, g + weight_decay * x + eps, 1)
-            quotient = jnp.where(defined, quotient, 1)
-            return jnp.minimum(quotient / learning_rate, 1) if trust_clip else quotient
+        def clipped(x: jax.Array, g: jax.Array, weight_decay: jax.typing.ArrayLike) -> jax.Array:
+            return jnp.minimum(unclipped(x, g, weight_decay) / learning_rate, 1)
 
         return scale_by_layer(
             "timm.Lars",
-            ratio,
+            clipped if trust_clip else unclipped,
             weight_decay=weight_decay,
             exclude_from_weight_decay=exclude_from_weight_decay,
             exclude=() if always_adapt else exclude_from_weight_decay,
@@ -228,9 +226,7 @@ def LaProp(
     refuse("timm.LaProp", caution=(caution, False), foreach=(foreach, None),
            corrected_weight_decay=(corrected_weight_decay, False))  # fmt: skip
     b1, b2 = betas
-    ranges.check_decay("b1", b1)
-    ranges.check_decay("b2", b2)
-    ranges.check("eps", eps, 0.0, open_high=True)
+    check_moments(b1, b2, eps)
     ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
     ranges.check_learning_rate(lr)
 

@@ -80,8 +80,7 @@ def Adam(
            differentiable=(differentiable, False), fused=(fused, None))  # fmt: skip
     direction = (scale_by_amsgrad if amsgrad else scale_by_adam)(*betas, eps)
     decay = add_decayed_weights(weight_decay, exclude_from_weight_decay)
-    pieces = (direction, decay) if decoupled_weight_decay else (decay, direction)
-    return chain(negated(maximize), *pieces, scale_by_learning_rate(lr))
+    return _stepping(lr, direction, decay, decoupled_weight_decay, maximize)
 
 
 @in_source_words
@@ -136,8 +135,7 @@ def NAdam(
            differentiable=(differentiable, False))  # fmt: skip
     direction = scale_by_scheduled_nadam(*betas, eps, momentum_decay=momentum_decay)
     decay = add_decayed_weights(weight_decay, exclude_from_weight_decay)
-    pieces = (direction, decay) if decoupled_weight_decay else (decay, direction)
-    return chain(negated(maximize), *pieces, scale_by_learning_rate(lr))
+    return _stepping(lr, direction, decay, decoupled_weight_decay, maximize)
 
 
 @in_source_words
@@ -159,8 +157,7 @@ def RAdam(
            differentiable=(differentiable, False))  # fmt: skip
     direction = scale_by_moments("RAdam", radam_epsilon_hat(*betas, eps), *betas, eps)
     decay = add_decayed_weights(weight_decay, exclude_from_weight_decay)
-    pieces = (direction, decay) if decoupled_weight_decay else (decay, direction)
-    return chain(negated(maximize), *pieces, scale_by_learning_rate(lr))
+    return _stepping(lr, direction, decay, decoupled_weight_decay, maximize)
 
 
 @in_source_words
@@ -251,3 +248,15 @@ def SparseAdam(
     """`lazy_adam` with eps beside the uncorrected root; `SparseRows` are torch's COO gradients."""
     refuse("torch.SparseAdam", maximize=(maximize, False))
     return chain(scale_by_adam_epsilon_hat(*betas, eps, lazy=True), scale_by_learning_rate(lr))
+
+
+def _stepping(
+    lr: Rate,
+    direction: optax.GradientTransformation,
+    decay: optax.GradientTransformation,
+    decoupled_weight_decay: bool,
+    maximize: bool,
+) -> optax.GradientTransformation:
+    """What torch's Adam, NAdam and RAdam share around their directions."""
+    pieces = (direction, decay) if decoupled_weight_decay else (decay, direction)
+    return chain(negated(maximize), *pieces, scale_by_learning_rate(lr))

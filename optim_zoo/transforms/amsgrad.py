@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optim_zoo import ranges, rows
+from optim_zoo import rows
 from optim_zoo.transforms.adam import adam_direction
-from optim_zoo.transforms.moments import Direction, moment, zero_moment
+from optim_zoo.transforms.moments import Direction, check_moments, moment, zero_moment
 from optim_zoo.tree import Tree, map_to_several
 
 
@@ -55,9 +55,7 @@ def scale_by_largest_moments(
     eps: jax.typing.ArrayLike,
 ) -> optax.GradientTransformation:
     """`scale_by_moments` where the direction is given nu_max, the largest nu so far."""
-    ranges.check_decay("b1", b1)
-    ranges.check_decay("b2", b2)
-    ranges.check("eps", eps, 0.0, open_high=True)
+    check_moments(b1, b2, eps)
 
     def init(params: Tree) -> ScaleByAmsgradState:
         zeros = (zero_moment(params) for _ in range(3))

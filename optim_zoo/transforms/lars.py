@@ -6,7 +6,7 @@ import optax
 
 from optim_zoo import layers as layers_lib
 from optim_zoo import ranges, rules
-from optim_zoo.transforms.layerwise import scale_by_layer
+from optim_zoo.transforms.layerwise import Ratio, scale_by_layer
 
 
 def scale_by_lars_trust_ratio(
@@ -14,7 +14,6 @@ def scale_by_lars_trust_ratio(
     trust_coefficient: jax.typing.ArrayLike = 0.001,
     eps: jax.typing.ArrayLike = 0.0,
     *,
-    ratio_bounds: ranges.Bounds | None = None,
     exclude_from_weight_decay: rules.Patterns = (),
     exclude: rules.Patterns = (),
     layers: rules.Rules = (),
@@ -25,7 +24,7 @@ def scale_by_lars_trust_ratio(
     ::
 
         u = ratio (g + weight_decay x)
-        ratio = clip(trust_coefficient |x| / (|g| + weight_decay |x| + eps), *ratio_bounds)
+        ratio = trust_coefficient |x| / (|g| + weight_decay |x| + eps)
         ratio = 1 where |x| or |g| is 0
 
     The norm is of g before it is decayed, where ``optax.scale_by_trust_ratio`` in ``optax.lars``
@@ -35,7 +34,6 @@ def scale_by_lars_trust_ratio(
       weight_decay: >= 0.
       trust_coefficient: > 0.
       eps: >= 0.
-      ratio_bounds: (low, high) of the ratio, None where a side is open.
       exclude_from_weight_decay: path patterns of leaves for which weight_decay is 0.
       exclude, layers, axis_name: see `scale_by_trust_ratio`.
 
@@ -43,21 +41,28 @@ def scale_by_lars_trust_ratio(
       ValueError: see `scale_by_trust_ratio` and `add_decayed_weights`.
     """
     ranges.check("trust_coefficient", trust_coefficient, 0.0, open_low=True, open_high=True)
-    ranges.check("eps", eps, 0.0, open_high=True)
-    ranges.check_bounds("ratio_bounds", ratio_bounds)
-
-    def ratio(x: jax.Array, g: jax.Array, weight_decay: jax.typing.ArrayLike) -> jax.Array:
-        defined = (x != 0) & (g != 0)
-        quotient = trust_coefficient * x / jnp.where(defined, g + weight_decay * x + eps, 1)
-        bounded = quotient if ratio_bounds is None else jnp.clip(quotient, *ratio_bounds)
-        return jnp.where(defined, bounded, 1)
-
     return scale_by_layer(
         "scale_by_lars_trust_ratio",
-        ratio,
+        lars_ratio(trust_coefficient, eps),
         weight_decay=weight_decay,
         exclude_from_weight_decay=exclude_from_weight_decay,
         exclude=exclude,
         layers=layers,
         axis_name=axis_name,
     )
+
+
+def lars_ratio(trust_coefficient: jax.typing.ArrayLike, eps: jax.typing.ArrayLike) -> Ratio:
+    """The formula of `scale_by_lars_trust_ratio`, for one or several layers at once.
+
+    Raises:
+      ValueError: ``eps`` is negative.
+    """
+    ranges.check("eps", eps, 0.0, open_high=True)
+
+    def ratio(x: jax.Array, g: jax.Array, weight_decay: jax.typing.ArrayLike) -> jax.Array:
+        defined = (x != 0) & (g != 0)
+        quotient = trust_coefficient * x / jnp.where(defined, g + weight_decay * x + eps, 1)
+        return jnp.where(defined, quotient, 1)
+
+    return ratio

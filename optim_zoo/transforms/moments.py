@@ -55,9 +55,7 @@ def scale_by_moments(
         than its parameter.
       TypeError: a rate has fewer bits than float32, or a parameter is not floating-point.
     """
-    ranges.check_decay("b1", b1)
-    ranges.check_decay("b2", b2)
-    ranges.check("eps", eps, 0.0, open_high=True)
+    check_moments(b1, b2, eps)
     gain = None if grad_averaging else 1.0
 
     def init(params: Tree) -> ScaleByAdamState:
@@ -94,6 +92,15 @@ def scale_by_moments(
         return directions, ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
+
+
+def check_moments(
+    b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike, eps: jax.typing.ArrayLike
+) -> None:
+    """Raises unless these are two decay rates in [0, 1) and a finite number >= 0."""
+    ranges.check_decay("b1", b1)
+    ranges.check_decay("b2", b2)
+    ranges.check("eps", eps, 0.0, open_high=True)
 
 
 def zero_moment(params: Tree) -> Tree:

@@ -74,7 +74,7 @@ def trace_with_gain(
     *,
     nesterov: bool,
 ) -> optax.GradientTransformation:
-    """M <- decay m + gain(step) g, the first step being 0; see `trace_momentum`."""
+    """`trace_momentum` with any gain: m <- decay m + gain(step) g, the first step being 0."""
     ranges.check_decay("momentum", decay)
 
     def init(params: Tree) -> TraceMomentumState:

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import ranges, rows
-from optim_zoo.transforms.moments import bias, log, moment, scale_by_moments, zero_moment
+from optim_zoo.transforms.moments import (
+    bias,
+    check_moments,
+    log,
+    moment,
+    scale_by_moments,
+    zero_moment,
+)
 from optim_zoo.tree import Tree, map_to_several
 
 
@@ -72,9 +79,7 @@ def scale_by_scheduled_nadam(
     Raises:
       ValueError, TypeError: see `scale_by_adam`.
     """
-    ranges.check_decay("b1", b1)
-    ranges.check_decay("b2", b2)
-    ranges.check("eps", eps, 0.0, open_high=True)
+    check_moments(b1, b2, eps)
     ranges.check("momentum_decay", momentum_decay, 0.0, open_high=True)
 
     def momentum(t: jax.Array) -> jax.Array:
