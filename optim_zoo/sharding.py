@@ -170,6 +170,29 @@ class DataParallelStep:
                 )
         return self._run(params, state, batch)
 
+    def lower(self, params: Tree, batch: Tree) -> jax.stages.Lowered:
+        """The step for arguments of these shapes, not run.
+
+        ``.compile()`` of what it returns tells memory, cost and collectives. The arguments are
+        arrays or ``jax.ShapeDtypeStruct``s, and the devices of the mesh need not be there
+        (``jax.experimental.topologies``).
+        """
+        state = jax.eval_shape(self._tx.init, params)
+        of_params, of_state = self._shardings(params)
+        of_batch = jax.tree.map(lambda _: self._rows, batch)
+        arguments = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            (params, state, batch),
+            (of_params, of_state, of_batch),
+        )
+        with jax.set_mesh(self._mesh):
+            return self._step.lower(*arguments)  # type: ignore[attr-defined]
+
+    def _shardings(self, params: Tree) -> tuple[Tree, Tree]:
+        """Of the parameters and of the state."""
+        state = jax.eval_shape(self._tx.init, params)
+        return jax.tree.map(lambda _: self._replicated, (params, state))
+
     def params(self, params: Tree) -> Tree:
         """Plain parameters on one device, as copies: the next step donates what it is given."""
         device = SingleDeviceSharding(self._mesh.devices.flat[0])
@@ -248,7 +271,6 @@ class _JitStep(DataParallelStep):
         return params, init(self._tx, params, mesh=self._mesh, zero1=self._zero1)
 
     def _shardings(self, params: Tree) -> tuple[Tree, Tree]:
-        """Of the parameters and of the state."""
         specs = rules.assign("param_shardings", self._param_shardings, params, PartitionSpec())
         placed = map_with_path(lambda path, x, spec: self._checked(path, x, spec), params, specs)
         like = jax.tree.map(
@@ -358,6 +380,18 @@ class _PmapStep(_MappedStep):
         copies = jax.tree.map(lambda x: jnp.stack([x] * self._mesh.size), jax.device_get(params))
         params = jax.device_put(copies, self._rows)
         return params, self._init(params)
+
+    def lower(self, params: Tree, batch: Tree) -> jax.stages.Lowered:
+        """See `DataParallelStep.lower`."""
+        state = jax.eval_shape(self._tx.init, params)
+
+        def along_devices(x: Any, copied: bool) -> jax.ShapeDtypeStruct:
+            rows = x.shape if copied else (x.shape[0] // self._mesh.size, *x.shape[1:])
+            return jax.ShapeDtypeStruct((self._mesh.size, *rows), x.dtype)
+
+        copies = jax.tree.map(lambda x: along_devices(x, True), (params, state))
+        rows = jax.tree.map(lambda x: along_devices(x, False), batch)
+        return self._step.lower(*copies, rows)  # type: ignore[attr-defined]
 
     def params(self, params: Tree) -> Tree:
         """The copy of the first device, as a copy of its own."""

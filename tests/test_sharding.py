@@ -483,3 +483,35 @@ def test_pmap_takes_the_whole_mesh() -> None:
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     with pytest.raises(ValueError, match="mode 'pmap' must have the whole mesh along 'data'"):
         sharding.data_parallel(_mean_loss, lamb(0.1), mesh=mesh, mode="pmap")
+
+
+@every_mode
+def test_a_step_can_be_compiled_without_arrays(params: Any, batches: list[Any], mode: str) -> None:
+    step = sharding.data_parallel(_mean_loss, lamb(0.1), mesh=_mesh(8), mode=mode)
+    shapes = jax.eval_shape(lambda: params)
+    memory = step.lower(shapes, batches[0]).compile().memory_analysis()
+    held = 4 * (3 * 30 + 4 * 2 + 2)  # parameters and moments, norms of two layers, count and rate
+    # On each device everything but the batch is whole, and of that there are two rows. XLA leaves
+    # out what the step does not read, and may align what it does.
+    rows = sum(x.nbytes for x in jax.tree.leaves(batches[0])) // 8
+    assert 0.8 * held < memory.argument_size_in_bytes < 1.5 * (held + rows)
+
+
+def test_the_compiled_memory_is_that_of_the_spread_state() -> None:
+    params = {"x": jax.ShapeDtypeStruct((1024, 64), jnp.float32)}
+
+    def argument_bytes(**placing: Any) -> int:
+        step = sharding.data_parallel(
+            lambda params, batch: jnp.mean((batch @ params["x"]) ** 2),
+            lamb(0.1),
+            mesh=_mesh(8),
+            **placing,
+        )
+        lowered = step.lower(params, jax.ShapeDtypeStruct((8, 1024), jnp.float32))
+        return lowered.compile().memory_analysis().argument_size_in_bytes
+
+    size, small = 4 * 1024 * 64, 4 * 1024 + 256  # small: a row of the batch, and the scalars
+    assert 3 * size < argument_bytes() < 3 * size + small
+    assert 1.25 * size < argument_bytes(zero1="data") < 1.25 * size + small
+    cut = {"zero1": "data", "param_shardings": [("x", P("data"))]}
+    assert 0.375 * size < argument_bytes(**cut) < 0.375 * size + small
