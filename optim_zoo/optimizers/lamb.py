@@ -7,6 +7,7 @@ from optim_zoo import layers as layers_lib
 from optim_zoo import ranges, rules
 from optim_zoo.transforms import (
     add_decayed_weights,
+    chain_leaf_by_leaf,
     scale_by_adam,
     scale_by_learning_rate,
     scale_by_trust_ratio,
@@ -54,7 +55,7 @@ def lamb(
       ValueError: see `scale_by_adam`, `add_decayed_weights`, `scale_by_trust_ratio` and
         `scale_by_learning_rate`.
     """
-    return optax.chain(
+    return chain_leaf_by_leaf(
         scale_by_adam(b1, b2, eps, bias_correction=bias_correction),
         add_decayed_weights(weight_decay, exclude_from_weight_decay),
         scale_by_trust_ratio(

@@ -1,0 +1,196 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from optim_zoo import lamb, stacked
+from optim_zoo.transforms import (
+    add_decayed_weights,
+    chain_leaf_by_leaf,
+    scale_by_adam,
+    scale_by_learning_rate,
+    scale_by_trust_ratio,
+)
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were one, or no leaf would wait."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+def _pieces(exclude: tuple[str, ...] = (), layers: Any = ()) -> list[optax.GradientTransformation]:
+    return [
+        scale_by_adam(eps=1e-6),
+        add_decayed_weights(0.1, exclude),
+        scale_by_trust_ratio(exclude=exclude, layers=layers),
+        scale_by_learning_rate(lambda step: 0.1 / (step + 1)),
+    ]
+
+
+def _steps(tx: optax.GradientTransformation, params: Any, gradients: list[Any]) -> Any:
+    state = tx.init(params)
+    for g in gradients:
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def _like(tree: Any, rng: np.random.Generator) -> Any:
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), tree)
+
+
+TREES: dict[str, Any] = {
+    "flat": {"a": jnp.ones((3, 4)), "b": jnp.ones(5)},
+    "nested": {"a": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}, "a/c": [jnp.ones(()), None]},
+    "list": [jnp.ones((2, 3)), (jnp.ones(3), jnp.ones((0, 2)))],
+    "numbered": {0: jnp.ones(2), 1: jnp.ones((2, 2))},
+    "one": {"a": jnp.ones((3, 4))},
+    "array": jnp.ones((3, 4)),
+    "bfloat16": {"a": jnp.ones((3, 4), "bfloat16"), "b": jnp.ones(5)},
+}
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+@pytest.mark.parametrize("jitted", [True, False])
+def test_numbers_and_state_are_the_chains(
+    rng: np.random.Generator, tree: Any, jitted: bool
+) -> None:
+    params, gradients = _like(tree, rng), [_like(tree, rng) for _ in range(2)]
+    how = jax.jit if jitted else (lambda f: f)
+    by_leaf, plain = (
+        how(lambda params, gradients, tx=tx: _steps(tx, params, gradients))(params, gradients)
+        for tx in (chain_leaf_by_leaf(*_pieces()), optax.chain(*_pieces()))
+    )
+    assert jax.tree.structure(by_leaf) == jax.tree.structure(plain)
+    for x, y in zip(jax.tree.leaves(by_leaf), jax.tree.leaves(plain), strict=True):
+        assert (x.dtype, x.shape) == (y.dtype, y.shape)
+        # XLA may fuse, and so round, a sum and a product otherwise: some 1e-7.
+        np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_exclusions_and_layers_are_found_by_the_whole_path(rng: np.random.Generator) -> None:
+    tree = {"net": {"kernel": jnp.ones((2, 3, 4)), "bias": jnp.ones((2, 4)), "out": jnp.ones(3)}}
+    params, gradients = _like(tree, rng), [_like(tree, rng)] * 2
+    arguments = (("net/bias",), [("net/kernel", stacked(0))])
+    by_leaf, state = _steps(chain_leaf_by_leaf(*_pieces(*arguments)), params, gradients)
+    plain, expected = _steps(optax.chain(*_pieces(*arguments)), params, gradients)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    assert {k: v.shape for k, v in state[2].trust_ratio.items()} == {
+        "net/kernel": (2,),
+        "net/out": (),
+    }
+    # Outside of jit every operation is rounded by itself: bit for bit.
+    jax.tree.map(np.testing.assert_array_equal, (by_leaf, state), (plain, expected))
+
+
+@pytest.mark.usefixtures("one_device")
+def test_around_masks_hyperparameters_and_nnx(rng: np.random.Generator) -> None:
+    tree = TREES["nested"]
+    params, gradients = _like(tree, rng), [_like(tree, rng)] * 2
+    masked = optax.masked(lamb(0.1), {"a": {"kernel": True, "bias": False}, "a/c": [True, None]})
+    assert np.isfinite(_steps(masked, params, gradients)[0]["a"]["kernel"]).all()
+    injected = optax.inject_hyperparams(lamb)(0.1)
+    expected = _steps(lamb(0.1), params, gradients)[0]
+    for x, y in zip(
+        jax.tree.leaves(_steps(injected, params, gradients)[0]),
+        jax.tree.leaves(expected),
+        strict=True,
+    ):
+        np.testing.assert_allclose(x, y, rtol=1e-6)
+    model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, lamb(0.1), wrt=nnx.Param)
+    before = jnp.array(model.kernel[...])
+    optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
+    np.testing.assert_allclose(
+        np.linalg.norm(model.kernel[...] - before), 0.1 * np.linalg.norm(before), rtol=1e-5
+    )
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_broken_leaf_changes_no_other(rng: np.random.Generator, bad: float) -> None:
+    tree = {name: jnp.ones((8, 8)) for name in "abc"}
+    params, gradients = _like(tree, rng), _like(tree, rng)
+    step = jax.jit(lambda g: _steps(lamb(0.1), params, [g])[0])
+    expected = step(gradients)
+    for name in tree:
+        broken = step({**gradients, name: gradients[name].at[0, 0].set(bad)})
+        assert not np.isfinite(broken[name]).all()
+        for other in set(tree) - {name}:
+            np.testing.assert_array_equal(broken[other], expected[other])
+
+
+def _compiled(tx: optax.GradientTransformation, leaves: int, size: int) -> Any:
+    def step(params: Any, state: Any, gradients: Any) -> Any:
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = {f"layer_{i}": jnp.zeros((size, size)) for i in range(leaves)}
+    state = jax.eval_shape(tx.init, params)
+    return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+
+
+@pytest.mark.usefixtures("one_device")
+def test_one_direction_is_in_memory_at_a_time() -> None:
+    leaves, size = 12, 256
+
+    def temporaries(tx: optax.GradientTransformation) -> float:
+        memory = _compiled(tx, leaves, size).memory_analysis()
+        return memory.temp_size_in_bytes / (4 * leaves * size**2)
+
+    assert temporaries(optax.chain(*_pieces())) > 0.99
+    assert temporaries(chain_leaf_by_leaf(*_pieces())) < 1.1 / leaves
+    assert temporaries(lamb(0.1, weight_decay=0.1)) < 1.1 / leaves
+
+
+def _lowered(platform: str) -> str:
+    tx = chain_leaf_by_leaf(*_pieces())
+    params = {name: jnp.ones((8, 8)) for name in "abc"}
+    step = jax.jit(lambda params, gradients: _steps(tx, params, [gradients]))
+    return step.trace(params, params).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.usefixtures("one_device")
+def test_on_an_accelerator_nothing_waits() -> None:
+    """Where a leaf would wait, its gradient passes as it is."""
+    assert "is_finite" in _lowered("cpu")
+    for platform in ("tpu", "cuda"):
+        text = _lowered(platform)
+        assert "@_wait" in text
+        assert "is_finite" not in text
+
+
+def test_among_several_devices_nothing_waits() -> None:
+    assert jax.device_count() == 8
+    text = _lowered("cpu")
+    assert "is_finite" not in text
+    assert "@_wait" not in text
+
+
+@pytest.mark.usefixtures("one_device")
+def test_under_shard_map_and_pmap_types_stay() -> None:
+    """Of layers that are spread over a mesh axis the ratio varies, and the next leaf does not."""
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("pipe",))
+    params = {"a": jnp.ones((2, 4)), "b": jnp.ones(4)}
+    tx = lamb(0.1, layers=[("a", stacked(0, mesh_axis="pipe"))])
+    specs = {"a": jax.P("pipe"), "b": jax.P()}
+    step = jax.shard_map(
+        lambda params: _steps(tx, params, [params])[0],
+        mesh=mesh,
+        in_specs=(specs,),
+        out_specs=specs,
+    )
+    plain = lamb(0.1, layers=[("a", stacked(0))])
+    one_each = jax.tree.map(lambda x: x[None], params)
+    mapped = jax.pmap(lambda params: _steps(plain, params, [params])[0])(one_each)
+    expected = _steps(plain, params, [params])[0]
+    for name, x in jax.jit(step)(params).items():
+        np.testing.assert_allclose(x, expected[name], rtol=1e-6)
+        np.testing.assert_allclose(mapped[name][0], expected[name], rtol=1e-6)
