@@ -14,13 +14,11 @@ multiples of the table), then one line of ratios. Needs about 8 GB of memory.
 
 import argparse
 import importlib.util
-import json
-import os
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import bench_common
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,8 +35,6 @@ ROWS = 1_000_000
 FEW_ROWS, MANY_ROWS = 250_000, 4_000_000
 OURS = "optim_zoo.lazy_adam"
 ROUNDS = 100
-WARMUP_ROUNDS = 5
-LEARNING_RATE = 1e-3
 
 
 class Batches:
@@ -54,33 +50,7 @@ class Batches:
         self.different_ids = statistics.median(len(np.unique(ids)) for ids in self.ids)
 
 
-Step = Callable[[], None]
-
-
-class JaxStep:
-    """A jitted, donating step; each call takes the next batch."""
-
-    def __init__(
-        self, batches: Batches, tx: optax.GradientTransformation, gradient: Callable[..., Any]
-    ) -> None:
-        def step(table: jax.Array, state: Tree, ids: jax.Array, rows: jax.Array) -> Tree:
-            updates, state = tx.update(gradient(ids, rows, batches.num_rows), state, table)
-            return optim_zoo.apply_updates(table, updates), state
-
-        table = jnp.zeros((batches.num_rows, WIDTH))
-        state = jax.jit(tx.init)(table)
-        self._rows, self._ids = jnp.asarray(batches.rows), list(map(jnp.asarray, batches.ids))
-        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(table, state, self._ids[0], self._rows)
-        self._step = lowered.compile()
-        memory: Any = self._step.memory_analysis()
-        self.temporaries = memory.temp_size_in_bytes / table.nbytes
-        self._carry, self._turn = (table, state), 0
-
-    def __call__(self) -> None:
-        """One step."""
-        ids = self._ids[self._turn % BATCHES]
-        self._carry = jax.block_until_ready(self._step(*self._carry, ids, self._rows))
-        self._turn += 1
+Step = Callable[[], Any]
 
 
 class TorchSparseAdam:
@@ -91,7 +61,7 @@ class TorchSparseAdam:
 
         shape = (batches.num_rows, WIDTH)
         self._table = torch.nn.Parameter(torch.zeros(shape))
-        self._adam = torch.optim.SparseAdam([self._table], lr=LEARNING_RATE)
+        self._adam = torch.optim.SparseAdam([self._table], lr=bench_common.LEARNING_RATE)
         rows = torch.from_numpy(batches.rows)
         self._gradients = [
             torch.sparse_coo_tensor(
@@ -108,15 +78,29 @@ class TorchSparseAdam:
         self._turn += 1
 
 
-def lazy(batches: Batches) -> JaxStep:
-    return JaxStep(batches, optim_zoo.lazy_adam(LEARNING_RATE), optim_zoo.SparseRows)
+def lazy(batches: Batches) -> bench_common.Step:
+    return _jax_step(batches, optim_zoo.lazy_adam(bench_common.LEARNING_RATE), optim_zoo.SparseRows)
 
 
-def dense(batches: Batches) -> JaxStep:
+def dense(batches: Batches) -> bench_common.Step:
     def gradient(ids: jax.Array, rows: jax.Array, num_rows: int) -> jax.Array:
         return jnp.zeros((num_rows, WIDTH)).at[ids].add(rows)
 
-    return JaxStep(batches, optax.adam(LEARNING_RATE), gradient)
+    return _jax_step(batches, optax.adam(bench_common.LEARNING_RATE), gradient)
+
+
+def _jax_step(
+    batches: Batches, tx: optax.GradientTransformation, gradient: Callable[..., Any]
+) -> bench_common.Step:
+    def step(table: jax.Array, state: Tree, ids: jax.Array, rows: jax.Array) -> Tree:
+        updates, state = tx.update(gradient(ids, rows, batches.num_rows), state, table)
+        return optim_zoo.apply_updates(table, updates), state
+
+    table, rows = jnp.zeros((batches.num_rows, WIDTH)), jnp.asarray(batches.rows)
+    inputs = [(jnp.asarray(ids), rows) for ids in batches.ids]
+    compiled = bench_common.Step(tx, step, table, inputs[0])
+    compiled.start(table, *inputs)
+    return compiled
 
 
 def main() -> None:
@@ -129,10 +113,7 @@ def main() -> None:
         "width": WIDTH,
         "ids": BATCH,
         "rounds": rounds,
-        "device": jax.devices()[0].device_kind,
-        "cores": len(os.sched_getaffinity(0)),
-        "jax": jax.__version__,
-        "optax": optax.__version__,
+        **bench_common.machine(),
     }
     peers: dict[str, Callable[[Batches], Step]] = {OURS: lazy, "optax.adam": dense}
     if importlib.util.find_spec("torch"):
@@ -147,7 +128,7 @@ def main() -> None:
     sizes = {f"{OURS} of {n} rows": (lazy, Batches(n)) for n in (FEW_ROWS, MANY_ROWS)}
     few, many = measure(sizes, rounds, common)
     ratios[f"{MANY_ROWS} rows / {FEW_ROWS} rows"] = many / few
-    print(json.dumps({"what": "ratios of medians", **ratios, **common}))
+    bench_common.show("ratios of medians", ratios, common)
 
 
 def measure(
@@ -157,23 +138,15 @@ def measure(
 ) -> list[float]:
     """The median milliseconds of each, the candidates taking turns; prints their lines."""
     steps = {name: make(batches) for name, (make, batches) in candidates.items()}
-    milliseconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(WARMUP_ROUNDS + rounds):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            if turn >= WARMUP_ROUNDS:
-                milliseconds[name].append(1e3 * (time.perf_counter() - began))
     medians = []
-    for name, step in steps.items():
-        low, median, high = statistics.quantiles(milliseconds[name], n=4)
-        measured = {"what": name, "median_ms": median, "quartiles_ms": [low, high]}
-        if isinstance(step, JaxStep):
+    for name, milliseconds in bench_common.interleaved(steps, rounds).items():
+        step, batches = steps[name], candidates[name][1]
+        measured = bench_common.spread(milliseconds)
+        medians.append(measured["median_ms"])
+        if isinstance(step, bench_common.Step):
             measured["temporaries_per_table"] = step.temporaries
-        batches = candidates[name][1]
-        table = {"num_rows": batches.num_rows, "different_ids": batches.different_ids}
-        print(json.dumps({**measured, **table, **common}), flush=True)
-        medians.append(median)
+        measured |= {"num_rows": batches.num_rows, "different_ids": batches.different_ids}
+        bench_common.show(name, measured, common)
     return medians
 
 

@@ -10,16 +10,14 @@ config's optimizer over this one.
 """
 
 import argparse
-import json
-import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import bench_common
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -30,30 +28,6 @@ from optim_zoo.tree import Tree
 
 UPDATE_ROUNDS = 200
 STEP_ROUNDS = 40
-WARMUP_ROUNDS = 5
-
-
-class Update:
-    """An optimizer's update and the addition to the parameters, jitted and donating."""
-
-    def __init__(self, tx: optax.GradientTransformation, params: Tree, gradients: Tree) -> None:
-        def update(params: Tree, state: Tree, gradients: Tree) -> tuple[Tree, Tree]:
-            updates, state = tx.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state
-
-        params = jax.tree.map(lambda x: x.copy(), params)
-        state = jax.jit(tx.init)(params)
-        step = jax.jit(update, donate_argnums=(0, 1)).lower(params, state, gradients).compile()
-        memory: Any = step.memory_analysis()
-        self.temporaries = memory.temp_size_in_bytes / sum(
-            x.nbytes for x in jax.tree.leaves(params)
-        )
-        self._step, self._carry, self._gradients = step, (params, state), gradients
-
-    def __call__(self) -> Tree:
-        """One step."""
-        self._carry = self._step(*self._carry, self._gradients)
-        return self._carry
 
 
 class JobStep:
@@ -70,11 +44,11 @@ class JobStep:
         return loss
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     config = config_file.load(arguments.config, arguments.overrides)
     with tempfile.TemporaryDirectory() as cache:
         task = tasks.make(config, Path(cache))
@@ -98,40 +72,30 @@ def main() -> None:
         "clip + optax.adamw": optax.chain(clip, optax.adamw(1e-3, weight_decay=weight_decay)),
         "clip + optax.lamb": optax.chain(clip, optax.lamb(1e-3, weight_decay=weight_decay)),
     }
-    candidates = {name: Update(each, params, gradients) for name, each in updates.items()}
-    seconds = interleaved(candidates, UPDATE_ROUNDS)
-    seconds |= interleaved({"job step": JobStep(step, params, batch)}, STEP_ROUNDS)
-    ours = statistics.median(seconds[next(iter(updates))])
+    candidates = {name: _update(each, params, gradients) for name, each in updates.items()}
+    milliseconds = bench_common.interleaved(candidates, UPDATE_ROUNDS)
+    milliseconds |= bench_common.interleaved(
+        {"job step": JobStep(step, params, batch)}, STEP_ROUNDS
+    )
+    ours = statistics.median(milliseconds[next(iter(updates))])
     common = {
         "config": arguments.config.stem,
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "parameters": bench_common.parameters(params),
         "leaves": len(jax.tree.leaves(params)),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "cores": len(os.sched_getaffinity(0)),
-        "jax": jax.__version__,
-        "optax": optax.__version__,
+        **bench_common.machine(),
     }
-    for name, times in seconds.items():
-        low, median, high = (1e3 * q for q in statistics.quantiles(times, n=4))
-        measured = {"what": name, "median_ms": median, "quartiles_ms": [low, high]}
+    for name, times in milliseconds.items():
+        measured = bench_common.spread(times)
         if name in candidates:
             measured["temporaries_per_parameter"] = candidates[name].temporaries
-        measured["ours_over_this"] = 1e3 * ours / median
-        print(json.dumps({**measured, **common}))
+        measured["ours_over_this"] = ours / measured["median_ms"]
+        bench_common.show(name, measured, common)
 
 
-def interleaved(
-    candidates: Mapping[str, Callable[[], Tree]], rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of each call, the candidates taking turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(WARMUP_ROUNDS + rounds):
-        for name, call in candidates.items():
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            if turn >= WARMUP_ROUNDS:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+def _update(tx: optax.GradientTransformation, params: Tree, gradients: Tree) -> bench_common.Step:
+    step = bench_common.Step(tx, bench_common.update(tx), params, [gradients])
+    step.start(jax.tree.map(jnp.copy, params), [gradients])
+    return step
 
 
 if __name__ == "__main__":

@@ -1,0 +1,188 @@
+"""What the benchmarks share: compiled steps, peers that take turns, memory, trees of parameters."""
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from optim_zoo.tree import Tree
+
+WARMUP_ROUNDS = 5
+LEARNING_RATE = 1e-3
+RESERVED_BYTES = 2**30  # left to XLA, Python and the rest of the machine
+PARAMETERS_OVER_GRADIENTS = 20  # as large as BERT's beside its gradients; the time does not care
+
+
+class Step:
+    """A function (params, state, *inputs) -> (params, state, ...), compiled; donates the first two.
+
+    Compiled from shapes, so that what it takes is known before anything is allocated. `start` gives
+    it arrays, and each call goes on from where the last one ended.
+    """
+
+    def __init__(
+        self,
+        tx: optax.GradientTransformation,
+        function: Callable[..., Tree],
+        params: Tree,
+        inputs: Sequence[Tree],
+    ) -> None:
+        state = jax.eval_shape(tx.init, params)
+        began = time.perf_counter()
+        lowered = jax.jit(function, donate_argnums=(0, 1)).lower(params, state, *inputs)
+        self.lower_seconds = time.perf_counter() - began
+        self._step: Any = lowered.compile()
+        self.compile_seconds = time.perf_counter() - began - self.lower_seconds
+        self._init = tx.init
+        self.parameter_bytes, self.state_bytes = tree_bytes(params), tree_bytes(state)
+        memory: Any = self._step.memory_analysis()
+        self.temporary_bytes: int = memory.temp_size_in_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """What it keeps from call to call: parameters and state."""
+        return self.parameter_bytes + self.state_bytes
+
+    @property
+    def temporaries(self) -> float:
+        """What XLA allocates during a step, in multiples of the parameters."""
+        return self.temporary_bytes / self.parameter_bytes
+
+    @property
+    def bytes_accessed(self) -> float:
+        """Bytes read and written in a step, by XLA's cost model."""
+        return self._step.cost_analysis()["bytes accessed"]
+
+    def start(self, params: Tree, *inputs: Sequence[Tree]) -> None:
+        """Gives it parameters, which it donates, and the inputs of the first step, the second, ...
+
+        After the last of them it begins again with the first.
+        """
+        self._carry = (params, jax.jit(self._init)(params))
+        self._inputs, self._turn = inputs, 0
+
+    def __call__(self) -> Tree:
+        """One step."""
+        made = self._step(*self._carry, *self._inputs[self._turn % len(self._inputs)])
+        self._carry, self._turn = made[:2], self._turn + 1
+        return made
+
+
+def update(
+    tx: optax.GradientTransformation, read: Callable[[Tree], Tree] | None = None
+) -> Callable[[Tree, Tree, Tree], Tree]:
+    """What `Step` compiles: updates from given gradients, added to the parameters.
+
+    Args:
+      tx: the optimizer.
+      read: what else comes out of the step, as a function of the new state.
+    """
+
+    def step(params: Tree, state: Tree, gradients: Tree) -> Tree:
+        updates, state = tx.update(gradients, state, params)
+        made = optax.apply_updates(params, updates), state
+        return made if read is None else (*made, read(state))
+
+    return step
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], Tree]], rounds: int
+) -> dict[str, list[float]]:
+    """Milliseconds of each call, the candidates taking turns, so that noise hits all alike.
+
+    On a GPU each turn is several calls, queued as in a training job, and this is their mean:
+    else the time would be that of the host, which waits for every one of many small kernels.
+    """
+    calls = 10 if jax.default_backend() == "gpu" else 1
+    milliseconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(WARMUP_ROUNDS + rounds):
+        for name, call in candidates.items():
+            began = time.perf_counter()
+            for _ in range(calls):
+                made = call()
+            jax.block_until_ready(made)
+            if turn >= WARMUP_ROUNDS:
+                milliseconds[name].append(1e3 * (time.perf_counter() - began) / calls)
+    return milliseconds
+
+
+def spread(milliseconds: Sequence[float]) -> dict[str, Any]:
+    """The median and the quartiles, as they are printed."""
+    low, median, high = statistics.quantiles(milliseconds, n=4)
+    return {"median_ms": median, "quartiles_ms": [low, high]}
+
+
+def machine() -> dict[str, Any]:
+    """What a figure must not be read without."""
+    return {
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "cores": len(os.sched_getaffinity(0)),
+        "jax": jax.__version__,
+        "optax": optax.__version__,
+    }
+
+
+def show(what: str, *facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Prints one JSON line, and returns what it says."""
+    line: dict[str, Any] = {"what": what}
+    for part in facts:
+        line |= part
+    print(json.dumps(line), flush=True)
+    return line
+
+
+def lacking(needed_bytes: float) -> str:
+    """Says how much memory is free on the device where so much is not; else the empty string."""
+    free = _free_bytes() - RESERVED_BYTES
+    if needed_bytes <= free:
+        return ""
+    return f"needs {needed_bytes / 1e9:.3g} GB of memory, {free / 1e9:.3g} GB are free"
+
+
+def _free_bytes() -> float:
+    stats = jax.devices()[0].memory_stats()
+    if stats:  # of a GPU; a CPU has none
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    if sys.platform != "linux":
+        return float("inf")
+    with open("/proc/meminfo", encoding="ascii") as file:
+        kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in file}
+    return 1024 * kilobytes["MemAvailable"]
+
+
+def tree_bytes(tree: Tree) -> int:
+    """Bytes of all leaves, which may be shapes."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def parameters(tree: Tree) -> int:
+    """Entries of all leaves, which may be shapes."""
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def square_leaves(parameters: int, leaves: int, dtype: str = "float32") -> dict[str, Tree]:
+    """The shapes of ``leaves`` equal square matrices with about ``parameters`` entries together."""
+    side = max(1, round((parameters / leaves) ** 0.5))
+    return {f"leaf_{i}": jax.ShapeDtypeStruct((side, side), dtype) for i in range(leaves)}
+
+
+def random_gradients(params: Tree) -> Tree:
+    """Normal values, as large as gradients are, of the shapes and dtypes of ``params``."""
+    key = jax.random.key(0)
+    return jax.tree.map(
+        lambda x, i: 1e-3 * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype),
+        params,
+        jax.tree.unflatten(jax.tree.structure(params), range(len(jax.tree.leaves(params)))),
+    )
+
+
+def parameters_beside(gradients: Tree) -> Tree:
+    """New parameters beside gradients, to be donated."""
+    return jax.tree.map(lambda g: PARAMETERS_OVER_GRADIENTS * g, gradients)

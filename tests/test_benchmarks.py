@@ -1,0 +1,205 @@
+"""The benchmark scripts: what they measure, what they print and what they refuse."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from optim_zoo import stacked
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+NAMES = ("bench_common", "bench_update", "bench_growth")
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ModuleType]]:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    modules = [importlib.import_module(name) for name in NAMES]
+    monkeypatch.setattr(modules[0], "WARMUP_ROUNDS", 1)
+    yield modules
+    for name in NAMES:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def common(scripts: list[ModuleType]) -> Any:
+    return scripts[0]
+
+
+@pytest.fixture
+def update(scripts: list[ModuleType]) -> Any:
+    return scripts[1]
+
+
+@pytest.fixture
+def growth(scripts: list[ModuleType]) -> Any:
+    return scripts[2]
+
+
+@pytest.fixture
+def tiny(update: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a tree of 144 parameters, of which 128 are two layers in one array."""
+    shapes = {
+        "stack": jax.ShapeDtypeStruct((2, 8, 8), "float32"),
+        "bias": jax.ShapeDtypeStruct((16,), "float32"),
+    }
+    monkeypatch.setitem(update.TREES, "tiny", lambda: (shapes, [("stack", stacked(0))]))
+    return "tiny"
+
+
+def _printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("tree", "leaves", "parameters"),
+    [
+        ("bert-base", 202, 109_514_298),
+        ("bert-base-scan", 26, 109_514_298),
+        ("bert-large", 394, 335_174_458),
+        ("small-leaves", 2000, 20_000_000),
+    ],
+)
+def test_trees(tree: str, leaves: int, parameters: int, update: Any) -> None:
+    shapes, layers = update.TREES[tree]()
+    assert len(jax.tree.leaves(shapes)) == leaves
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == parameters
+    assert bool(layers) == (tree == "bert-base-scan")
+
+
+def test_a_step_goes_on_from_the_last_with_the_next_input(common: Any) -> None:
+    tx = optax.sgd(1.0)
+    params, inputs = jnp.zeros(3), [(jnp.full(3, x),) for x in (-1.0, -10.0)]
+    step = common.Step(tx, common.update(tx), params, inputs[0])
+    step.start(params, *inputs)
+    assert [float(step()[0][0]) for _ in range(3)] == [1, 11, 12]
+    assert step.held_bytes == 12
+    assert step.lower_seconds > 0
+    assert step.compile_seconds > 0
+
+
+def test_candidates_take_turns(common: Any) -> None:
+    called = []
+    times = common.interleaved({x: lambda x=x: called.append(x) for x in "ab"}, 3)
+    assert called == ["a", "b"] * (1 + 3)
+    assert {name: len(each) for name, each in times.items()} == {"a": 3, "b": 3}
+
+
+@pytest.mark.parametrize("on_a_gpu", [False, True])
+def test_groups_and_their_ratios(
+    on_a_gpu: bool,
+    update: Any,
+    tiny: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(update, "bandwidth_is_measured", lambda: on_a_gpu)
+    monkeypatch.setattr(update.ReadAndWrite, "num_bytes", 4000)
+    peers = ["optim_zoo.lamb, metrics out", "optax.adamw"]
+    update.main(["--trees", tiny, "--rounds", "2", "--peers", *peers])
+    lines = _printed(capsys)
+    end = ["read and write"] * on_a_gpu + ["ratios of medians"]
+    names = ["optim_zoo.lamb", *peers, *end, "optim_zoo.lars", "optax.adamw", *end]
+    assert [line["what"] for line in lines] == names
+    lamb, with_metrics, adamw, *_, ratios = lines[: names.index("optim_zoo.lars")]
+    lars = lines[names.index("optim_zoo.lars")]
+    for line, fewest in ((lamb, 40), (adamw, 28), (lars, 28)):
+        assert line["quartiles_ms"][0] <= line["median_ms"] <= line["quartiles_ms"][1]
+        # Beside moments there are step counts, rates, and norms of three layers: some 50 bytes.
+        assert fewest <= line["fewest_bytes_per_parameter"] < fewest + 1.5
+        assert line["bytes_per_parameter"] >= fewest
+        assert ("share_of_bandwidth" in line) == on_a_gpu
+        assert (line["parameters"], line["leaves"]) == (144, 2)
+    expected = with_metrics["median_ms"] / lamb["median_ms"]
+    assert len([name for name in ratios if " / " in name]) == 2
+    assert ratios[f"{peers[0]} / optim_zoo.lamb"] == expected
+
+
+def test_bfloat16(update: Any, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--trees", tiny, "--groups", "lamb", "--rounds", "2", "--dtype", "bfloat16"]
+    update.main([*arguments, "--peers", "optax.adamw"])
+    ours, optaxs, *_ = _printed(capsys)
+    assert ours["state_bytes_per_parameter"] >= 8
+    assert 4 <= optaxs["state_bytes_per_parameter"] < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--peers"], "group lamb on tiny needs "),
+        (["--peers", "sgd"], "--peers: sgd is not one of those here: optim_zoo.lamb; "),
+        (["--rounds", "1"], "--rounds must be at least 2"),
+    ],
+)
+def test_what_is_refused(
+    arguments: list[str],
+    message: str,
+    update: Any,
+    common: Any,
+    tiny: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(common, "_free_bytes", lambda: common.RESERVED_BYTES)
+    with pytest.raises(SystemExit) as stopped:
+        update.main(["--trees", tiny, *arguments])
+    assert stopped.value.code == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert message in err
+
+
+SMALL = ["--rounds", "2", "--parameters", "200", "800", "--leaves", "1", "3"]
+SMALL += ["--fixed-leaves", "2", "--fixed-parameters", "300"]
+
+
+def test_growth_is_measured_and_drawn(
+    growth: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    growth.main([*SMALL, "--plot", str(tmp_path / "growth.png")])
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert [line["what"] for line in lines] == list(growth.OPTIMIZERS) * 4
+    trees = [(line["grows"], line["parameters"], line["leaves"]) for line in lines[::3]]
+    # of squares: 2 of 10, 2 of 20, 1 of 17, 3 of 10
+    assert trees == [
+        ("parameters", 200, 2),
+        ("parameters", 800, 2),
+        ("leaves", 289, 1),
+        ("leaves", 300, 3),
+    ]
+    assert all(line["together"] for line in lines)
+
+    (tmp_path / "lines.jsonl").write_text(printed, "utf-8")
+    monkeypatch.delattr(growth, "measure")
+    growth.main(["--from", str(tmp_path / "lines.jsonl"), "--plot", str(tmp_path / "again.png")])
+    pictures = [(tmp_path / name).read_bytes() for name in ("growth.png", "again.png")]
+    assert pictures[0].startswith(b"\x89PNG")
+    assert pictures[0] == pictures[1]
+    assert not capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_skipped(
+    growth: Any, common: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Gradients, parameters and two moments: AdamW takes four times the parameters, LAMB a
+    temporary more. The scalars of the state are few beside a leaf of 6,400 entries.
+    """
+    monkeypatch.setattr(common, "_free_bytes", lambda: common.RESERVED_BYTES + 4.5 * 4 * 6400)
+    lines = growth.measure("leaves", 6400, 1, rounds=2)
+    assert _printed(capsys) == lines
+    assert {line["what"]: line.get("skipped", "")[:5] for line in lines} == {
+        "optim_zoo.lamb": "needs",
+        "optax.lamb": "needs",
+        "optax.adamw": "",
+    }
+    assert not any(line["together"] for line in lines)
+    assert ["median_ms" in line for line in lines] == [False, False, True]
