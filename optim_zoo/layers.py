@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from optim_zoo import ranges, rules
+from optim_zoo import ranges, rows, rules
 from optim_zoo.tree import Tree, map_with_path, varying_axes, wide
 
 AxisName = str | Sequence[str] | rules.Rules | None
@@ -183,11 +183,33 @@ def check_axis_matches(axis_name: AxisName, tree: Tree) -> None:
 
 
 def assign_axis_names(axis_name: AxisName, tree: Tree) -> Tree:
-    """The mesh axes that ``axis_name`` tells for every leaf of ``tree``, as tuples of names."""
+    """The mesh axes that ``axis_name`` tells for every leaf of ``tree``, as tuples of names.
+
+    Raises:
+      ValueError: types tell (``check_vma=True``) that a leaf is not cut over an axis it is told.
+    """
     if _same_for_all(axis_name):
-        return jax.tree.map(lambda _: _names(axis_name), tree)
-    told = rules.assign("axis_name", axis_name, tree, default=None)  # type: ignore[arg-type]
-    return jax.tree.map(lambda _, names: _names(names), tree, told)
+        told = jax.tree.map(lambda _: _names(axis_name), tree)
+    else:
+        told = rules.assign("axis_name", axis_name, tree, default=())  # type: ignore[arg-type]
+    return map_with_path(_confirmed, tree, told)
+
+
+def _confirmed(path: str, x: jax.Array, names: Any) -> tuple[str, ...]:
+    """``names`` as a tuple, unless the type of ``x`` says that it does not vary over them."""
+    told = _names(names)
+    # A device's place along an axis varies over it: where its type does not say so, none does.
+    wrong = [
+        name
+        for name in sorted(set(told) - varying_axes(x))
+        if varying_axes(jax.eval_shape(lambda name=name: jax.lax.axis_index(name)))
+    ]
+    if wrong:
+        raise ValueError(
+            f"axis_name: {path} is told to be cut over the mesh axes {wrong}, over which it does "
+            f"not vary by its type: leave axis_name out where check_vma=True"
+        )
+    return told
 
 
 def _same_for_all(axis_name: AxisName) -> bool:
@@ -222,6 +244,9 @@ def squared_norm(x: jax.Array, layers: Layers = (), axis_names: Sequence[str] = 
 
     Returns:
       Shape ``()`` for one layer, else ``(layers,)`` in row-major order of the array's axes.
+
+    Raises:
+      ValueError: in a mapped context, layers are spread over a mesh axis that there is not.
     """
     kept = [layer.axis for layer in layers]
     total = jnp.sum(jnp.square(wide(x)), axis=[i for i in range(x.ndim) if i not in kept])
@@ -234,8 +259,13 @@ def squared_norm(x: jax.Array, layers: Layers = (), axis_names: Sequence[str] = 
             count = layer.count(x.shape)
             blocks += [count, size // max(count, 1)]
         total = total.reshape(blocks).sum(axis=range(1, len(blocks), 2)).reshape(-1)
-    apart = {layer.mesh_axis for layer in layers}
-    axes = tuple(sorted((varying_axes(x) | set(axis_names)) - apart))
+    apart = {layer.mesh_axis for layer in layers if layer.mesh_axis}
+    cut = varying_axes(x) | set(axis_names)
+    known = jax.sharding.get_abstract_mesh().axis_names
+    unknown = sorted(apart.difference(known))
+    if cut and known and unknown:  # a misspelt name would be ignored, and these layers share a norm
+        raise ValueError(f"stacked: mesh_axis must be one of {known}, got {', '.join(unknown)}")
+    axes = tuple(sorted(cut - apart))
     return jax.lax.psum(total, axes) if axes else total
 
 
@@ -253,6 +283,21 @@ def _gathered(x: jax.Array) -> jax.Array:
 def norm(x: jax.Array, layers: Layers = (), axis_names: Sequence[str] = ()) -> jax.Array:
     """The Euclidean norm of each layer: the square root of `squared_norm`."""
     return jnp.sqrt(squared_norm(x, layers, axis_names))
+
+
+def global_norm(tree: Tree, axis_name: AxisName = None) -> jax.Array:
+    """The Euclidean norm of all leaves together: (), float32 or wider.
+
+    Args:
+      tree: arrays and `SparseRows`; rows of the same id count as one, their sum.
+      axis_name: the mesh axes leaves are cut over, beside those their types tell.
+    """
+    arrays = jax.tree.map(
+        lambda x: x.merged().rows if rows.is_sparse(x) else x, tree, is_leaf=rows.is_sparse
+    )
+    axis_names = assign_axis_names(axis_name, arrays)
+    squares = jax.tree.map(lambda x, names: squared_norm(x, (), names), arrays, axis_names)
+    return jnp.sqrt(sum(jax.tree.leaves(squares), jnp.zeros((), jnp.float32)))
 
 
 def norm_shape(shape: Sequence[int], layers: Layers) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ class ClipByGlobalNormState(NamedTuple):
     """State of `clip_by_global_norm`."""
 
     gradient_norm: jax.Array  # (), float32: of the last updates, before they were clipped
+    clipped_norm: jax.Array  # the same after it
 
 
 def clip_by_global_norm(
@@ -38,7 +39,8 @@ def clip_by_global_norm(
       eps: >= 0; 1e-6 in ``torch.nn.utils.clip_grad_norm_``.
 
     Raises:
-      ValueError: ``max_norm`` is not above 0, or ``eps`` negative.
+      ValueError: ``max_norm`` is not above 0, or ``eps`` negative; in ``update``, a gradient is
+        told to be cut over a mesh axis that it does not vary over by its type.
     """
     ranges.check("max_norm", max_norm, 0.0, open_low=True)
     ranges.check("eps", eps, 0.0, open_high=True)
@@ -46,7 +48,8 @@ def clip_by_global_norm(
 
     def init(params: Tree) -> ClipByGlobalNormState:
         layers.check_axis_matches(axis_name, params)
-        return ClipByGlobalNormState(jnp.zeros((), jnp.float32))
+        zero = jnp.zeros((), jnp.float32)
+        return ClipByGlobalNormState(zero, jnp.copy(zero))
 
     def update(
         updates: Tree, state: ClipByGlobalNormState, params: Tree | None = None
@@ -55,20 +58,16 @@ def clip_by_global_norm(
         updates = jax.tree.map(
             lambda g: g.merged() if rows.is_sparse(g) else g, updates, is_leaf=rows.is_sparse
         )
-        arrays = jax.tree.map(
-            lambda g: g.rows if rows.is_sparse(g) else g, updates, is_leaf=rows.is_sparse
-        )
-        axis_names = layers.assign_axis_names(axis_name, arrays)
-        squares = jax.tree.map(
-            lambda g, names: layers.squared_norm(g, (), names), arrays, axis_names
-        )
-        gradient_norm = jnp.sqrt(sum(jax.tree.leaves(squares), jnp.zeros((), jnp.float32)))
+        gradient_norm = layers.global_norm(updates, axis_name)
         # So that G = NaN scales by NaN: no leaf passes unclipped beside a broken one.
         norm = gradient_norm + eps
         scale = jnp.where(norm <= max_norm, 1.0, max_norm / norm)
         clipped = jax.tree.map(
             lambda g: rows.on_rows(lambda g: wide(g) * scale, g), updates, is_leaf=rows.is_sparse
         )
-        return clipped, ClipByGlobalNormState(gradient_norm.astype(jnp.float32))
+        clipped_norm = gradient_norm * scale
+        return clipped, ClipByGlobalNormState(
+            gradient_norm.astype(jnp.float32), clipped_norm.astype(jnp.float32)
+        )
 
     return optax.GradientTransformation(init, update)
