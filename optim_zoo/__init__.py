@@ -6,9 +6,12 @@ Optimizers are chains of small pure pieces, ordinary ``optax.GradientTransformat
 """
 
 from optim_zoo import (
+    accumulation,
+    guards,
     layers,
     metrics,
     ports,
+    precision,
     recorded,
     registry,
     rows,
@@ -62,6 +65,7 @@ from optim_zoo.transforms import (
 
 __all__ = [
     "SparseRows",
+    "accumulation",
     "adadelta",
     "adagrad",
     "adam",
@@ -74,6 +78,7 @@ __all__ = [
     "centralize_gradients",
     "chain_leaf_by_leaf",
     "clip_by_global_norm",
+    "guards",
     "lamb",
     "lars",
     "lars_ema",
@@ -86,6 +91,7 @@ __all__ = [
     "nadam",
     "nesterov",
     "ports",
+    "precision",
     "radam",
     "ranger",
     "recorded",

@@ -12,6 +12,7 @@ ROWS = (
     ("rules", "schedules"),
     ("rows",),
     ("layers",),
+    ("decisions",),
     ("transforms",),
     ("optimizers",),
     ("precision", "accumulation", "guards", "metrics", "sharding"),

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,16 @@ import optax
 import pytest
 from flax import nnx
 
-from optim_zoo import adamw, clip_by_global_norm, lamb, metrics, stacked
+from optim_zoo import (
+    accumulation,
+    adamw,
+    clip_by_global_norm,
+    guards,
+    lamb,
+    metrics,
+    sgd,
+    stacked,
+)
 
 PARAMS = {"stack": jnp.ones((2, 3)), "head": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.ones(2)}}
 GRADS = jax.tree.map(lambda x: 2 * x, PARAMS)
@@ -24,10 +35,11 @@ def test_everything_of_the_step_just_made() -> None:
     read = metrics.read(state)
     names = ("trust_ratio", "parameter_norm", "update_norm")
     leaves = ("stack", "head/kernel")
-    assert set(read) == {"learning_rate", "gradient_norm"} | {
+    assert set(read) == {"learning_rate", "gradient_norm", "clipped_gradient_norm"} | {
         f"{name}/{leaf}" for name in names for leaf in leaves
     }
     assert read["learning_rate"] == 0.5
+    np.testing.assert_allclose(read["clipped_gradient_norm"], 1, rtol=1e-6)
     np.testing.assert_allclose(read["gradient_norm"], 2 * np.sqrt(6 + 16 + 2), rtol=1e-6)
     np.testing.assert_allclose(read["parameter_norm/stack"], np.sqrt([3, 3]), rtol=1e-6)
     np.testing.assert_allclose(read["update_norm/head/kernel"], 2, rtol=1e-5)  # signs
@@ -86,3 +98,109 @@ def test_two_rates_are_an_error() -> None:
     state = tx.init({"x": jnp.ones(2), "y": jnp.ones(2)})
     with pytest.raises(ValueError, match="several values of learning_rate"):
         metrics.read(state)
+
+
+# Norms that no piece has computed.
+
+
+def _norm(x: jax.Array) -> float:
+    return float(np.sqrt((np.float64(x) ** 2).sum()))
+
+
+@pytest.mark.parametrize("make", [lambda: adamw(0.1), lambda: optax.adam(0.1)])
+def test_norms_of_any_optimizer(make: Callable[[], optax.GradientTransformation]) -> None:
+    tx, plain = metrics.with_metrics(make()), make()
+    updates, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    expected, inner = plain.update(GRADS, plain.init(PARAMS), PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, (updates, state.inner), (expected, inner))
+    read = metrics.read(state)
+    leaves = {
+        "stack": (PARAMS["stack"], updates["stack"]),
+        "head/kernel": (PARAMS["head"]["kernel"], updates["head"]["kernel"]),
+        "head/bias": (PARAMS["head"]["bias"], updates["head"]["bias"]),
+    }
+    for path, (x, u) in leaves.items():
+        np.testing.assert_allclose(read.pop(f"parameter_norm/{path}"), _norm(x), rtol=1e-6)
+        np.testing.assert_allclose(read.pop(f"update_norm/{path}"), _norm(u), rtol=1e-6)
+    np.testing.assert_allclose(read.pop("gradient_norm"), 2 * np.sqrt(6 + 16 + 2), rtol=1e-6)
+    assert set(read) <= {"learning_rate"}  # a foreign one has none to read
+
+
+def test_what_the_pieces_kept_is_not_computed_again() -> None:
+    """Of LAMB behind clipping there is nothing left but the norms of what is excluded."""
+    inner = optax.chain(
+        clip_by_global_norm(1.0),
+        lamb(0.1, exclude_from_layer_adaptation=["bias"], layers=[("stack", stacked(0))]),
+    )
+    tx = metrics.with_metrics(inner)
+    updates, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    assert state.gradient_norm is None
+    assert set(state.update_norm) == set(state.parameter_norm) == {"head/bias"}
+    read = metrics.read(state)
+    assert set(metrics.read(state.inner)) | {"parameter_norm/head/bias", "update_norm/head/bias"} \
+        == set(read)  # fmt: skip
+    assert read["trust_ratio/stack"].shape == (2,)
+    np.testing.assert_allclose(
+        read["update_norm/head/bias"], _norm(updates["head"]["bias"]), rtol=1e-6
+    )
+
+
+def test_every_so_many_steps_the_norms_are_taken() -> None:
+    tx = metrics.with_metrics(sgd(lambda step: 0.1 * (step + 1)), every=2)
+    state, seen = tx.init(PARAMS), []
+    for i in range(4):
+        gradients = jax.tree.map(lambda g, i=i: (i + 1) * g, GRADS)  # type: ignore[misc]
+        _, state = jax.jit(tx.update)(gradients, state, PARAMS)
+        read = metrics.read(state)
+        seen.append((float(read["gradient_norm"]), float(read["learning_rate"])))
+    first = 2 * np.sqrt(24)
+    # The norm of the first and third update; the rate of each.
+    np.testing.assert_allclose(
+        seen, [(first, 0.1), (first, 0.2), (3 * first, 0.3), (3 * first, 0.4)], rtol=1e-6
+    )
+    jaxpr = jax.make_jaxpr(tx.update)(GRADS, state, PARAMS)
+    assert "reduce_sum" not in [eqn.primitive.name for eqn in jaxpr.eqns]  # all in the branch
+
+
+def test_under_guards_and_accumulation_in_a_scan() -> None:
+    tx = guards.skip_nonfinite(accumulation.accumulate(metrics.with_metrics(adamw(0.1)), 2))
+    bad = jax.tree.map(lambda g: g * jnp.nan, GRADS)
+    steps = jax.tree.map(lambda *g: jnp.stack(g), GRADS, bad, GRADS)
+
+    def step(state: optax.OptState, g: optax.Updates) -> tuple[optax.OptState, dict]:
+        _, state = tx.update(g, state, PARAMS)
+        return state, metrics.read(state)
+
+    _, read = jax.jit(lambda s: jax.lax.scan(step, s, steps))(tx.init(PARAMS))
+    np.testing.assert_array_equal(read["skipped_steps"], [0, 1, 1])
+    np.testing.assert_allclose(read["gradient_norm"], [0, 0, 2 * np.sqrt(24)], rtol=1e-6)
+    np.testing.assert_array_equal(read["update_norm/stack"] > 0, [False, False, True])
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_norms_are_global_under_shard_map(check_vma: bool) -> None:
+    tx = metrics.with_metrics(adamw(0.1), axis_name=None if check_vma else [("cut", "model")])
+
+    def train(cut: jax.Array, whole: jax.Array) -> dict[str, jax.Array]:
+        params = {"cut": cut, "whole": whole}
+        _, state = tx.update(params, tx.init(params), params)
+        return metrics.read(state)
+
+    mesh = jax.sharding.Mesh(jax.devices()[:4], ("model",))
+    cut, whole = jnp.arange(8.0), jnp.ones(3)
+    mapped = jax.shard_map(
+        train, mesh=mesh, in_specs=(jax.P("model"), jax.P()), out_specs=jax.P(),
+        check_vma=check_vma,
+    )  # fmt: skip
+    read = jax.jit(mapped)(cut, whole)
+    np.testing.assert_allclose(read["parameter_norm/cut"], _norm(cut), rtol=1e-6)
+    np.testing.assert_allclose(read["parameter_norm/whole"], _norm(whole), rtol=1e-6)
+    np.testing.assert_allclose(read["gradient_norm"], np.sqrt(_norm(cut) ** 2 + 3), rtol=1e-6)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="every must be >= 1, got 0"):
+        metrics.with_metrics(sgd(0.1), every=0)
+    tx = metrics.with_metrics(sgd(0.1))
+    with pytest.raises(ValueError, match="with_metrics needs the parameters"):
+        tx.update(GRADS, tx.init(PARAMS))

@@ -1,0 +1,120 @@
+"""Gradient accumulation: one step of an optimizer for several micro-batches."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optim_zoo import layers, ranges, rows
+from optim_zoo.decisions import all_finite, step_if
+from optim_zoo.tree import Tree, check_floating, wide, wide_dtype
+
+
+class AccumulateState(NamedTuple):
+    """State of `accumulate`."""
+
+    micro_batches: jax.Array  # (), int32: seen since the last step
+    steps: jax.Array  # (), int32: times that ``every`` micro-batches were seen, saturating
+    skipped: jax.Array  # (), int32: micro-batches left out so far, saturating
+    # Sums since the last step, or up to it where no micro-batch has come since.
+    weight: jax.Array  # (), float32: of the weights
+    sums: Tree  # like the parameters, in float32 or wider: of weight * gradient
+    inner: optax.OptState
+
+
+def accumulate(
+    inner: optax.GradientTransformation,
+    every: int | Callable[[jax.Array], jax.typing.ArrayLike],
+    *,
+    skip_nonfinite: bool = True,
+    axis_name: layers.AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Calls ``inner`` once per ``every`` micro-batches, with the weighted mean of their gradients.
+
+    ::
+
+        g = sum(w_i g_i) / sum(w_i)
+
+    ``update(g, state, params, weight=w)`` takes the mean gradient of a micro-batch and its weight,
+    1 unless told: with masked tokens, their number, since a mean of means is not the mean. On the
+    micro-batches between, the updates change nothing.
+
+    ``optax.MultiSteps`` calls its inner transformation on every micro-batch, averages without
+    weights and in the gradients' dtype, and keeps a NaN for good. Here ``inner`` stands in one
+    branch of a ``lax.cond``, sums and what is handed on are float32 or wider, and a micro-batch
+    that is not finite counts towards ``every`` and is left out; if none was finite there is no
+    step. Under ``optax.chain``, what stands inside sees whole batches, what stands outside sees
+    micro-batches.
+
+    Args:
+      inner: any transformation. Extra arguments are those of the last micro-batch.
+      every: at least 1; or a schedule: step -> micro-batches, the first step being 0.
+      skip_nonfinite: False takes every gradient as it comes, and saves looking at it.
+      axis_name: under ``pmap`` and ``check_vma=False``, the mesh axes over which gradients are
+        cut or differ; see `scale_by_trust_ratio`. Axes that types tell are found.
+
+    Raises:
+      ValueError: ``every`` is below 1; in ``update``, a gradient has another shape than its
+        parameter.
+      TypeError: a parameter is not floating-point; in ``update``, the inner state changes a shape
+        or dtype in a step.
+    """
+    inner = optax.with_extra_args_support(inner)
+    if not callable(every):
+        ranges.check_count("every", every, 1)
+    layers.check_axis_name(axis_name)
+
+    def init(params: Tree) -> AccumulateState:
+        check_floating(params)
+        layers.check_axis_matches(axis_name, params)
+        zero = jnp.zeros((), jnp.int32)
+        return AccumulateState(
+            zero,
+            jnp.copy(zero),
+            jnp.copy(zero),
+            jnp.zeros((), jnp.float32),
+            jax.tree.map(lambda x: jnp.zeros_like(x, dtype=wide_dtype(x)), params),
+            inner.init(params),
+        )
+
+    def update(
+        updates: Tree,
+        state: AccumulateState,
+        params: Tree | None = None,
+        *,
+        weight: jax.typing.ArrayLike = 1.0,
+        **extra: Any,
+    ) -> tuple[Tree, AccumulateState]:
+        rows.check_updates("accumulate", updates, state.sums)
+        w = wide(weight).astype(jnp.float32)
+        taken = jnp.bool_(True)
+        if skip_nonfinite:
+            taken = all_finite(updates, axis_name) & all_finite(w)
+        first = state.micro_batches == 0  # then what is summed so far is of the step before
+
+        def added(total: jax.Array, x: jax.Array) -> jax.Array:
+            # Chosen, not multiplied by 0, which a NaN would survive.
+            return jnp.where(first, 0, total) + jnp.where(taken, x, 0)
+
+        sums = jax.tree.map(lambda total, g: added(total, w.astype(total.dtype) * g),
+                            state.sums, updates)  # fmt: skip
+        weights = added(state.weight, w)
+        due = state.micro_batches + 1 >= (every(state.steps) if callable(every) else every)
+
+        def step() -> tuple[Tree, optax.OptState]:
+            mean = jax.tree.map(lambda total: total / weights.astype(total.dtype), sums)
+            return inner.update(mean, state.inner, params, **extra)
+
+        updates, inner_state = step_if(due & (weights > 0), step, state.inner)
+        return updates, AccumulateState(
+            jnp.where(due, 0, state.micro_batches + 1),
+            jnp.where(due, optax.safe_increment(state.steps), state.steps),
+            jnp.where(taken, state.skipped, optax.safe_increment(state.skipped)),
+            weights,
+            sums,
+            inner_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)

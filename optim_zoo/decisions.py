@@ -1,0 +1,97 @@
+"""Decisions that all devices take alike, and the two ways a step can go.
+
+Where each device decided for itself whether to make a step, one with a NaN in its part of a
+gradient would leave the others waiting in a collective, or hold other parameters from then on.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optim_zoo import rows
+from optim_zoo.layers import AxisName, assign_axis_names
+from optim_zoo.tree import Tree, leaf_paths, varying_axes
+
+
+class Refusals(NamedTuple):
+    """What a guard has refused so far."""
+
+    total: jax.Array  # (), int32: steps refused, saturating
+    in_a_row: jax.Array  # (), int32: up to now; 0 after a step that was made
+    most: jax.Array  # (), int32: in a row, until `check` raises
+
+
+def all_refusals(state: Tree) -> list[Refusals]:
+    """Of every guard in ``state``."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Refusals))
+    return [node for node in nodes if isinstance(node, Refusals)]
+
+
+def all_finite(tree: Tree, axis_name: AxisName = None) -> jax.Array:
+    """Whether every number in ``tree`` is finite on every device: (), bool.
+
+    Args:
+      tree: arrays and `SparseRows`.
+      axis_name: the mesh axes over which leaves are cut, beside those that types tell; see
+        `scale_by_trust_ratio`.
+    """
+    arrays = jax.tree.map(
+        lambda x: x.rows if rows.is_sparse(x) else x, tree, is_leaf=rows.is_sparse
+    )
+    told = assign_axis_names(axis_name, arrays)
+    structure: Any = jax.tree.structure(arrays)
+    broken: dict[tuple[str, ...], Any] = {}  # leaves, by the mesh axes over which they are cut
+    for x, names in zip(jax.tree.leaves(arrays), structure.flatten_up_to(told), strict=True):
+        axes = tuple(sorted(varying_axes(x) | set(names)))
+        broken[axes] = broken.get(axes, 0) + jnp.any(~jnp.isfinite(x)).astype(jnp.int32)
+    counts = [jax.lax.psum(count, axes) if axes else count for axes, count in broken.items()]
+    return sum(counts, jnp.zeros((), jnp.int32)) == 0
+
+
+def step_if(go: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree) -> tuple[Tree, Tree]:
+    """``step()`` where ``go``, else updates that change nothing and ``state`` as it was.
+
+    What changes nothing is -0.0, not 0.0: x - 0.0 is x to the last bit, where -0.0 + 0.0 is 0.0.
+
+    Args:
+      go: (), bool, the same on all devices.
+      step: gives updates and state of the structure, shapes and dtypes of ``state``.
+
+    Raises:
+      TypeError: the step changes the shape or dtype of its state, as many of optax's
+        transformations do on low-precision parameters.
+    """
+    updates, after = jax.eval_shape(step)
+    _check_kept(state, after)
+
+    def no_step() -> tuple[Tree, Tree]:
+        return jax.tree.map(_nothing, updates), state
+
+    return jax.lax.cond(go, step, no_step)
+
+
+def _nothing(like: Any) -> jax.Array:
+    if jnp.issubdtype(like.dtype, jnp.floating):
+        return jnp.full_like(like, -0.0)
+    return jnp.zeros_like(like)  # the ids of SparseRows, whose zero is padding
+
+
+def _check_kept(before: Tree, after: Tree) -> None:
+    structure: Any = jax.tree.structure(before)
+    if structure != jax.tree.structure(after):
+        raise TypeError("the inner transformation must keep the structure of its state in a step")
+    changed = [
+        f"{path or 'state'} from {jnp.result_type(x)}{jnp.shape(x)} to {y.dtype}{y.shape}"
+        for path, x, y in zip(
+            leaf_paths(before), jax.tree.leaves(before), jax.tree.leaves(after), strict=True
+        )
+        if (jnp.result_type(x), jnp.shape(x)) != (y.dtype, y.shape)
+    ]
+    if changed:
+        raise TypeError(
+            f"the inner transformation must keep the shapes and dtypes of its state in a step, but "
+            f"it changes {', '.join(changed[:3])}: put precision.master_weights around it, or take "
+            f"one whose state is float32"
+        )

@@ -1,0 +1,201 @@
+"""Guards: a step that would do harm is refused, and counted.
+
+``skip_nonfinite`` refuses gradients that are not finite, ``skip_spikes`` those far out of the
+ordinary. A refused step leaves parameters and inner state untouched to the last bit, as if it had
+not been. Inside ``jit`` nothing can be raised, so `check` is called now and then on the host::
+
+    tx = guards.skip_nonfinite(lamb(1e-3), max_consecutive=10)
+    ...
+    guards.check(state)  # raises once ten steps in a row were refused
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optim_zoo import layers, ranges
+from optim_zoo.decisions import Refusals, all_finite, all_refusals, step_if
+from optim_zoo.tree import Tree, varying_axes, wide
+
+
+class SkipNonfiniteState(NamedTuple):
+    """State of `skip_nonfinite`."""
+
+    refusals: Refusals
+    inner: optax.OptState
+
+
+class SkipSpikesState(NamedTuple):
+    """State of `skip_spikes`."""
+
+    refusals: Refusals
+    made: jax.Array  # (), int32: steps made, saturating
+    norms: jax.Array  # (window,), float32: of the last gradients that were let through
+    values: jax.Array  # (window,), float32: and their losses, NaN where none was given
+    inner: optax.OptState
+
+
+class TooManyRefusals(RuntimeError):
+    """More steps in a row were refused than a guard was told to bear."""
+
+
+def skip_nonfinite(
+    inner: optax.GradientTransformation,
+    max_consecutive: int = 10,
+    *,
+    axis_name: layers.AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Makes no step where a gradient, or the loss given as ``value=``, is not finite.
+
+    As ``optax.apply_if_finite``, but a refused step never reaches the parameters however many
+    there are, and devices decide together.
+
+    Args:
+      inner: any transformation; it is called in one branch of a ``lax.cond``.
+      max_consecutive: how many refusals in a row make `check` raise, at least 1.
+      axis_name: under ``pmap`` and ``check_vma=False``, the mesh axes over which gradients are
+        cut or differ; see `scale_by_trust_ratio`. Axes that types tell are found.
+
+    Raises:
+      ValueError: ``max_consecutive`` is below 1.
+      TypeError: in ``update``, the inner state changes a shape or dtype in a step.
+    """
+    inner = optax.with_extra_args_support(inner)
+    ranges.check_count("max_consecutive", max_consecutive, 1)
+    layers.check_axis_name(axis_name)
+
+    def init(params: Tree) -> SkipNonfiniteState:
+        layers.check_axis_matches(axis_name, params)
+        return SkipNonfiniteState(_no_refusals(max_consecutive), inner.init(params))
+
+    def update(
+        updates: Tree, state: SkipNonfiniteState, params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, SkipNonfiniteState]:
+        go = all_finite(updates, axis_name)
+        if extra.get("value") is not None:
+            go &= all_finite(_everywhere(extra["value"], axis_name))
+        updates, inner_state = step_if(
+            go, lambda: inner.update(updates, state.inner, params, **extra), state.inner
+        )
+        return updates, SkipNonfiniteState(_counted(state.refusals, go), inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def skip_spikes(
+    inner: optax.GradientTransformation,
+    window: int = 50,
+    factor: float = 4.0,
+    *,
+    max_consecutive: int = 10,
+    axis_name: layers.AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Makes no step where the gradient's global norm or the loss jumps up.
+
+    ::
+
+        refused where  |g| > factor median(norms)
+        or             value > median(values) + (factor - 1) |median(values)|
+
+    over the last ``window`` steps that were made. Until there were so many, and ever after, a norm
+    or ``value=`` that is not finite is refused. The norm is an extra pass over the gradients.
+
+    Args:
+      inner, max_consecutive, axis_name: see `skip_nonfinite`.
+      window: steps to compare with, at least 2.
+      factor: above 1; so many times the median is refused.
+
+    Raises:
+      ValueError: an argument is out of range.
+      TypeError: see `skip_nonfinite`.
+    """
+    inner = optax.with_extra_args_support(inner)
+    ranges.check_count("window", window, 2)
+    ranges.check("factor", factor, 1.0, open_low=True, open_high=True)
+    ranges.check_count("max_consecutive", max_consecutive, 1)
+    layers.check_axis_name(axis_name)
+
+    def init(params: Tree) -> SkipSpikesState:
+        layers.check_axis_matches(axis_name, params)
+        unknown = jnp.full(window, jnp.nan, jnp.float32)
+        return SkipSpikesState(
+            _no_refusals(max_consecutive),
+            jnp.zeros((), jnp.int32),
+            unknown,
+            jnp.copy(unknown),
+            inner.init(params),
+        )
+
+    def update(
+        updates: Tree, state: SkipSpikesState, params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, SkipSpikesState]:
+        norm = layers.global_norm(updates, axis_name).astype(jnp.float32)
+        value = extra.get("value")
+        loss = jnp.full_like(norm, jnp.nan) if value is None else _everywhere(value, axis_name)
+        warm = state.made >= window
+        usual_norm, usual_loss = jnp.nanmedian(state.norms), jnp.nanmedian(state.values)
+        largest = jnp.finfo(jnp.float32).max  # so that what is not finite is above it
+        most_norm = jnp.where(warm, factor * usual_norm, largest)
+        rise = usual_loss + (factor - 1) * jnp.abs(usual_loss)
+        most_loss = jnp.where(warm & jnp.isfinite(rise), rise, largest)
+        go = norm <= most_norm
+        if value is not None:
+            go &= loss <= most_loss
+        updates, inner_state = step_if(
+            go, lambda: inner.update(updates, state.inner, params, **extra), state.inner
+        )
+        at = state.made % window
+
+        def remembered(history: jax.Array, seen: jax.Array) -> jax.Array:
+            return jnp.where(go, history.at[at].set(seen), history)
+
+        return updates, SkipSpikesState(
+            _counted(state.refusals, go),
+            jnp.where(go, optax.safe_increment(state.made), state.made),
+            remembered(state.norms, norm),
+            remembered(state.values, loss),
+            inner_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def check(state: Tree) -> None:
+    """Raises where a guard in ``state`` has refused too many steps in a row; called on the host.
+
+    It waits for the step that made ``state``, so call it as often as metrics are logged.
+
+    Raises:
+      TooManyRefusals: how many there were, and what to do.
+    """
+    for refusals in jax.device_get(all_refusals(state)):
+        if (refusals.in_a_row >= refusals.most).any():  # several values under pmap
+            raise TooManyRefusals(
+                f"{refusals.in_a_row.max()} steps in a row were refused, at most "
+                f"{refusals.most.max() - 1} are borne ({refusals.total.max()} in all): go back to "
+                f"a checkpoint, lower the learning rate or warm up for longer"
+            )
+
+
+def _everywhere(value: jax.typing.ArrayLike, axis_name: layers.AxisName) -> jax.Array:
+    """The mean of a loss over the devices, where each may have its own."""
+    value = wide(value).astype(jnp.float32)
+    told = {axis_name} if isinstance(axis_name, str) else set()
+    axes = tuple(sorted(varying_axes(value) | told))
+    return jax.lax.pmean(value, axes) if axes else value
+
+
+def _no_refusals(most: int) -> Refusals:
+    return Refusals(
+        jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.asarray(most, jnp.int32)
+    )
+
+
+def _counted(refusals: Refusals, go: jax.Array) -> Refusals:
+    return Refusals(
+        jnp.where(go, refusals.total, optax.safe_increment(refusals.total)),
+        jnp.where(go, 0, optax.safe_increment(refusals.in_a_row)),
+        refusals.most,
+    )

@@ -1,0 +1,211 @@
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optim_zoo import adamw, guards, lamb, metrics, sgd
+
+# With a negative zero, which x + 0.0 would change.
+PARAMS = {"a": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array([-0.0, 0.0, 1.0])}
+GRADS = {"a": jnp.array([[0.1, -0.2], [0.3, 0.4]]), "b": jnp.array([0.1, 0.2, -0.3])}
+NAN = {**GRADS, "a": GRADS["a"].at[0, 1].set(jnp.nan)}
+INFINITE = {**GRADS, "b": GRADS["b"].at[0].set(-jnp.inf)}
+ZERO = jax.tree.map(jnp.zeros_like, GRADS)
+
+Wrap = Callable[..., optax.GradientTransformationExtraArgs]
+
+
+def _bits(tree: Any) -> list[bytes]:
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
+def _run(
+    tx: optax.GradientTransformation, steps: list[tuple[Any, dict[str, Any]]]
+) -> tuple[Any, Any]:
+    params, state = PARAMS, tx.init(PARAMS)
+    update = jax.jit(tx.update)
+    for gradients, extra in steps:
+        updates, state = update(gradients, state, params, **extra)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
+@pytest.mark.parametrize(
+    ("gradients", "extra"),
+    [
+        (NAN, {"value": 1.0}),
+        (INFINITE, {"value": 1.0}),
+        (GRADS, {"value": jnp.nan}),
+        (GRADS, {"value": -jnp.inf}),
+        (GRADS, {"value": jnp.inf}),
+    ],
+)
+def test_a_refused_step_has_not_been(wrap: Wrap, gradients: Any, extra: dict[str, Any]) -> None:
+    """Parameters and inner state are bit for bit what they were, and the run goes on from there."""
+    good = (GRADS, {"value": 1.0})
+    tx = wrap(lamb(0.1, weight_decay=0.1))
+    params, state = _run(tx, [good, good])
+    _, expected = _run(tx, [good])
+    if extra["value"] == -jnp.inf and wrap is guards.skip_spikes:
+        extra = {"value": jnp.nan}  # a loss without bound is no jump up
+    refused, after = _run(tx, [good, (gradients, extra), good])
+    assert _bits(refused) == _bits(params)
+    assert _bits(after.inner) == _bits(state.inner)
+    assert after.refusals.total == 1
+    assert after.refusals.in_a_row == 0
+    assert metrics.read(after)["skipped_steps"] == 1
+    # Also while it is the last one.
+    held, during = _run(tx, [good, (gradients, extra)])
+    assert _bits(held) == _bits(_run(tx, [good])[0])
+    assert _bits(during.inner) == _bits(expected.inner)
+    assert during.refusals.in_a_row == 1
+
+
+@pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
+def test_what_is_finite_is_the_inner_step(wrap: Wrap) -> None:
+    params, _ = _run(wrap(adamw(0.1)), [(GRADS, {})] * 3)
+    expected, _ = _run(adamw(0.1), [(GRADS, {})] * 3)
+    for name, x in params.items():
+        # Another program, fused and so rounded otherwise.
+        np.testing.assert_allclose(x, expected[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
+def test_check_raises_after_so_many_in_a_row(wrap: Wrap) -> None:
+    tx = wrap(sgd(0.1), max_consecutive=2)
+    bad, good = (NAN, {}), (GRADS, {})
+    guards.check(_run(tx, [bad, good, bad])[1])
+    guards.check(optax.sgd(0.1).init(PARAMS))  # no guard, nothing to check
+    with pytest.raises(guards.TooManyRefusals, match=r"2 steps in a row .* \(3 in all\): go back"):
+        guards.check((_run(tx, [bad, good, bad, bad])[1],))
+
+
+def _level(scale: float, value: float | None = None) -> tuple[Any, dict[str, Any]]:
+    extra = {} if value is None else {"value": value}
+    return jax.tree.map(lambda g: scale * g, GRADS), extra
+
+
+def _refused(tx: optax.GradientTransformation, steps: list[tuple[Any, dict[str, Any]]]) -> int:
+    return int(_run(tx, steps)[1].refusals.total)
+
+
+def test_a_jump_of_the_gradient_is_refused_once_the_window_is_full() -> None:
+    tx = guards.skip_spikes(sgd(0.1), window=3, factor=4)
+    assert _refused(tx, [_level(1), _level(100), _level(1)]) == 0  # nothing to compare with yet
+    usual = [_level(1.0), _level(1.1), _level(0.9)]
+    assert _refused(tx, [*usual, _level(3.9)]) == 0
+    assert _refused(tx, [*usual, _level(4.1)]) == 1
+    # A refused norm does not count: the next is compared with the same three.
+    assert _refused(tx, [*usual, _level(4.1), _level(4.1), _level(3.9)]) == 2
+    # One that was let through does: the median moves.
+    assert _refused(tx, [*usual, _level(3.0), _level(3.0), _level(10.0)]) == 0
+
+
+def test_a_jump_of_the_loss_is_refused() -> None:
+    tx = guards.skip_spikes(sgd(0.1), window=2, factor=3)
+    usual = [_level(1, 2.0), _level(1, 2.0)]
+    assert _refused(tx, [*usual, _level(1, 5.9)]) == 0
+    assert _refused(tx, [*usual, _level(1, 6.1)]) == 1
+    negative = [_level(1, -2.0), _level(1, -2.0)]
+    assert _refused(tx, [*negative, _level(1, 1.9)]) == 0
+    assert _refused(tx, [*negative, _level(1, 2.1)]) == 1
+    assert _refused(tx, [_level(1), _level(1), _level(1, 100.0)]) == 0  # no loss was seen before
+
+
+def test_nothing_moves_before_the_first_gradient() -> None:
+    assert _refused(guards.skip_spikes(sgd(0.1), window=2), [(ZERO, {})] * 3) == 0
+
+
+@pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
+def test_in_a_scan_and_with_donation(wrap: Wrap) -> None:
+    tx = wrap(lamb(0.1))
+    gradients = jax.tree.map(lambda *g: jnp.stack(g), GRADS, NAN, GRADS)
+
+    def step(carry: Any, g: Any) -> tuple[Any, None]:
+        params, state = carry
+        updates, state = tx.update(g, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    @jax.jit
+    def train(carry: Any) -> Any:
+        return jax.lax.scan(step, carry, gradients)[0]
+
+    params, state = train((PARAMS, tx.init(PARAMS)))
+    expected, _ = _run(tx, [(GRADS, {})] * 2)
+    assert state.refusals.total == 1
+    for name, x in params.items():
+        np.testing.assert_allclose(x, expected[name], rtol=1e-6)
+    carry = jax.tree.map(jnp.copy, (PARAMS, tx.init(PARAMS)))
+    jax.jit(lambda c: step(c, GRADS)[0], donate_argnums=0)(carry)
+
+
+@pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
+def test_a_state_that_changes_its_dtype_is_named(wrap: Wrap) -> None:
+    tx = wrap(optax.adam(0.1))
+    params = {"a": jnp.ones(3, "bfloat16")}
+    with pytest.raises(TypeError, match=r"mu/a from bfloat16\(3,\) to float32\(3,\).*master_weig"):
+        tx.update({"a": jnp.ones(3)}, tx.init(params), params)
+
+
+@pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
+@pytest.mark.parametrize("how", ["shard_map", "unchecked", "pmap"])
+def test_devices_decide_together(wrap: Wrap, how: str) -> None:
+    """A NaN in one device's block of one parameter: no device moves, and none waits for another."""
+    devices, size = 4, 8
+    x = np.arange(1.0, devices * size + 1, dtype=np.float32)
+    whole = np.ones(3, np.float32)
+    gradient = np.ones_like(x)
+    broken = gradient.copy()
+    broken[size + 1] = np.nan  # of the second device
+    axis_name = None if how == "shard_map" else [("cut", "model")]
+    # LAMB has a collective inside: decided apart, some devices would wait in it.
+    tx = wrap(lamb(0.1, axis_name=axis_name), axis_name=axis_name)
+
+    def train(cut: Any, whole: Any, gradients: Any) -> tuple[Any, Any, Any]:
+        params = {"cut": cut, "whole": whole}
+        state = tx.init(params)
+        for g in gradients:
+            updates, state = tx.update({"cut": g, "whole": jnp.ones(3)}, state, params)
+            params = optax.apply_updates(params, updates)
+        return params["cut"], params["whole"], state.refusals.total
+
+    def on_devices(*gradients: np.ndarray) -> tuple[Any, Any, Any]:
+        if how == "pmap":
+            mapped = jax.pmap(train, "model", in_axes=(0, None, 0), devices=jax.devices()[:devices])
+            cut, kept, total = mapped(
+                x.reshape(devices, size), whole, [g.reshape(devices, size) for g in gradients]
+            )
+            assert len(set(_bits(list(kept)))) == 1
+            return np.asarray(cut).reshape(-1), kept[0], total[0]
+        mesh = jax.sharding.Mesh(jax.devices()[:devices], ("model",))
+        cut_spec, one = jax.P("model"), jax.P()
+        mapped = jax.shard_map(
+            train,
+            mesh=mesh,
+            in_specs=(cut_spec, one, cut_spec),
+            out_specs=(cut_spec, one, one),
+            check_vma=how == "shard_map",
+        )
+        return jax.jit(mapped)(x, whole, list(gradients))
+
+    cut, kept, total = on_devices(gradient, broken, gradient)
+    expected_cut, expected_kept, none = on_devices(gradient, gradient)
+    assert (int(total), int(none)) == (1, 0)
+    np.testing.assert_allclose(cut, expected_cut, rtol=1e-6)
+    np.testing.assert_allclose(kept, expected_kept, rtol=1e-6)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="max_consecutive must be >= 1, got 0"):
+        guards.skip_nonfinite(sgd(0.1), 0)
+    with pytest.raises(ValueError, match="window must be >= 2, got 1"):
+        guards.skip_spikes(sgd(0.1), window=1)
+    with pytest.raises(ValueError, match="factor must be"):
+        guards.skip_spikes(sgd(0.1), factor=1.0)
+    with pytest.raises(ValueError, match="axis_name: 'c' matches no leaf"):
+        guards.skip_nonfinite(sgd(0.1), axis_name=[("c", "data")]).init(PARAMS)
