@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from tests.test_contract import CONSTRUCTORS, Make
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 DTYPES = ("float32", "bfloat16", "float16")
 # A fixed few, so that operations on them are compiled once.
 SHAPES = ((), (1,), (3,), (2, 3), (2, 1, 3), (0,), (0, 3))

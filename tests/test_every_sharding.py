@@ -7,7 +7,7 @@ gives other numbers, and what is refused.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -87,14 +87,7 @@ def _lars(axis_name: Any = None, layers: Any = LAYERS) -> optax.GradientTransfor
     return optax.chain(clip_by_global_norm(CLIP, axis_name), tx)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_to_compile() -> Iterator[None]:
-    """Most of the time here goes into compiling programs that run for a millisecond."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 every_optimizer = pytest.mark.parametrize("make", [_lamb, _lars], ids=["lamb", "lars"])
 
 
