@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ USER_ERROR = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    0, 1 where `verify` finds a difference, 2 for a user's mistake, 128 + n for signal n.
+    0, 1 where `verify` finds a difference, 2 for a user's mistake, 75 where another process of the
+    run is lost, 128 + n for signal n.
     """
     parsed = _parser().parse_args(arguments)
     trains = parsed.command == "train"
@@ -32,14 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"optim-zoo: {message}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print(f"optim-zoo: interrupted{saved}", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return _leave(128 + signal.SIGINT, f"interrupted{saved}")
     except OSError as error:  # an output that is closed, or a disk that fails
         _abandon_output()
         if isinstance(error, BrokenPipeError) and not trains:
             return 128 + signal.SIGPIPE  # such as `list | head -1`: the reader has enough
-        print(f"optim-zoo: {error.strerror or error}{saved}", file=sys.stderr)
-        return USER_ERROR
+        return _leave(USER_ERROR, f"{error.strerror or error}{saved}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,7 +112,9 @@ def _look(parsed: argparse.Namespace) -> int:
 
 def _train(path: Path, overrides: Sequence[str]) -> int:
     # Here and not on top: the library itself does without the extra `train`.
-    from optim_zoo.train import config_file, loop
+    import jax
+
+    from optim_zoo.train import config_file, loop, processes
     from optim_zoo.train.errors import UserError
     from optim_zoo.train.signals import Stopped
 
@@ -120,14 +122,31 @@ def _train(path: Path, overrides: Sequence[str]) -> int:
     try:
         loaded = config_file.load(path, overrides)
         folder = Path(loaded.run.dir or Path("runs") / path.stem).expanduser()
+        processes.start(loaded.distributed, folder)
         loop.run(loaded, folder)
     except UserError as error:
-        print(f"optim-zoo: {error}", file=sys.stderr)
-        return USER_ERROR
+        return _leave(USER_ERROR, str(error))
     except Stopped as stopped:
-        print(f"optim-zoo: {stopped}", file=sys.stderr)
-        return 128 + stopped.signal_number
-    return 0
+        return _leave(128 + stopped.signal_number, str(stopped) if processes.is_first() else "")
+    except processes.Lost as lost:
+        return _leave(processes.LOST, str(lost))
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        return _leave(1)  # or Python would wait for the other processes before it ends
+    return _leave(0)
+
+
+def _leave(code: int, sentence: str = "") -> int:
+    """Says a sentence, and leaves together with the other processes of a run, if it has any."""
+    sentence = sentence and f"optim-zoo: {sentence}"
+    processes = sys.modules.get("optim_zoo.train.processes")
+    if processes is not None:
+        return int(processes.leave(code, sentence))
+    if sentence:
+        print(sentence, file=sys.stderr)
+    return code
 
 
 def _abandon_output() -> None:

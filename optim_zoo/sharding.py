@@ -14,11 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from optim_zoo import ranges, rules
-from optim_zoo.tree import Tree, map_with_path, wide
+from optim_zoo.tree import Tree, map_with_path, varying_axes, wide
 
 LossFn = Callable[[Tree, Tree], Any]
 
@@ -44,16 +45,28 @@ def state_shardings(
     """
     _check_axis("zero1", zero1, mesh)
 
-    def like(_: Any, x: Any) -> NamedSharding:
+    def like(value: Any, x: Any) -> Any:
+        if _is_masked(value):
+            return value
         spec = _spec(x)
         return NamedSharding(mesh, spec if zero1 is None else _spread(x.shape, spec, mesh, zero1))
 
     replicated = NamedSharding(mesh, PartitionSpec())
     state = jax.eval_shape(tx.init, params)
     shardings = optax.tree.map_params(
-        tx, like, state, params, transform_non_params=lambda _: replicated
+        tx,
+        like,
+        state,
+        params,
+        transform_non_params=lambda _: replicated,
+        is_leaf=_is_masked,
     )
     return jax.tree.broadcast(shardings, state)
+
+
+def _is_masked(x: Any) -> bool:
+    """Whether ``x`` stands where a part of the state holds nothing for a parameter."""
+    return isinstance(x, optax.MaskedNode)
 
 
 def unspread(params: Tree, *, mesh: Mesh, zero1: str) -> list[str]:
@@ -113,6 +126,28 @@ def _spread(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh, axis: str) 
     return PartitionSpec(*cuts)
 
 
+def put(tree: Tree, sharding: Any) -> Tree:
+    """The arrays of ``tree`` laid out by ``sharding``: one for all, or a tree of them.
+
+    As ``jax.device_put``, except that with several processes each hands over what its own devices
+    hold, of values that are the same in all of them: ``jax.device_put`` would send every array
+    around to compare it.
+    """
+
+    def put_leaf(x: Any, sharding: Any) -> jax.Array:
+        if not getattr(x, "is_fully_addressable", True):
+            return jax.device_put(x, sharding)
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = put_leaf(jax.random.key_data(x), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        values = np.asarray(x)
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    if all(one.is_fully_addressable for one in jax.tree.leaves(sharding)):
+        return jax.device_put(tree, sharding)  # all arrays at once
+    return jax.tree.map(put_leaf, tree, jax.tree.broadcast(sharding, tree))
+
+
 class DataParallelStep:
     """A compiled, donating training step; made by `data_parallel`.
 
@@ -120,6 +155,9 @@ class DataParallelStep:
 
         params, state = step.init(params)
         params, state, loss = step(params, state, batch)  # and aux, where there is one
+
+    With several processes, each calls every method with the same whole values, or with arrays that
+    span the processes.
     """
 
     _step: Callable[..., Any]  # (params, state, batch) -> what a call returns; of each mode
@@ -194,19 +232,46 @@ class DataParallelStep:
         return jax.tree.map(lambda _: self._replicated, (params, state))
 
     def params(self, params: Tree) -> Tree:
-        """Plain parameters on one device, as copies: the next step donates what it is given."""
-        device = SingleDeviceSharding(self._mesh.devices.flat[0])
-        return jax.tree.map(lambda x: jax.device_put(x, device, may_alias=False), params)
+        """Plain parameters on one device, as copies: the next step donates what it is given.
+
+        With several processes, on one device of each.
+        """
+        device = SingleDeviceSharding(self._mesh.local_devices[0])
+
+        def plain(x: jax.Array) -> jax.Array:
+            if not x.is_fully_addressable:
+                if not x.is_fully_replicated:
+                    x = jax.device_put(x, self._replicated)
+                x = x.addressable_data(0)
+            return jax.device_put(x, device, may_alias=False)
+
+        return jax.tree.map(plain, params)
+
+    def uncopied(self, tree: Tree) -> Tree:
+        """Parameters or state as they are in every mode, for checkpoints and metrics.
+
+        That is: without the axis of copies that mode ``"pmap"`` has. Each process still holds its
+        devices' part, and the arrays are not copies: the next step donates them.
+        """
+        return tree
+
+    def place(self, params: Tree, state: optax.OptState) -> tuple[Tree, optax.OptState]:
+        """The inverse of `uncopied`: arrays of a checkpoint where the step wants them.
+
+        They are given away: a step donates them, and this may make no copy.
+        """
+        of_params, of_state = self._shardings(params)
+        return put(params, of_params), put(state, of_state)
 
     def _copied(self, params: Tree, shardings: Tree) -> Tree:
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)
         with jax.set_mesh(self._mesh):
             # Placed first, because jit takes no array that is committed to other devices.
-            return copy(jax.device_put(params, shardings))
+            return copy(put(params, shardings))
 
     def _run(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         with jax.set_mesh(self._mesh):
-            return self._step(params, state, jax.device_put(batch, self._rows))
+            return self._step(params, state, put(batch, self._rows))
 
     def _update(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         loss, gradients, aux = self._loss_and_gradients(params, batch)
@@ -216,23 +281,28 @@ class DataParallelStep:
 
     def _loss_and_gradients(self, params: Tree, batch: Tree) -> tuple[jax.Array, Tree, Tree]:
         """The mean loss over the global batch, its gradients, and aux."""
+        sums, aux = self._accumulated(params, batch)
+        return *_divided(*sums), aux
+
+    def _accumulated(self, params: Tree, batch: Tree) -> tuple[tuple[Tree, Any, Any], Tree]:
+        """Sums over the micro-batches: of gradients, losses and weights; and aux."""
         if self._micro_batches == 1:
-            (total, (weight, aux)), gradients = self._sums(params, batch)
-        else:
-            zeros = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), params)
+            return self._sums(params, batch)
 
-            def add(carry: Tree, micro_batch: Tree) -> tuple[Tree, Tree]:
-                (total, (weight, aux)), gradients = self._sums(params, micro_batch)
-                return jax.tree.map(jnp.add, carry, (gradients, total, weight)), aux
+        def add(carry: Tree, micro_batch: Tree) -> tuple[Tree, Tree]:
+            sums, aux = self._sums(params, micro_batch)
+            return jax.tree.map(jnp.add, carry, sums), aux
 
-            start = (zeros, jnp.zeros((), float), jnp.zeros((), float))
-            (gradients, total, weight), aux = jax.lax.scan(add, start, self._split(batch))
-        # No weight at all (a batch without a masked token): no gradient, rather than 0 / 0.
-        scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, weight, 1), 0)
-        return total * scale, jax.tree.map(lambda g: wide(g) * scale, gradients), aux
+        zeros = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), params)
+        start = (zeros, jnp.zeros((), float), jnp.zeros((), float))
+        return jax.lax.scan(add, self._apart(start), self._split(batch))
 
-    def _sums(self, params: Tree, batch: Tree) -> tuple[tuple[jax.Array, tuple[Any, Tree]], Tree]:
-        """Loss times weight, weight and gradient of the former, of a batch over all devices."""
+    def _apart(self, tree: Tree) -> Tree:
+        """``tree``, as what each device has of its own; of the mapped modes."""
+        return tree
+
+    def _sums(self, params: Tree, batch: Tree) -> tuple[tuple[Tree, Any, Any], Tree]:
+        """The gradient of loss times weight, that itself, and the weight; and aux."""
 
         def objective(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
             value = self._loss_fn(params, batch)
@@ -240,13 +310,21 @@ class DataParallelStep:
             total, weight = loss if isinstance(loss, tuple) else (loss, 1.0)
             return jnp.asarray(total, float), (jnp.asarray(weight, float), aux)
 
-        return jax.value_and_grad(objective, has_aux=True)(params)
+        (total, (weight, aux)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+        return (gradients, total, weight), aux
 
     def _split(self, batch: Tree) -> Tree:
         """Micro-batches along a new first axis: every n-th row, so that no row changes device."""
         return jax.tree.map(
             lambda x: jnp.reshape(x, (-1, self._micro_batches, *x.shape[1:])).swapaxes(0, 1), batch
         )
+
+
+def _divided(gradients: Tree, total: jax.Array, weight: jax.Array) -> tuple[jax.Array, Tree]:
+    """The mean loss and its gradients, out of sums."""
+    # No weight at all (a batch without a masked token): no gradient, rather than 0 / 0.
+    scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, weight, 1), 0)
+    return total * scale, jax.tree.map(lambda g: wide(g) * scale, gradients)
 
 
 class _JitStep(DataParallelStep):
@@ -260,7 +338,7 @@ class _JitStep(DataParallelStep):
         rules.check_rules("param_shardings", param_shardings)
         self._zero1 = zero1
         self._param_shardings = param_shardings
-        self._micro_rows = NamedSharding(self._mesh, PartitionSpec(None, self._batch_axis))
+        self._by_device = _ShardMapStep(*args, **kwargs)
         self._step = jax.jit(self._constrained, donate_argnums=(0, 1))
 
     def init(self, params: Tree) -> tuple[Tree, optax.OptState]:
@@ -304,27 +382,27 @@ class _JitStep(DataParallelStep):
             *aux,
         )
 
-    def _split(self, batch: Tree) -> Tree:
-        return jax.lax.with_sharding_constraint(super()._split(batch), self._micro_rows)
+    def _loss_and_gradients(self, params: Tree, batch: Tree) -> tuple[jax.Array, Tree, Tree]:
+        if self._micro_batches == 1:
+            return super()._loss_and_gradients(params, batch)
+        # Left to the compiler, gradients would be added over the devices in every micro-batch,
+        # and in the dtype of the model's arithmetic.
+        return self._by_device.gradients(params, batch)
 
 
 class _MappedStep(DataParallelStep):
-    """Every device works on its own rows; sums go over the batch axis."""
+    """Every device works on its own rows; sums go over the batch axis, once a step."""
 
     def _loss_and_gradients(self, params: Tree, batch: Tree) -> tuple[jax.Array, Tree, Tree]:
-        loss, gradients, aux = super()._loss_and_gradients(params, batch)
+        # Made to vary by type: the gradient of a replicated value would be summed over devices
+        # already, and the sum that follows count it once a device.
+        sums, aux = self._accumulated(self._apart(params), batch)
+        sums = jax.tree.map(lambda x: jax.lax.psum(x, self._batch_axis), sums)
         scalar = int(self._micro_batches > 1)  # which then are a new first axis
         averaged = jax.tree.map(
             lambda x: jax.lax.pmean(x, self._batch_axis) if jnp.ndim(x) == scalar else x, aux
         )
-        return loss, gradients, averaged
-
-    def _sums(self, params: Tree, batch: Tree) -> tuple[tuple[jax.Array, tuple[Any, Tree]], Tree]:
-        (total, (weight, aux)), gradients = super()._sums(params, batch)
-        total, weight, gradients = jax.tree.map(
-            lambda x: jax.lax.psum(x, self._batch_axis), (total, weight, gradients)
-        )
-        return (total, (weight, aux)), gradients
+        return *_divided(*sums), averaged
 
 
 class _ShardMapStep(_MappedStep):
@@ -338,26 +416,45 @@ class _ShardMapStep(_MappedStep):
         params = self._copied(params, self._replicated)
         return params, init(self._tx, params, mesh=self._mesh)
 
+    def gradients(self, params: Tree, batch: Tree) -> tuple[jax.Array, Tree, Tree]:
+        """`_loss_and_gradients` of global arrays; axes other than the batch's stay as they are."""
+        whole, rows = PartitionSpec(), PartitionSpec(self._batch_axis)
+        return jax.shard_map(
+            self._loss_and_gradients,
+            mesh=self._mesh,
+            in_specs=(whole, rows),
+            out_specs=(whole, whole, self._aux_specs(params, batch)),
+            axis_names={self._batch_axis},
+        )(params, batch)
+
     def _mapped(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         whole, rows = PartitionSpec(), PartitionSpec(self._batch_axis)
         out_specs: tuple[Any, ...] = (whole, whole, whole)
         if self._has_aux:
-            local = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((x.shape[0] // self.batch_divisor, *x.shape[1:]),
-                                               x.dtype), batch)  # fmt: skip
-            _, aux = jax.eval_shape(self._loss_fn, params, local)
-            later = (None,) * (self._micro_batches > 1)
-            joined = PartitionSpec(*later, self._batch_axis)
-            out_specs += (jax.tree.map(lambda x: joined if x.ndim else whole, aux),)
+            out_specs += (self._aux_specs(params, batch),)
         return jax.shard_map(
             self._update, mesh=self._mesh, in_specs=(whole, whole, rows), out_specs=out_specs
         )(params, state, batch)
 
-    def _sums(self, params: Tree, batch: Tree) -> tuple[tuple[jax.Array, tuple[Any, Tree]], Tree]:
-        # Made to vary by type: the gradient of a replicated value would be summed over devices
-        # already, and the sum that follows count it once a device.
-        apart = jax.tree.map(lambda x: jax.lax.pcast(x, self._batch_axis, to="varying"), params)
-        return super()._sums(apart, batch)
+    def _aux_specs(self, params: Tree, batch: Tree) -> Tree:
+        """Arrays of aux are joined along their rows; scalars are the same on every device."""
+        if not self._has_aux:
+            return None
+        local = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((x.shape[0] // self.batch_divisor, *x.shape[1:]),
+                                           x.dtype), batch)  # fmt: skip
+        _, aux = jax.eval_shape(self._loss_fn, params, local)
+        later = (None,) * (self._micro_batches > 1)
+        joined = PartitionSpec(*later, self._batch_axis)
+        return jax.tree.map(lambda x: joined if x.ndim else PartitionSpec(), aux)
+
+    def _apart(self, tree: Tree) -> Tree:
+        def apart(x: jax.Array) -> jax.Array:
+            if self._batch_axis in varying_axes(x):
+                return x
+            return jax.lax.pcast(x, self._batch_axis, to="varying")
+
+        return jax.tree.map(apart, tree)
 
 
 class _PmapStep(_MappedStep):
@@ -371,6 +468,8 @@ class _PmapStep(_MappedStep):
                 f"{dict(self._mesh.shape)}: use 'jit' or 'shard_map'"
             )
         devices = list(self._mesh.devices.flat)
+        if not self._replicated.is_fully_addressable:
+            raise ValueError("mode 'pmap' must have one process: use 'jit' or 'shard_map'")
         self._step = jax.pmap(
             self._update, self._batch_axis, devices=devices, donate_argnums=(0, 1)
         )
@@ -396,6 +495,26 @@ class _PmapStep(_MappedStep):
     def params(self, params: Tree) -> Tree:
         """The copy of the first device, as a copy of its own."""
         return super().params(jax.tree.map(lambda x: x[0], params))
+
+    def uncopied(self, tree: Tree) -> Tree:
+        """See `DataParallelStep.uncopied`: every device's copy is one of a replicated array."""
+
+        def joined(x: jax.Array) -> jax.Array:
+            copies = [shard.data.squeeze(0) for shard in x.addressable_shards]
+            return jax.make_array_from_single_device_arrays(x.shape[1:], self._replicated, copies)
+
+        return jax.tree.map(joined, tree)
+
+    def place(self, params: Tree, state: optax.OptState) -> tuple[Tree, optax.OptState]:
+        """See `DataParallelStep.place`."""
+
+        def copied(x: Any) -> jax.Array:
+            copies = [shard.data[None] for shard in put(x, self._replicated).addressable_shards]
+            shape = (self._mesh.size, *jnp.shape(x))
+            return jax.make_array_from_single_device_arrays(shape, self._rows, copies)
+
+        copied_params, copied_state = jax.tree.map(copied, (params, state))
+        return copied_params, copied_state
 
     def _run(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         def cut(x: jax.Array) -> jax.Array:
@@ -448,7 +567,9 @@ def data_parallel(
       mode: ``"jit"``: global arrays, cut by the compiler. ``"shard_map"``, ``"pmap"``: the loss is
         called on the rows of one device. Batch statistics in the loss are of the batch it sees.
       micro_batches: the batch is worked through in so many equal parts, one after another, with
-        gradients summed in float32 or wider: a batch larger than memory in one step.
+        gradients summed in float32 or wider: a batch larger than memory in one step. In every
+        mode the loss is then called on one device's rows of a part, and sums over devices are
+        made once a step. Parameters cut over ``batch_axis`` are gathered for it.
       zero1: in mode ``"jit"``, the mesh axis to spread the optimizer's state over; see
         `state_shardings`.
       param_shardings: in mode ``"jit"``, rules (path pattern, ``PartitionSpec``) for parameters

@@ -1,4 +1,5 @@
 import contextlib
+import re
 from typing import Any
 
 import jax
@@ -515,3 +516,60 @@ def test_the_compiled_memory_is_that_of_the_spread_state() -> None:
     assert 1.25 * size < argument_bytes(zero1="data") < 1.25 * size + small
     cut = {"zero1": "data", "param_shardings": [("x", P("data"))]}
     assert 0.375 * size < argument_bytes(**cut) < 0.375 * size + small
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"zero1": "data"}, {"mode": "shard_map"}, {"mode": "pmap"}], ids=str
+)
+def test_a_checkpoint_is_the_same_in_every_mode(
+    params: Any, batches: list[Any], options: dict[str, Any]
+) -> None:
+    """What `uncopied` gives, `place` takes, also of another mode or as plain arrays."""
+    like, of_one = sharding.data_parallel(_mean_loss, lamb(0.1), mesh=_mesh(1)).init(params)
+    step = sharding.data_parallel(_mean_loss, lamb(0.1), mesh=_mesh(4), **options)
+    x, state, _ = step(*step.init(params), batches[0])
+    saved = step.uncopied((x, state))
+    assert jax.tree.map(jnp.shape, saved) == jax.tree.map(jnp.shape, (like, of_one))
+    assert metrics.read(saved[1]).keys() == metrics.read(of_one).keys()
+    plain = jax.device_get(saved)
+    assert all(leaf.is_fully_addressable for leaf in jax.tree.leaves(saved))
+    expected, _, loss = step(x, state, batches[1])
+    again, _, same_loss = step(*step.place(*plain), batches[1])
+    jax.tree.map(np.testing.assert_array_equal, step.params(again), step.params(expected))
+    assert float(loss) == float(same_loss)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"zero1": "data"}, {"param_shardings": FSDP}, {"mode": "shard_map"}],
+    ids=["jit", "zero1", "fsdp", "shard_map"],
+)
+def test_gradients_are_added_over_devices_once_a_step(
+    rng: np.random.Generator, batches: list[Any], options: Any
+) -> None:
+    """Not in every micro-batch, nor in the dtype of the model's arithmetic.
+
+    A loop over micro-batches is a computation of its own in the compiled program, with a scan over
+    the model's layers inside.
+    """
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        def layer(hidden: jax.Array, w: jax.Array) -> tuple[jax.Array, None]:
+            return jnp.tanh(hidden @ w.astype("bfloat16")), None
+
+        hidden = (batch["x"] @ params["hidden"]).astype("bfloat16")
+        hidden, _ = jax.lax.scan(layer, hidden, params["layers"])
+        return jnp.mean((hidden.astype("float32") @ params["out"] - batch["y"]) ** 2)
+
+    params = {**_many_params(rng), "layers": jnp.zeros((3, 16, 16))}
+    step = sharding.data_parallel(loss, lamb(0.1), mesh=_mesh(8), micro_batches=2, **options)
+    text = step.lower(params, batches[0]).compile().as_text()
+    computation, reduced = "", []
+    for line in text.splitlines():
+        if line and not line.startswith(" "):
+            computation = line
+        if re.search(r"\b(all-reduce|reduce-scatter)(-start)?\(", line):
+            assert computation.startswith("ENTRY"), line
+            reduced.append(line)
+    assert reduced
+    assert not any("bf16" in line.split("(")[0] for line in reduced)

@@ -1,4 +1,7 @@
-"""Checkpoints of a run: orbax, asynchronous, the last few kept."""
+"""Checkpoints of a run: orbax, asynchronous, the last few kept.
+
+Where a run has several processes all of them save, restore and wait together.
+"""
 
 import contextlib
 import os
@@ -11,6 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from optim_zoo.train.errors import UserError
+from optim_zoo.train.signals import Stopped
 from optim_zoo.tree import Tree
 
 
@@ -36,6 +40,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None and jax.process_count() > 1 and not isinstance(error, Stopped):
+            return  # Closing waits for the other processes, and they may not have failed.
         with self._writing() if error is None else contextlib.suppress(Exception):
             self._manager.close()
 

@@ -137,10 +137,49 @@ class Output:
 class Parallel:
     """How the step is spread over devices."""
 
-    mode: str = "jit"  # or "shard_map": see optim_zoo.sharding.data_parallel
+    mode: str = "jit"  # or "shard_map", "pmap": see optim_zoo.sharding.data_parallel
+    zero1: bool = False  # spread the optimizer's state over the devices too; in mode "jit"
 
     def __post_init__(self) -> None:
-        ranges.check_choice("mode", self.mode, ("jit", "shard_map"))
+        ranges.check_choice("mode", self.mode, ("jit", "shard_map", "pmap"))
+        if self.zero1 and self.mode != "jit":
+            raise ValueError(f"zero1 belongs to mode 'jit', got it with mode {self.mode!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Distributed:
+    """The processes of a run; it says where a run is started, and is no part of what it is.
+
+    All defaults: those of the cluster where JAX finds one (Slurm, Open MPI, GKE, a TPU pod), else
+    this process alone.
+    """
+
+    coordinator: str = ""  # "host:port" of the process of index 0, which all others reach
+    processes: int = 0  # how many; 1: this one alone, whatever the cluster says
+    index: int = -1  # of this process, from 0 on
+    heartbeat_seconds: int = 10  # a process that is not heard of for so long is lost
+    start_seconds: int = 300  # how long the processes wait for each other at the start
+
+    def __post_init__(self) -> None:
+        ranges.check_count("processes", self.processes)
+        ranges.check_count("index", self.index, -1)
+        ranges.check_count("heartbeat_seconds", self.heartbeat_seconds, 2)
+        ranges.check_count("start_seconds", self.start_seconds, 1)
+        _, colon, port = self.coordinator.rpartition(":")
+        if self.coordinator and not (colon and port.isdecimal() and 0 < int(port) < 1 << 16):
+            raise ValueError(f"coordinator must be host:port, got {self.coordinator!r}")
+        unset = {"coordinator": "", "processes": 0, "index": -1}
+        missing = [name for name, value in unset.items() if getattr(self, name) == value]
+        if 0 < len(missing) < 3 and not (self.processes == 1 and len(missing) == 2):
+            raise ValueError(
+                f"coordinator, processes and index belong together: {' and '.join(missing)} must "
+                f"be set too"
+            )
+        if self.index >= self.processes > 0:
+            raise ValueError(
+                f"index must be below processes, got {self.index} of {self.processes}: it counts "
+                f"from 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +213,7 @@ class Config:
     second_stage: SecondStage
     output: Output
     parallel: Parallel
+    distributed: Distributed
 
     def __post_init__(self) -> None:
         longest = max(stage.sequence_length for stage in self.stages)

@@ -197,14 +197,22 @@ def _check_arguments(config: Config, source: Callable[..., str]) -> None:
 
 
 def to_toml(config: Config) -> str:
-    """The config as a TOML file that `load` reads back; what is None (off) is left out."""
+    """The config as a TOML file that `load` reads back.
+
+    What is None (off) is left out, and so is what `to_dict` leaves out.
+    """
     return tomli_w.dumps(to_dict(config))
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
-    """The config by section, in values that TOML has."""
+    """The config by section, in values that TOML has.
+
+    Without [distributed]: how many processes a run is spread over is another matter at each start.
+    """
     sections = {}
     for field in dataclasses.fields(config):
+        if field.name == "distributed":
+            continue
         section = getattr(config, field.name)
         if isinstance(section, Choice):
             values = {"name": section.name, **section.arguments}

@@ -1,4 +1,10 @@
-"""The main job: from a config to a run folder, and on from where a run was stopped."""
+"""The main job: from a config to a run folder, and on from where a run was stopped.
+
+With several processes all run this, each on its own devices, and the first one writes and speaks.
+Every process makes the whole batch and hands over the rows of its devices: a batch's random numbers
+are drawn in one go, which takes less than the step it is made during, and so a batch is the same on
+any number of processes.
+"""
 
 import contextlib
 import dataclasses
@@ -17,28 +23,40 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from optim_zoo import metrics, sharding
-from optim_zoo.train import config_file, optimization, plots, progress, records, report, tasks
+from optim_zoo.train import (
+    config_file,
+    optimization,
+    plots,
+    processes,
+    progress,
+    records,
+    report,
+    tasks,
+)
 from optim_zoo.train.checkpoints import Checkpoints, saved_steps
 from optim_zoo.train.config import Config
 from optim_zoo.train.errors import UserError
-from optim_zoo.train.signals import Signals, Stopped
+from optim_zoo.train.signals import SharedSignals, Signals, Stopped
 from optim_zoo.tree import Tree
 
 
 def run(config: Config, folder: Path) -> Mapping[str, str]:
-    """Trains what ``config`` says in ``folder``, and returns the final figures.
+    """Trains what ``config`` says in ``folder``, and returns the final figures (the first process).
 
     Where the folder holds a checkpoint, the run goes on from the last whole one, and its losses
     are bit for bit those of a run that was never stopped, on the same number of cores.
 
     Raises:
       UserError: a mistake of the user's, or a loss that is not finite.
-      Stopped: SIGTERM or Ctrl-C came; a checkpoint was saved first.
+      Stopped: SIGTERM or Ctrl-C came, to any process; a checkpoint was saved first.
+      processes.Lost: another process has failed or is gone.
     """
     check_batches(config, jax.device_count())
     try:
-        with _alone_in(folder):
-            return _run(_prepare(config, folder))
+        with processes.watched(folder), _alone_in(folder):
+            figures = _run(_prepare(config, folder))
+            processes.wait_for_all("the end")
+            return figures
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -64,16 +82,21 @@ def _run(job: _Job) -> Mapping[str, str]:
     """`run`, alone in the folder."""
     config, folder = job.config, job.folder
     params, state = job.steps[0].init(_initial_params(config, job.task))
-    with Signals() as signals, Checkpoints(folder, config.output.keep_checkpoints) as checkpoints:
+    with (
+        SharedSignals() if processes.several() else Signals() as signals,
+        Checkpoints(folder, config.output.keep_checkpoints) as checkpoints,
+    ):
         start, notes = 0, []
         if checkpoints.last_step is not None:
             notes = _compare(config, checkpoints.last_step, checkpoints.info(), job.info)
-            start, params, state = checkpoints.restore(params, state)
+            start, *training = checkpoints.restore(*job.steps[0].uncopied((params, state)))
+            params, state = job.steps[0].place(*training)
             notes.append(f"going on from the checkpoint of step {start} in {folder}")
-        records.replace_file(folder / "config.toml", config_file.to_toml(config).encode())
+        if processes.is_first():
+            records.replace_file(folder / "config.toml", config_file.to_toml(config).encode())
         with (
-            records.Writer(folder / "metrics.jsonl", start or None) as writer,
-            progress.reporter(config.total_steps, start) as reporter,
+            _writer(folder / "metrics.jsonl", start or None) as writer,
+            progress.reporter(config.total_steps, start, speaks=processes.is_first()) as reporter,
         ):
             for note in notes:
                 reporter.say(note)
@@ -82,13 +105,28 @@ def _run(job: _Job) -> Mapping[str, str]:
                 stage = config.stage_of(step)
                 batch = job.task.batch(step, config.stages[stage])
                 params, state, loss = job.steps[stage](params, state, batch)
-                signal_number = signals.requested  # read once: it may come at any moment
+                signal_number = signals.requested(step + 1)  # once: it may come at any moment
                 course.record(step + 1, params, state, loss, stopping=signal_number is not None)
                 if signal_number is not None and step + 1 < config.total_steps:
                     checkpoints.wait()
                     raise Stopped(signal_number, step + 1, folder)
             checkpoints.wait()
             return course.finish(params)
+
+
+class _NoWriter:
+    """In place of `records.Writer` where another process writes."""
+
+    def write(self, record: Mapping[str, object]) -> None:
+        """Nothing."""
+
+
+def _writer(
+    path: Path, resume_step: int | None
+) -> contextlib.AbstractContextManager[records.Writer | _NoWriter]:
+    if processes.is_first():
+        return records.Writer(path, resume_step)
+    return contextlib.nullcontext(_NoWriter())
 
 
 class _Course:
@@ -99,7 +137,7 @@ class _Course:
         job: _Job,
         start: int,
         checkpoints: Checkpoints,
-        writer: records.Writer,
+        writer: records.Writer | _NoWriter,
         reporter: progress.Reporter,
     ) -> None:
         self._job, self._start, self._checkpoints = job, start, checkpoints
@@ -117,12 +155,15 @@ class _Course:
         if done == self._start + 1:
             self._rate.begin(loss, done)
         due = _due(self._job.config, done, stopping)
+        uncopied = self._job.steps[0].uncopied
         if any(due):
-            seen = jax.device_get({"loss": loss, **metrics.read(state)})
+            seen = jax.device_get({"loss": loss, **uncopied(metrics.read(state))})
             self._check_finite({name: seen[name] for name in ("loss", "gradient_norm")}, done)
         if due.log:
             self._log(done, {**seen, "tokens_per_second": self._rate.after(done)})
         with self._rate.paused():
+            if due.evaluate or due.save:
+                params, state = uncopied((params, state))
             if due.evaluate:
                 self._evaluate(done, params)
             if due.save:
@@ -133,14 +174,20 @@ class _Course:
 
     def finish(self, params: Tree) -> Mapping[str, str]:
         """The final figures, printed and in the report."""
-        if not records.read(self._job.folder / "metrics.jsonl").held_out:
+        if processes.as_the_first_says(self._unevaluated()):
             # Resumed at its end, and the file is gone or its last steps are not wanted any more.
-            self._evaluate(self._job.config.total_steps, params)
+            self._evaluate(self._job.config.total_steps, self._job.steps[0].uncopied(params))
         figures = self._drawn or _draw(self._job)  # the last step was drawn when it was evaluated
         for name, value in figures.items():
             self._reporter.say(f"{name}: {value}")
         self._reporter.say(f"report: {self._job.folder / 'report.html'}")
         return figures
+
+    def _unevaluated(self) -> bool:
+        """Whether no evaluation is on record, as the process knows that writes them."""
+        if not processes.is_first():
+            return False
+        return not records.read(self._job.folder / "metrics.jsonl").held_out
 
     def _log(self, done: int, seen: Mapping[str, Any]) -> None:
         tokens = self._job.config.tokens_after(done)
@@ -185,8 +232,12 @@ def _due(config: Config, done: int, stopping: bool) -> _Due:
 
 def _prepare(config: Config, folder: Path) -> _Job:
     """Everything that can fail before the first step, with nothing written but the token cache."""
-    _check_config(config, folder)
-    task = tasks.make(config, folder / "tokens")
+    processes.check_shared(folder)
+    if processes.is_first():  # and soon writes its own config there
+        _check_config(config, folder)
+    with processes.first_one_first("the tokens are there"):
+        task = tasks.make(config, folder / "tokens")
+    processes.check_same({"config": config_file.to_toml(config), **task.identity})
     mesh = Mesh(np.array(jax.devices()), ("data",))
     return _Job(
         config,
@@ -210,7 +261,10 @@ def check_batches(config: Config, devices: int) -> None:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Makes the run folder, and keeps other processes out of it until this one ends, however."""
+    """Makes the run folder, and keeps other runs out of it until this one ends, however."""
+    if not processes.is_first():  # which does it for all
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a")
@@ -245,8 +299,10 @@ def machine() -> dict[str, str]:
     """What the numbers of a run depend on beside its config."""
     devices = jax.devices()
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "optax", "flax")]
+    count = jax.process_count()
     return {
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "devices": f"{len(devices)} x {devices[0].device_kind}"
+        + (f" in {count} processes" if count > 1 else ""),
         "cores": str(_cores()),
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
@@ -267,13 +323,21 @@ def _initial_params(config: Config, task: tasks.Task) -> Tree:
 def _make_steps(config: Config, task: tasks.Task, mesh: Mesh) -> list[sharding.DataParallelStep]:
     """The step of each stage; they share the optimizer and its state."""
     tx = optimization.make_optimizer(config, task.layers)
+    zero1 = "data" if config.parallel.zero1 else None
     try:
         jax.eval_shape(lambda: tx.init(_initial_params(config, task)))
     except (TypeError, ValueError) as error:  # a path pattern that matches nothing
         raise UserError(f"[optimizer] {error}") from error
+    if config.parallel.mode == "pmap" and processes.several():
+        raise UserError("parallel.mode=pmap is for one process: take jit or shard_map for several")
     return [
         sharding.data_parallel(
-            task.loss, tx, mesh=mesh, mode=config.parallel.mode, micro_batches=stage.micro_batches
+            task.loss,
+            tx,
+            mesh=mesh,
+            mode=config.parallel.mode,
+            micro_batches=stage.micro_batches,
+            zero1=zero1,
         )
         for stage in config.stages
     ]
@@ -311,10 +375,11 @@ def _evaluation(task: tasks.Task, mesh: Mesh) -> Callable[[Tree], float]:
     """A function from parameters to the held-out loss in nats."""
     rows = NamedSharding(mesh, PartitionSpec("data"))
     batches = task.held_out()
-    loss = jax.jit(task.held_out_loss)
+    # Wanted whole by every process.
+    loss = jax.jit(task.held_out_loss, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def evaluate(params: Tree) -> float:
-        sums = [loss(params, jax.device_put(batch, rows)) for batch in batches]
+        sums = [loss(params, sharding.put(batch, rows)) for batch in batches]
         totals, weights = np.array(jax.device_get(sums), np.float64).T
         return float(totals.sum() / weights.sum())
 
@@ -329,7 +394,12 @@ def _figures(seen: Mapping[str, Any]) -> str:
 
 
 def _draw(job: _Job) -> dict[str, str]:
-    """Plots and report of the metrics so far; returns the report's headline figures."""
+    """Plots and report of the metrics so far; returns the report's headline figures.
+
+    Nothing where another process draws.
+    """
+    if not processes.is_first():
+        return {}
     config, folder, reference_loss = job.config, job.folder, job.task.reference_loss
     seen = records.read(folder / "metrics.jsonl")
     steps, losses = seen.held_out["loss"]

@@ -82,8 +82,26 @@ class Lines:
         print(sentence, flush=True)
 
 
-def reporter(total: int, start: int) -> Reporter:
-    """A bar where the output is a terminal, else lines."""
+class Silence:
+    """Tells nothing: another process does."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def at(self, step: int, figures: str) -> None:
+        """Nothing."""
+
+    def say(self, sentence: str) -> None:
+        """Nothing."""
+
+
+def reporter(total: int, start: int, *, speaks: bool = True) -> Reporter:
+    """A bar where the output is a terminal, else lines; silence for a process that is not asked."""
+    if not speaks:
+        return Silence()
     return Bar(total, start) if Console(file=sys.stdout).is_terminal else Lines(total)
 
 

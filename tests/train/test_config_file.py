@@ -56,10 +56,16 @@ OUT_OF_RANGE: dict[str, Any] = {
     "output.evaluation_batches": 0,
     "output.checkpoint_every": 0,
     "output.keep_checkpoints": 0,
-    "parallel.mode": "pmap",
+    "parallel.mode": "threads",
+    "distributed.coordinator": "here",
+    "distributed.processes": -1,
+    "distributed.index": -2,
+    "distributed.heartbeat_seconds": 1,
+    "distributed.start_seconds": 0,
 }
 WITHOUT_RANGE = {"run.dir", "run.accept_changes", "data.text", "data.vocabulary"} | {
-    "model.scan_layers"
+    "model.scan_layers",
+    "parallel.zero1",
 }
 DEFAULTS = {
     f"{section.name}.{field.name}": field.default
@@ -373,6 +379,20 @@ def test_to_toml_is_read_back_as_the_same_config(
     assert again == loaded
     assert config_file.differences(loaded, again) == []
     assert config_file.to_toml(again) == config_file.to_toml(loaded)
+
+
+def test_where_a_run_is_started_is_no_part_of_it(path: Path, tmp_path: Path) -> None:
+    where = ("coordinator=host:1", "processes=2", "index=1", "heartbeat_seconds=7")
+    loaded = config_file.load(path, [f"distributed.{setting}" for setting in where])
+    assert config_file.differences(config_file.load(path), loaded) == []
+    again = config_file.load(write(tmp_path / "again.toml", config_file.to_toml(loaded)))
+    assert again.distributed == config.Distributed()
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
+def test_zero1_is_for_jit(mode: str, path: Path) -> None:
+    said = message(path, f"parallel.mode={mode}", "parallel.zero1=true")
+    assert said.endswith(f"zero1 belongs to mode 'jit', got it with mode '{mode}'")
 
 
 def test_optional_patterns_stay_optional_when_read_back(path: Path, tmp_path: Path) -> None:

@@ -443,23 +443,43 @@ def test_batches_must_divide(tiny: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_every_mode_on_eight_devices_is_one_device(
+MODES = {
+    "jit": (),
+    "zero1": ("parallel.zero1=true",),
+    "shard_map": ("parallel.mode=shard_map",),
+    "pmap": ("parallel.mode=pmap",),
+}
+CHANGED = ("run.accept_changes=true",)
+
+
+def assert_close(folder: Path, expected: Path) -> None:
+    """Sums in another order, and through the trust ratios of some steps."""
+    for line, other in zip(lines(folder), lines(expected), strict=True):
+        assert line.keys() == other.keys()
+        for key in set(line) & {"loss", "gradient_norm"}:
+            np.testing.assert_allclose(line[key], other[key], rtol=1e-4, err_msg=key)
+
+
+def test_every_mode_on_eight_devices_is_one_device_and_a_resume_may_change_it(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With dropout, whose keys come with the examples."""
-    options = ("train.steps=4", "model.dropout=0.1")
+    """With dropout, whose keys come with the examples; what is saved lies the same in all."""
+    options = ("train.steps=4", "model.dropout=0.1", "output.evaluate_every=100")
+    longer = (*options, "train.steps=6", *CHANGED)
     train(tiny, tmp_path / "one", *options)
-    monkeypatch.setattr(loop, "jax", jax)
-    for mode in ("jit", "shard_map"):
-        train(tiny, tmp_path / mode, *options, f"parallel.mode={mode}")
-        pairs = zip(lines(tmp_path / mode), lines(tmp_path / "one"), strict=True)
-        for line, expected in pairs:
-            for key in set(line) & {"loss", "held_out_loss", "gradient_norm"}:
-                # Sums in another order, and through the trust ratios of four steps.
-                np.testing.assert_allclose(line[key], expected[key], rtol=1e-4, err_msg=key)
-    # A resume may change it: what is saved lies the same in both.
-    train(tiny, tmp_path / "jit", *options, "parallel.mode=shard_map", "train.steps=6",
-          "run.accept_changes=true")  # fmt: skip
+    shutil.copytree(tmp_path / "one", tmp_path / "one longer")
+    train(tiny, tmp_path / "one longer", *longer)
+    for mode, setting in MODES.items():
+        monkeypatch.setattr(loop, "jax", jax)
+        train(tiny, tmp_path / mode, *options, *setting)
+        assert_close(tmp_path / mode, tmp_path / "one")
+        # To one device and, in every mode, from it.
+        resumed = cut_back(tmp_path / "one", tmp_path / f"one to {mode}", 4)
+        train(tiny, resumed, *longer, *setting)
+        assert_close(resumed, tmp_path / "one longer")
+        monkeypatch.setattr(loop, "jax", OneDevice())
+        train(tiny, tmp_path / mode, *longer)
+        assert_close(tmp_path / mode, tmp_path / "one longer")
 
 
 @pytest.mark.parametrize("every", [1, 2])
