@@ -9,7 +9,7 @@ import optax
 
 from optim_zoo import layers, ranges, rows
 from optim_zoo.decisions import all_finite, step_if
-from optim_zoo.tree import Tree, check_floating, wide, wide_dtype
+from optim_zoo.tree import Tree, check_floating, varying_axes, wide, wide_dtype
 
 
 class AccumulateState(NamedTuple):
@@ -38,8 +38,9 @@ def accumulate(
         g = sum(w_i g_i) / sum(w_i)
 
     ``update(g, state, params, weight=w)`` takes the mean gradient of a micro-batch and its weight,
-    1 unless told: with masked tokens, their number, since a mean of means is not the mean. On the
-    micro-batches between, the updates change nothing.
+    1 unless told: with masked tokens, their number, since a mean of means is not the mean. It is
+    one number, the same on all devices. On the micro-batches between, the updates change nothing,
+    and where the weights add up to 0 or less there is no step.
 
     ``optax.MultiSteps`` calls its inner transformation on every micro-batch, averages without
     weights and in the gradients' dtype, and keeps a NaN for good. Here ``inner`` stands in one
@@ -57,7 +58,7 @@ def accumulate(
 
     Raises:
       ValueError: ``every`` is below 1; in ``update``, a gradient has another shape than its
-        parameter.
+        parameter, or the weight is not one number, or is known to differ between devices.
       TypeError: a parameter is not floating-point; in ``update``, the inner state changes a shape
         or dtype in a step.
     """
@@ -89,6 +90,13 @@ def accumulate(
     ) -> tuple[Tree, AccumulateState]:
         rows.check_updates("accumulate", updates, state.sums)
         w = wide(weight).astype(jnp.float32)
+        if w.ndim:
+            raise ValueError(f"weight must be one number, got an array of shape {w.shape}")
+        if varying_axes(w):
+            raise ValueError(
+                f"weight varies over the mesh axes {sorted(varying_axes(w))}: add it up over them "
+                f"first (jax.lax.psum)"
+            )
         taken = jnp.bool_(True)
         if skip_nonfinite:
             taken = all_finite(updates, axis_name) & all_finite(w)
@@ -96,7 +104,7 @@ def accumulate(
 
         def added(total: jax.Array, x: jax.Array) -> jax.Array:
             # Chosen, not multiplied by 0, which a NaN would survive.
-            return jnp.where(first, 0, total) + jnp.where(taken, x, 0)
+            return jnp.where(first, 0, total) + jnp.where(taken, x, 0).astype(total.dtype)
 
         sums = jax.tree.map(lambda total, g: added(total, w.astype(total.dtype) * g),
                             state.sums, updates)  # fmt: skip

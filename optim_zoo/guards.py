@@ -100,7 +100,8 @@ def skip_spikes(
         or             value > median(values) + (factor - 1) |median(values)|
 
     over the last ``window`` steps that were made. Until there were so many, and ever after, a norm
-    or ``value=`` that is not finite is refused. The norm is an extra pass over the gradients.
+    or ``value=`` that is not finite is refused. With a median of 0 nothing else is: any step would
+    be a jump. The norm is an extra pass over the gradients.
 
     Args:
       inner, max_consecutive, axis_name: see `skip_nonfinite`.
@@ -108,7 +109,7 @@ def skip_spikes(
       factor: above 1; so many times the median is refused.
 
     Raises:
-      ValueError: an argument is out of range.
+      ValueError: an argument is out of range; in ``update``, ``value`` is not one number.
       TypeError: see `skip_nonfinite`.
     """
     inner = optax.with_extra_args_support(inner)
@@ -134,13 +135,16 @@ def skip_spikes(
         norm = layers.global_norm(updates, axis_name).astype(jnp.float32)
         value = extra.get("value")
         loss = jnp.full_like(norm, jnp.nan) if value is None else _everywhere(value, axis_name)
+        if loss.ndim:
+            raise ValueError(f"value must be one number, got an array of shape {loss.shape}")
         warm = state.made >= window
         usual_norm, usual_loss = jnp.nanmedian(state.norms), jnp.nanmedian(state.values)
         largest = jnp.finfo(jnp.float32).max  # so that what is not finite is above it
-        most_norm = jnp.where(warm, factor * usual_norm, largest)
+        most_norm = jnp.where(warm & (usual_norm != 0), factor * usual_norm, largest)
         rise = usual_loss + (factor - 1) * jnp.abs(usual_loss)
-        most_loss = jnp.where(warm & jnp.isfinite(rise), rise, largest)
-        go = norm <= most_norm
+        compared = warm & (usual_loss != 0) & jnp.isfinite(rise)
+        most_loss = jnp.where(compared, rise, largest)
+        go = norm <= jnp.minimum(most_norm, largest)
         if value is not None:
             go &= loss <= most_loss
         updates, inner_state = step_if(
@@ -169,8 +173,12 @@ def check(state: Tree) -> None:
 
     Raises:
       TooManyRefusals: how many there were, and what to do.
+      TypeError: ``state`` is traced.
     """
-    for refusals in jax.device_get(all_refusals(state)):
+    guarded = all_refusals(state)
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(guarded)):
+        raise TypeError("guards.check reads numbers: call it outside jit, on the state it returns")
+    for refusals in jax.device_get(guarded):
         if (refusals.in_a_row >= refusals.most).any():  # several values under pmap
             raise TooManyRefusals(
                 f"{refusals.in_a_row.max()} steps in a row were refused, at most "
@@ -182,9 +190,18 @@ def check(state: Tree) -> None:
 def _everywhere(value: jax.typing.ArrayLike, axis_name: layers.AxisName) -> jax.Array:
     """The mean of a loss over the devices, where each may have its own."""
     value = wide(value).astype(jnp.float32)
-    told = {axis_name} if isinstance(axis_name, str) else set()
-    axes = tuple(sorted(varying_axes(value) | told))
+    axes = tuple(sorted(varying_axes(value) | _all_names(axis_name)))
     return jax.lax.pmean(value, axes) if axes else value
+
+
+def _all_names(axis_name: layers.AxisName) -> set[str]:
+    """Every mesh axis that ``axis_name`` tells of any leaf."""
+    if axis_name is None or isinstance(axis_name, str):
+        return {axis_name} if axis_name else set()
+    told = [name if isinstance(name, str) else name[1] for name in axis_name]
+    return {
+        name for names in told for name in ((names,) if isinstance(names, str) else names or ())
+    }
 
 
 def _no_refusals(most: int) -> Refusals:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optim_zoo import layers, ranges
+from optim_zoo import layers, ranges, rows
 from optim_zoo.decisions import all_refusals
 from optim_zoo.transforms import (
     ClipByGlobalNormState,
@@ -31,8 +31,9 @@ class WithMetricsState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # (), int32: updates made, saturating
     # The rest is of the last update whose norms were taken, float32.
     gradient_norm: Any  # (); None where the inner state has it
-    parameter_norm: dict[str, jax.Array]  # () for each leaf without a trust ratio, before the step
-    update_norm: dict[str, jax.Array]  # the same, of the updates handed on
+    # Dicts from the path of each leaf without a trust ratio to (); a zero where there is no leaf.
+    parameter_norm: Tree  # before the step
+    update_norm: Tree  # of the updates handed on
     inner: optax.OptState
 
 
@@ -66,11 +67,13 @@ def with_metrics(
         layers.check_axis_matches(axis_name, params)
         state = inner.init(params)
         known = read(state)
-        zeros = {
+        zeros: Tree = {
             path: jnp.zeros((), jnp.float32)
             for path in leaf_paths(params)
             if f"update_norm/{path}" not in known
         }
+        if not jax.tree.leaves(params):  # see `scale_by_layer`: optax.tree.map_params needs a leaf
+            zeros = jnp.zeros((), jnp.float32)
         return WithMetricsState(
             jnp.zeros((), jnp.int32),
             None if "gradient_norm" in known else jnp.zeros((), jnp.float32),
@@ -98,10 +101,18 @@ def with_metrics(
                     return None
                 return layers.norm(x, (), names).astype(jnp.float32)
 
-            return by_path(map_with_path(of_leaf, tree, layers.assign_axis_names(axis_name, tree)))
+            # Rows of the same id count as one, their sum.
+            arrays = jax.tree.map(
+                lambda x: x.merged().rows if rows.is_sparse(x) else x, tree, is_leaf=rows.is_sparse
+            )
+            names = layers.assign_axis_names(axis_name, arrays)
+            return by_path(map_with_path(of_leaf, arrays, names))
 
         kept = (state.gradient_norm, state.parameter_norm, state.update_norm)
-        seen = jax.lax.cond(state.count % every == 0, taken, lambda: kept)
+        if jax.tree.leaves(params):
+            seen = jax.lax.cond(state.count % every == 0, taken, lambda: kept)
+        else:
+            seen = kept
         count = optax.safe_increment(state.count)
         return steps, WithMetricsState(count, seen[0], seen[1], seen[2], inner_state)
 
@@ -149,8 +160,9 @@ def read(state: Tree) -> dict[str, jax.Array]:
             case WithMetricsState():
                 if piece.gradient_norm is not None:
                     add("gradient_norm", piece.gradient_norm)
-                add_leaves("parameter_norm", piece.parameter_norm)
-                add_leaves("update_norm", piece.update_norm)
+                if isinstance(piece.update_norm, dict):
+                    add_leaves("parameter_norm", piece.parameter_norm)
+                    add_leaves("update_norm", piece.update_norm)
     refused = [_array(refusals.total) for refusals in all_refusals(state)]
     if refused:
         metrics["skipped_steps"] = sum(refused[1:], refused[0])

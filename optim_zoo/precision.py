@@ -92,8 +92,11 @@ def _is_narrow(x: Any) -> bool:
 
 
 def _reaching(target: jax.Array, x: jax.Array) -> jax.Array:
-    """The float32 update that takes ``x`` to ``target``, both of low precision."""
-    return wide(target) - wide(x)
+    """The float32 update that takes ``x`` to ``target``, both of low precision.
+
+    Where they are equal it is what changes nothing: -0.0 + 0.0 would be 0.0, and inf - inf is NaN.
+    """
+    return jnp.where(target == x, -0.0, wide(target) - wide(x))
 
 
 class StochasticRoundingState(NamedTuple):
@@ -207,11 +210,13 @@ def store_state(
 
     Args:
       inner: any transformation whose state holds such fields (NamedTuples), at any depth.
-      dtypes: name of the field -> ``"bfloat16"`` or ``"float16"``.
+      dtypes: name of the field -> ``"bfloat16"`` or ``"float16"``. What is not floating-point
+        in it, such as a count, stays as it is.
       seed: of the random rounding, with the number of the step.
 
     Raises:
-      ValueError: an unknown dtype; in ``init``, a field that the state has not.
+      ValueError: an unknown dtype; in ``init``, a field that the state has not, or that holds
+        nothing floating-point.
     """
     inner = optax.with_extra_args_support(inner)
     for name, dtype in dtypes.items():
@@ -222,7 +227,8 @@ def store_state(
 
     def init(params: Tree) -> StoreStateState:
         state = inner.init(params)
-        fields = {_field(path) for path, _ in jax.tree.leaves_with_path(state)}
+        leaves = jax.tree.leaves_with_path(state)
+        fields = {_field(path) for path, x in leaves if _is_floating(x)}
         if jax.tree.leaves(params):
             for name in dtypes:
                 ranges.check_choice("field of the state", name, sorted(filter(None, fields)))
@@ -233,7 +239,8 @@ def store_state(
         updates: Tree, state: StoreStateState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, StoreStateState]:
         widened = jax.tree.map_with_path(
-            lambda path, x: wide(x) if _field(path) in dtypes else x, state.inner
+            lambda path, x: wide(x) if _field(path) in dtypes and _is_floating(x) else x,
+            state.inner,
         )
         updates, after = inner.update(updates, widened, params, **extra)
         count = optax.safe_increment(state.count)
@@ -244,13 +251,16 @@ def store_state(
 
         def narrow(path: Any, x: jax.Array, key: jax.Array) -> jax.Array:
             name = _field(path)
-            if name is None or name not in dtypes or not jnp.issubdtype(x.dtype, jnp.floating):
+            if name is None or name not in dtypes or not _is_floating(x):
                 return x
             if name in _FIRST_MOMENTS:
                 return x.astype(dtypes[name])
             return round_stochastically(wide(x), jnp.dtype(dtypes[name]), key)
 
         return jax.tree.map_with_path(narrow, state, keys)
+
+    def _is_floating(x: jax.Array) -> bool:
+        return jnp.issubdtype(x.dtype, jnp.floating)
 
     def _field(path: Any) -> str | None:
         """The field of a NamedTuple that a leaf belongs to: one that was named, else the last."""

@@ -259,7 +259,33 @@ def test_extra_arguments_reach_the_inner_transformation(params: Any) -> None:
     np.testing.assert_allclose(updates["a"], 3 * params["a"], rtol=1e-6)
 
 
+def test_float64_gradients_of_float32_parameters_are_summed_in_float32() -> None:
+    with jax.enable_x64(True):
+        params = {"a": jnp.ones(3, "float32")}
+        tx = accumulate(sgd(0.1), 2)
+        state = tx.init(params)
+        _, after = tx.update({"a": jnp.ones(3, "float64")}, state, params)
+        assert after.sums["a"].dtype == state.sums["a"].dtype == "float32"
+
+
+def test_a_weight_that_differs_between_devices_is_refused() -> None:
+    """Where types tell: each device would hold a sum, and take its steps, of its own."""
+    tx = accumulate(sgd(0.1), 1)
+
+    def step(x: jax.Array, weight: jax.Array) -> Any:
+        return tx.update(x, tx.init(x), x, weight=weight[0])[0]
+
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(jax.P(), jax.P("data")), out_specs=jax.P())
+    weights = jax.device_put(jnp.ones(2), jax.NamedSharding(mesh, jax.P("data")))
+    with pytest.raises(ValueError, match=r"weight varies over the mesh axes \['data'\]: add it up"):
+        jax.jit(mapped)(jnp.ones(3), weights)
+
+
 def test_errors(params: Any) -> None:
+    with pytest.raises(ValueError, match=r"weight must be one number, got .* shape \(1,\)"):
+        one = accumulate(sgd(0.1), 2)
+        one.update(params, one.init(params), params, weight=jnp.ones(1))
     with pytest.raises(ValueError, match="every must be >= 1, got 0"):
         accumulate(sgd(0.1), 0)
     with pytest.raises(TypeError, match="every must be a whole number"):

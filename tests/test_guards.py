@@ -200,7 +200,35 @@ def test_devices_decide_together(wrap: Wrap, how: str) -> None:
     np.testing.assert_allclose(kept, expected_kept, rtol=1e-6)
 
 
+@pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
+@pytest.mark.parametrize("axis_name", ["data", ("data",), [("a", ("data",))]])
+def test_a_loss_that_is_broken_on_one_device_is_broken_on_all(wrap: Wrap, axis_name: Any) -> None:
+    tx = wrap(sgd(0.1), axis_name=axis_name)
+
+    def total(value: jax.Array) -> jax.Array:
+        _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS, value=value)
+        return state.refusals.total
+
+    refused = jax.pmap(total, "data", devices=jax.devices()[:2])(jnp.array([1.0, jnp.nan]))
+    np.testing.assert_array_equal(refused, [1, 1])
+
+
+def test_a_median_of_zero_refuses_nothing() -> None:
+    """Batches without a token, or a hinge loss all met: whatever comes next would be a jump."""
+    tx = guards.skip_spikes(sgd(0.1), window=2)
+    assert _refused(tx, [(ZERO, {"value": 0.0})] * 2 + [_level(1, 0.5)] * 2) == 0
+
+
+def test_check_is_for_the_host() -> None:
+    state = guards.skip_nonfinite(sgd(0.1)).init(PARAMS)
+    with pytest.raises(TypeError, match=r"guards.check reads numbers: call it outside jit"):
+        jax.jit(guards.check)(state)
+
+
 def test_errors() -> None:
+    tx = guards.skip_spikes(sgd(0.1))
+    with pytest.raises(ValueError, match=r"value must be one number, got .* shape \(1,\)"):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS, value=jnp.ones(1))
     with pytest.raises(ValueError, match="max_consecutive must be >= 1, got 0"):
         guards.skip_nonfinite(sgd(0.1), 0)
     with pytest.raises(ValueError, match="window must be >= 2, got 1"):

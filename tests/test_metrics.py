@@ -13,10 +13,12 @@ from optim_zoo import (
     clip_by_global_norm,
     guards,
     lamb,
+    lazy_adam,
     metrics,
     sgd,
     stacked,
 )
+from optim_zoo.rows import SparseRows
 
 PARAMS = {"stack": jnp.ones((2, 3)), "head": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.ones(2)}}
 GRADS = jax.tree.map(lambda x: 2 * x, PARAMS)
@@ -196,6 +198,32 @@ def test_norms_are_global_under_shard_map(check_vma: bool) -> None:
     np.testing.assert_allclose(read["parameter_norm/cut"], _norm(cut), rtol=1e-6)
     np.testing.assert_allclose(read["parameter_norm/whole"], _norm(whole), rtol=1e-6)
     np.testing.assert_allclose(read["gradient_norm"], np.sqrt(_norm(cut) ** 2 + 3), rtol=1e-6)
+
+
+def test_norms_of_sparse_rows() -> None:
+    """Rows of the same id are one row of the table."""
+    params = {"embed": jnp.ones((5, 2)), "bias": jnp.ones(3)}
+    rows = SparseRows(jnp.array([1, 1, 5]), jnp.ones((3, 2)), 5)
+    tx = metrics.with_metrics(lazy_adam(0.1))
+    updates, state = jax.jit(tx.update)(
+        {"embed": rows, "bias": jnp.ones(3)}, tx.init(params), params
+    )
+    read = metrics.read(state)
+    np.testing.assert_allclose(read["gradient_norm"], np.sqrt(8 + 3), rtol=1e-6)
+    norm = _norm(updates["embed"].to_dense())
+    np.testing.assert_allclose(read["update_norm/embed"], norm, rtol=1e-6)
+    assert norm > 0
+
+
+def test_norms_are_not_like_the_parameters() -> None:
+    """``optax.tree.map_params``, with which shardings of the state are made, passes them by."""
+    tx = metrics.with_metrics(adamw(0.1))
+    shapes = optax.tree.map_params(
+        tx, lambda x: x.shape, tx.init(PARAMS), transform_non_params=lambda _: None
+    )
+    assert shapes.update_norm is None
+    assert tx.update({}, tx.init({}), {})[0] == {}
+    assert set(metrics.read(tx.init({}))) == {"learning_rate", "gradient_norm"}
 
 
 def test_errors() -> None:

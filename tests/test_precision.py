@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from optim_zoo import adamw, lamb, lookahead, momentum, sgd
+from optim_zoo.guards import skip_nonfinite
 from optim_zoo.precision import (
     master_weights,
     round_stochastically,
@@ -193,6 +194,36 @@ def test_momentum_and_wrappers_inside_wrappers() -> None:
     # The momentum has eleven bits, the parameters eight.
     np.testing.assert_allclose(np.float32(trained["x"]), expected["x"], rtol=2**-7)
     assert {x.dtype.name for x in jax.tree.leaves(state)} == {"float32", "float16", "int32"}
+
+
+@low_precision
+@pytest.mark.parametrize(
+    "wrap", [master_weights, lambda tx: stochastic_rounding(tx, jax.random.key(0))]
+)
+def test_what_does_not_move_stays_to_the_last_bit(dtype: str, wrap: Any) -> None:
+    """A negative zero, which 0.0 added to it would change, and an infinity: inf - inf is NaN."""
+    params = jnp.asarray([-0.0, 0.0, 1.0, jnp.inf], dtype)
+    tx = wrap(skip_nonfinite(sgd(0.1)))
+    updates, _ = jax.jit(tx.update)(jnp.full(4, jnp.nan), tx.init(params), params)
+    assert optax.apply_updates(params, updates).tobytes() == params.tobytes()
+
+
+def test_only_numbers_with_a_fraction_are_stored_in_fewer_bits() -> None:
+    params = {"x": jnp.ones(3, "bfloat16")}
+    tx = store_state(
+        stochastic_rounding(skip_nonfinite(adamw(0.1)), jax.random.key(0)), {"inner": "bfloat16"}
+    )
+    state = tx.init(params)
+    _, after = tx.update(params, state, params)
+    dtypes = [x.dtype for x in jax.tree.leaves(state)]
+    assert [x.dtype for x in jax.tree.leaves(after)] == dtypes
+    assert dtypes.count("bfloat16") == 3  # both moments and the learning rate
+    for name in ("count", "key"):
+        with pytest.raises(ValueError, match=f"unknown field of the state '{name}'"):
+            narrow = store_state(
+                stochastic_rounding(adamw(0.1), jax.random.key(0)), {name: "bfloat16"}
+            )
+            narrow.init(params)
 
 
 def test_errors() -> None:

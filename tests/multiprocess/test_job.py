@@ -27,6 +27,7 @@ from optim_zoo.train import config_file, loop
 from tests.train.small_text import write_random_text
 
 pytestmark = [
+    pytest.mark.xdist_group("processes"),  # in one worker: the fixtures are runs, and long
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
@@ -286,7 +287,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
     assert any(params.glob("ocdbt.process_0"))
 
 
-@pytest.mark.parametrize("victim", [1, 0])
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_killed_process_ends_the_other_with_a_sentence_and_the_run_goes_on(
     victim: int, stopped: tuple[Path, Any], tiny: Path, tmp_path: Path
 ) -> None:
@@ -333,6 +334,7 @@ def assert_lost(err: str, folder: Path, reason: str = ".*") -> None:
     ), err
 
 
+@pytest.mark.slow
 def test_a_process_that_stops_answering_ends_the_other(
     stopped: tuple[Path, Any], tiny: Path, tmp_path: Path
 ) -> None:
@@ -352,6 +354,7 @@ def test_a_process_that_stops_answering_ends_the_other(
     assert_lost(err, folder, "no heartbeat of process 1")
 
 
+@pytest.mark.slow
 def test_a_mistake_of_one_process_ends_the_other_too(
     stopped: tuple[Path, Any], tiny: Path, tmp_path: Path
 ) -> None:
@@ -422,6 +425,7 @@ def test_a_coordinator_that_is_not_there(said: Callable[..., str]) -> None:
     assert re.search(rf"the coordinator {nowhere} was not reached in 1 s \(", said(*overrides))
 
 
+@pytest.mark.slow
 def test_two_processes_of_the_same_index(tiny: Path, tmp_path: Path) -> None:
     overrides = (
         f"distributed.coordinator=127.0.0.1:{free_port()}",
@@ -440,6 +444,7 @@ def test_two_processes_of_the_same_index(tiny: Path, tmp_path: Path) -> None:
     assert sum("another one has the same distributed.index" in err for _, _, err in ends) == 1
 
 
+@pytest.mark.slow
 def test_processes_must_train_the_same(tiny: Path, tmp_path: Path) -> None:
     """Another learning rate on one host would be averaged in silence."""
     address = f"127.0.0.1:{free_port()}"

@@ -1,0 +1,410 @@
+"""What the wrappers promise in any order, around any optimizer of the zoo."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+from optim_zoo import accumulation, adamw, guards, lamb, lazy_adam, metrics, precision, sharding
+from optim_zoo.rows import SparseRows
+from tests.test_contract import CONSTRUCTORS
+
+Wrap = Callable[[optax.GradientTransformation], optax.GradientTransformationExtraArgs]
+
+
+def _rounding(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    return precision.stochastic_rounding(tx, jax.random.key(0))
+
+
+def _stored(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """With every floating field of its state in bfloat16 that has one of these names."""
+    state = jax.eval_shape(tx.init, {"x": jnp.zeros(3)})
+    paths = [path for path, _ in jax.tree.leaves_with_path(state)]
+    names = {key.name for path in paths for key in path if hasattr(key, "name")}
+    fields = {"mu", "nu", "momentum"} & names
+    return precision.store_state(tx, dict.fromkeys(fields, "bfloat16"))
+
+
+WRAPPERS: dict[str, Wrap] = {
+    "accumulate": lambda tx: accumulation.accumulate(tx, 2),
+    "accumulate-1": lambda tx: accumulation.accumulate(tx, 1),
+    "skip_nonfinite": guards.skip_nonfinite,
+    "skip_spikes": lambda tx: guards.skip_spikes(tx, window=2, factor=1e6),
+    "master_weights": precision.master_weights,
+    "stochastic_rounding": _rounding,
+    "store_state": _stored,
+    "with_metrics": lambda tx: metrics.with_metrics(tx, every=2),
+}
+GUARDS = ("skip_nonfinite", "skip_spikes")
+TREES = {
+    # Floats of several kinds in one tree, no entries, and both zeros.
+    "mixed": {
+        "kernel": ((2, 3), "bfloat16"),
+        "bias": ((3,), "float32"),
+        "scale": [((), "float16"), ((0, 3), "bfloat16")],
+    },
+    "array": ((3,), "bfloat16"),
+    "scalar": ((), "float16"),
+    "wide": {"kernel": ((2, 2), "float32"), "none": None},
+    "empty": {},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A stack of wrappers around an optimizer, and what it is given."""
+
+    wrappers: tuple[str, ...]  # outermost first
+    optimizer: str
+    tree: str
+    gradient_dtype: str | None  # None: that of the parameters
+
+    def tx(self) -> optax.GradientTransformation:
+        tx = CONSTRUCTORS[self.optimizer](0.1)
+        for name in reversed(self.wrappers):
+            tx = WRAPPERS[name](tx)
+        return tx
+
+    def params(self) -> Any:
+        """From a negative zero upwards, in every leaf."""
+
+        def parameter(leaf: tuple[tuple[int, ...], str]) -> jax.Array:
+            x = np.arange(np.prod(leaf[0], dtype=int)).reshape(leaf[0])
+            return jnp.asarray(np.where(x == 0, -0.0, x / 8), leaf[1])
+
+        return jax.tree.map(parameter, TREES[self.tree], is_leaf=_is_leaf)
+
+    def gradients(self, value: float = 0.5) -> Any:
+        return jax.tree.map(
+            lambda leaf: jnp.full(leaf[0], value, self.gradient_dtype or leaf[1]),
+            TREES[self.tree],
+            is_leaf=_is_leaf,
+        )
+
+
+def _is_leaf(x: Any) -> bool:
+    return isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], str)
+
+
+def cases(trees: tuple[str, ...] = tuple(TREES), most: int = 3) -> st.SearchStrategy[Case]:
+    return st.builds(
+        Case,
+        st.lists(st.sampled_from(list(WRAPPERS)), min_size=1, max_size=most).map(tuple),
+        st.sampled_from(list(CONSTRUCTORS)),
+        st.sampled_from(trees),
+        st.sampled_from([None, "float32", "bfloat16", "float16"]),
+    )
+
+
+def _few_or_many(few: int, many: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Runs a property on a few examples, and as a slow test on many."""
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @pytest.mark.parametrize(
+            "examples", [few, pytest.param(many, marks=pytest.mark.slow)], ids=["few", "many"]
+        )
+        @functools.wraps(test, assigned=("__name__", "__doc__", "__module__"), updated=())
+        def run(examples: int) -> None:
+            settings = hypothesis.settings(
+                max_examples=examples,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                suppress_health_check=list(hypothesis.HealthCheck),
+                # A smaller example costs a compilation, and the stack of wrappers is short.
+                phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+            )
+            settings(test)()
+
+        del run.__wrapped__  # else pytest sees the other's arguments
+        return run
+
+    return decorate
+
+
+def _types(tree: Any) -> Any:
+    """Structure, shapes, dtypes and weak types; keys have none."""
+    leaves = jax.tree.leaves(tree)
+    return jax.tree.structure(tree), [
+        (x.shape, x.dtype, getattr(x, "weak_type", False)) for x in leaves
+    ]
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.structure(tree), [x.shape for x in jax.tree.leaves(tree)]
+
+
+def _bits(tree: Any) -> list[bytes]:
+    def plain(x: jax.Array) -> Any:
+        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(x) if is_key else x)
+
+    return [plain(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
+def _pointers(tree: Any) -> list[int]:
+    """Of all memory, but where there is none: arrays without entries."""
+    leaves = [
+        jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        for x in jax.tree.leaves(tree)
+    ]
+    return [x.unsafe_buffer_pointer() for x in leaves if x.size]
+
+
+def _step(tx: optax.GradientTransformation, carry: Any, gradients: Any) -> Any:
+    params, state = carry
+    updates, state = tx.update(gradients, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+@_few_or_many(6, 120)
+@hypothesis.given(cases())
+def test_a_donated_scan_keeps_every_type(case: Case) -> None:
+    """Of two donated runs of two steps, with what `metrics.read` gives of each."""
+    tx, params = case.tx(), case.params()
+    carry = (params, tx.init(params))
+    expected, keys = _types(carry), _types(metrics.read(carry[1]))
+    assert len(set(_pointers(carry))) == len(_pointers(carry))
+    updates = jax.eval_shape(tx.update, case.gradients(), carry[1], params)[0]
+    assert _shapes(updates) == _shapes(params)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train(carry: Any, gradients: Any) -> Any:
+        def body(carry: Any, _: None) -> Any:
+            carry = _step(tx, carry, gradients)
+            return carry, metrics.read(carry[1])
+
+        return jax.lax.scan(body, carry, length=2)
+
+    for _ in range(2):
+        carry, read = train(carry, case.gradients())
+        assert _types(carry) == expected
+        assert len(set(_pointers(carry))) == len(_pointers(carry))
+    assert _types(metrics.read(carry[1])) == keys
+    assert set(read) == set(metrics.read(carry[1]))
+    assert all(np.isfinite(np.float64(x)).all() for x in jax.tree.leaves(carry[0]))
+    assert train._cache_size() == 1
+
+
+def _inside_guards(state: Any) -> Any:
+    """What the guards of a state stand around."""
+    kinds = (guards.SkipNonfiniteState, guards.SkipSpikesState)
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
+    return [node.inner for node in nodes if isinstance(node, kinds)]
+
+
+@_few_or_many(5, 100)
+@hypothesis.given(
+    cases(("mixed", "array", "scalar", "wide"), most=2),
+    st.sampled_from(GUARDS),
+    st.integers(0, 2),
+    st.sampled_from([np.nan, np.inf, -np.inf]),
+)
+def test_a_guard_anywhere_lets_nothing_through(
+    case: Case, guard: str, place: int, bad: float
+) -> None:
+    """Parameters and what is inside it stay to the last bit, also a negative zero.
+
+    Accumulation outside leaves such a gradient out, and the guard sees none; a stack without it
+    refuses.
+    """
+    wrappers = list(case.wrappers)
+    wrappers.insert(place, guard)
+    case = dataclasses.replace(case, wrappers=tuple(wrappers))
+    tx, params = case.tx(), case.params()
+    step = jax.jit(functools.partial(_step, tx))
+    outside = wrappers[: min(map(wrappers.index, set(wrappers) & set(GUARDS)))]
+    carry = (params, tx.init(params))
+    for refused in (1, 2):
+        after = step(carry, case.gradients(bad))
+        if not any(name.startswith("accumulate") for name in outside):
+            assert _bits(after[0]) == _bits(carry[0])
+            assert _bits(_inside_guards(after[1])) == _bits(_inside_guards(carry[1]))
+            assert metrics.read(after[1])["skipped_steps"] == refused
+        carry = step(after, case.gradients())
+        assert all(np.isfinite(np.float64(x)).all() for x in jax.tree.leaves(carry[0]))
+
+
+@_few_or_many(6, 150)
+@hypothesis.given(cases())
+def test_every_array_of_the_state_has_a_sharding(case: Case) -> None:
+    """Like its parameter, spread by ZeRO-1 where it divides."""
+    tx, params = case.tx(), case.params()
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    state = jax.eval_shape(tx.init, params)
+    shardings = sharding.state_shardings(tx, params, mesh=mesh, zero1="data")
+    assert jax.tree.structure(shardings) == jax.tree.structure(state)
+    for x, where in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
+        assert isinstance(where, jax.NamedSharding)
+        where.shard_shape(x.shape)  # raises where it does not fit
+
+
+STACKS = {
+    "float32-accumulate": ("skip_nonfinite", "accumulate-1", "with_metrics"),
+    "low-precision": ("skip_spikes", "master_weights", "store_state"),
+    "rounding": ("stochastic_rounding", "skip_nonfinite"),
+}
+stacks = pytest.mark.parametrize("wrappers", STACKS.values(), ids=STACKS)
+
+
+def _stack(wrappers: tuple[str, ...]) -> optax.GradientTransformation:
+    tx: optax.GradientTransformation = lamb(0.1, weight_decay=0.1)
+    for name in reversed(wrappers):
+        tx = WRAPPERS[name](tx)
+    return tx
+
+
+@pytest.fixture
+def params(rng: np.random.Generator) -> Any:
+    return {
+        "kernel": jnp.asarray(rng.normal(size=(4, 3)), "bfloat16"),
+        "bias": jnp.asarray(rng.normal(size=4), "float32"),
+    }
+
+
+def _assert_close(actual: Any, expected: Any) -> None:
+    """Sums over devices add in another order: one rounding of each dtype."""
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        rtol = 2**-7 if x.dtype == "bfloat16" else 2e-6
+        np.testing.assert_allclose(np.float64(x), np.float64(y), rtol=rtol, atol=1e-6)
+
+
+@stacks
+def test_zero1_is_one_devices_step(params: Any, wrappers: tuple[str, ...]) -> None:
+    tx = _stack(wrappers)
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        hidden = batch @ params["kernel"].astype("float32")
+        return jnp.mean(hidden**2) + jnp.mean(params["bias"] ** 2)
+
+    batch = np.linspace(-1, 1, 16, dtype=np.float32).reshape(4, 4)
+    step = sharding.data_parallel(loss, tx, mesh=mesh, zero1="data")
+    x, state = step.init(params)
+    expected = (params, tx.init(params))
+    for _ in range(2):
+        x, state, _ = step(x, state, batch)
+        expected = jax.jit(functools.partial(_step, tx))(
+            expected, jax.grad(loss)(expected[0], batch)
+        )
+    _assert_close(step.params(x), expected[0])
+    spread = [leaf for leaf in jax.tree.leaves(state) if not leaf.sharding.is_fully_replicated]
+    assert len(spread) >= 4  # two moments of two parameters
+
+
+@stacks
+def test_vmap_and_pmap_are_each_alone(params: Any, wrappers: tuple[str, ...]) -> None:
+    """Two models at once, one of which gets a NaN, under `vmap` and on two devices."""
+    tx = _stack(wrappers)
+    gradients = jax.tree.map(lambda x: 0.1 * x, params)
+    broken = jax.tree.map(lambda g: g * jnp.nan, gradients)
+    both = jax.tree.map(lambda *x: jnp.stack(x), gradients, broken)
+
+    def train(params: Any, gradients: Any) -> Any:
+        return _step(tx, (params, tx.init(params)), gradients)
+
+    together = jax.jit(jax.vmap(train, in_axes=(None, 0)))(params, both)
+    on_devices = jax.pmap(train, in_axes=(None, 0), devices=jax.devices()[:2])(params, both)
+    alone = jax.jit(train)
+    for i, g in enumerate((gradients, broken)):
+        expected, _ = alone(params, g)
+        for result in (together, on_devices):
+            if "stochastic_rounding" not in wrappers or i:  # else each has its own noise
+                _assert_close(jax.tree.map(lambda x, i=i: x[i], result[0]), expected)
+    for result in (together, on_devices):
+        np.testing.assert_array_equal(metrics.read(result[1])["skipped_steps"], [0, 1])
+        guards.check(result[1])
+        assert _bits(jax.tree.map(lambda x: x[1], result[0])) == _bits(params)
+
+
+@stacks
+def test_in_optax_wrappers(params: Any, wrappers: tuple[str, ...]) -> None:
+    """`chain`, `masked`, `partition` and `inject_hyperparams`, around and inside."""
+    tx = _stack(wrappers)
+    gradients = jax.tree.map(lambda x: 0.1 * x, params)
+    alone = {"kernel": params["kernel"]}
+    expected, _ = tx.update({"kernel": gradients["kernel"]}, tx.init(alone), alone)
+    labels = {"kernel": "ours", "bias": "theirs"}
+    inject = optax.inject_hyperparams(lamb, hyperparam_dtype=jnp.float32)(0.1, weight_decay=0.1)
+    for name in reversed(wrappers):
+        inject = WRAPPERS[name](inject) if name != "store_state" else inject
+    around = {
+        "chain": optax.chain(optax.identity(), tx),
+        "masked": optax.masked(tx, {"kernel": True, "bias": False}),
+        "partition": optax.partition({"ours": tx, "theirs": optax.sgd(1.0)}, labels),
+        "inject_hyperparams": optax.inject_hyperparams(lambda rate: _stack(wrappers))(rate=0.1),
+        "inside": inject,
+    }
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    for name, wrapped in around.items():
+        state = wrapped.init(params)
+        updates, after = jax.eval_shape(wrapped.update, gradients, state, params)
+        assert _types(after) == _types(state), name
+        assert _shapes(updates) == _shapes(params), name
+        # Of stochastic rounding the noise depends on the whole tree.
+        if name in ("masked", "partition") and "stochastic_rounding" not in wrappers:
+            updates, _ = wrapped.update(gradients, state, params)
+            _assert_close(updates["kernel"], expected["kernel"])
+        where = sharding.state_shardings(wrapped, params, mesh=mesh, zero1="data")
+        assert jax.tree.structure(where) == jax.tree.structure(state), name
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_sparse_rows_pass_or_are_named(name: str) -> None:
+    params = {"embed": jnp.ones((5, 2)), "bias": jnp.ones(3)}
+    rows = SparseRows(jnp.array([1, 3]), jnp.ones((2, 2)), 5)
+    gradients = {"embed": rows, "bias": jnp.ones(3)}
+    tx = WRAPPERS[name](lazy_adam(0.1))
+    state = tx.init(params)
+    if name.startswith("accumulate") or name in ("master_weights", "stochastic_rounding"):
+        with pytest.raises(TypeError, match=r"takes no SparseRows, .* use lazy_adam for it"):
+            tx.update(gradients, state, params)
+        # As the sentence says: beside it, in a partition.
+        parts = {"table": lazy_adam(0.1), "rest": WRAPPERS[name](adamw(0.1))}
+        tx = optax.partition(parts, {"embed": "table", "bias": "rest"})
+        state = tx.init(params)
+    updates, after = jax.jit(tx.update)(gradients, state, params)
+    assert _types(after) == _types(state)
+    touched = np.asarray(updates["embed"].to_dense()).any(axis=1)
+    np.testing.assert_array_equal(touched, [False, True, False, True, False])
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_wrapper_twice_is_as_once(name: str, params: Any) -> None:
+    """But for the number of micro-batches, and rounding, whose noise is drawn twice."""
+    once, twice = WRAPPERS[name](adamw(0.1)), WRAPPERS[name](WRAPPERS[name](adamw(0.1)))
+    gradients = jax.tree.map(lambda x: 0.1 * x, params)
+    results = []
+    for tx, steps in ((once, 2), (twice, 4 if name == "accumulate" else 2)):
+        carry, step = (params, tx.init(params)), jax.jit(functools.partial(_step, tx))
+        for _ in range(steps):
+            carry = step(carry, gradients)
+        results.append((carry[0], metrics.read(carry[1])))
+    (x, read), (y, again) = results
+    assert set(read) == set(again)
+    if name != "stochastic_rounding":
+        _assert_close(x, y)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_float64(name: str) -> None:
+    """Stays float64, and gradients of float64 leave the state of float32 parameters as it is."""
+    with jax.enable_x64(True):
+        for dtype, gradient_dtype in [("float64", "float64"), ("float32", "float64"),
+                                      ("float64", "float32"), ("bfloat16", "float64")]:  # fmt: skip
+            params = {"x": jnp.ones(3, dtype)}
+            tx = WRAPPERS[name](adamw(0.1))
+            state = tx.init(params)
+            gradients = {"x": jnp.ones(3, gradient_dtype)}
+            updates, after = jax.eval_shape(tx.update, gradients, state, params)
+            assert _types(after) == _types(state)
+            moved = jax.eval_shape(optax.apply_updates, params, updates)
+            assert moved["x"].dtype == dtype
