@@ -397,7 +397,7 @@ class _MappedStep(DataParallelStep):
         # Made to vary by type: the gradient of a replicated value would be summed over devices
         # already, and the sum that follows count it once a device.
         sums, aux = self._accumulated(self._apart(params), batch)
-        sums = jax.tree.map(lambda x: jax.lax.psum(x, self._batch_axis), sums)
+        sums = jax.tree.map(lambda x: jax.lax.psum(wide(x), self._batch_axis), sums)
         scalar = int(self._micro_batches > 1)  # which then are a new first axis
         averaged = jax.tree.map(
             lambda x: jax.lax.pmean(x, self._batch_axis) if jnp.ndim(x) == scalar else x, aux

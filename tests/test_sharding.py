@@ -539,6 +539,26 @@ def test_a_checkpoint_is_the_same_in_every_mode(
     assert float(loss) == float(same_loss)
 
 
+def test_low_precision_gradients_are_added_in_float32(batches: list[Any]) -> None:
+    """As they are under micro-batches: seven halves of a last digit of bfloat16 beside a one."""
+    small = np.full((8, 1), 2.0**-9, np.float32)
+    small[0] = 1
+    step = sharding.data_parallel(
+        lambda params, batch: jnp.sum(params["w"] * batch["x"].astype("bfloat16")),
+        optax.GradientTransformation(lambda params: (), lambda g, s, p: (g, s)),
+        mesh=_mesh(8),
+        mode="shard_map",
+    )
+    params, state = step.init({"w": jnp.zeros((), "bfloat16")})
+    lowered = step.lower(params, {"x": small}).as_text()
+    (reduced,) = re.findall(r"all_reduce.*?\(tensor<(\w+)>\) -> tensor<\w+>", lowered, re.DOTALL)[
+        :1
+    ]
+    assert reduced == "f32"
+    moved, _, _ = step(params, state, {"x": small})
+    np.testing.assert_array_equal(moved["w"], jnp.bfloat16((1 + 7 * 2.0**-9) / 8))
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"zero1": "data"}, {"param_shardings": FSDP}, {"mode": "shard_map"}],
