@@ -184,7 +184,10 @@ ARGUMENTS = {
     "clip_by_global_norm": (1.0,),
     "scale_by_learning_rate": (0.1,),
 }
-PIECES = [name for name in transforms.__all__ if name[0].islower()]
+# A chain is no piece: those in it speak for themselves.
+PIECES = [
+    name for name in transforms.__all__ if name[0].islower() and not name.startswith("chain_")
+]
 TAKE_ROWS = ("clip_by_global_norm", "scale_by_lazy_adam", "scale_by_learning_rate")
 NEED_PARAMETERS = ("add_decayed_weights", "scale_by_lars_trust_ratio", "scale_by_trust_ratio")
 

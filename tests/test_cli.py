@@ -18,6 +18,8 @@ from optim_zoo import catalogue, cli, recorded, verify
 from optim_zoo.train import loop
 from tests.train.small_text import write_random_text
 
+pytestmark = pytest.mark.xdist_group("command line")  # whose fixtures are runs, made once
+
 TINY = """
 [data]
 text = "{folder}/*.txt"

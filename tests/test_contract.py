@@ -74,8 +74,15 @@ PLAIN: dict[str, Make] = dict(CONSTRUCTORS)
 FULL: dict[str, Make] = {f"{name}-full": _with_options(f) for name, f in CONSTRUCTORS.items()}
 WITH_OPTIONS = {k: f for k, f in FULL.items() if f.keywords}  # type: ignore[attr-defined]
 every = pytest.mark.parametrize(
-    "make", [*PLAIN.values(), *WITH_OPTIONS.values()], ids=[*PLAIN, *WITH_OPTIONS]
-)
+    "make",
+    [
+        *FULL.values(),
+        # With options every path through the code is taken; without, some of them again.
+        *(pytest.param(f, marks=pytest.mark.slow) for k, f in PLAIN.items()
+          if f"{k}-full" in WITH_OPTIONS),
+    ],
+    ids=[*FULL, *(k for k in PLAIN if f"{k}-full" in WITH_OPTIONS)],
+)  # fmt: skip
 plain = pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
 full = pytest.mark.parametrize("make", FULL.values(), ids=FULL)
 

@@ -9,6 +9,8 @@ import pytest
 
 from optim_zoo import adamw, guards, lamb, metrics, sgd
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 # With a negative zero, which x + 0.0 would change.
 PARAMS = {"a": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array([-0.0, 0.0, 1.0])}
 GRADS = {"a": jnp.array([[0.1, -0.2], [0.3, 0.4]]), "b": jnp.array([0.1, 0.2, -0.3])}

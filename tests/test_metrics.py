@@ -20,6 +20,8 @@ from optim_zoo import (
 )
 from optim_zoo.rows import SparseRows
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 PARAMS = {"stack": jnp.ones((2, 3)), "head": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.ones(2)}}
 GRADS = jax.tree.map(lambda x: 2 * x, PARAMS)
 

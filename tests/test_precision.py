@@ -15,6 +15,8 @@ from optim_zoo.precision import (
     store_state,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 low_precision = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 
 

@@ -14,6 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import optim_zoo
 from optim_zoo import SparseRows, lazy_adam, rows
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 NUM_ROWS = 6
 IDS = np.array([4, 1, 6, 1, 0], np.int32)  # 1 twice, padding in the middle
 Loss = Callable[..., Any]

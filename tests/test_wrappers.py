@@ -17,6 +17,8 @@ from optim_zoo import accumulation, adamw, guards, lamb, lazy_adam, metrics, pre
 from optim_zoo.rows import SparseRows
 from tests.test_contract import CONSTRUCTORS
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 Wrap = Callable[[optax.GradientTransformation], optax.GradientTransformationExtraArgs]
 
 

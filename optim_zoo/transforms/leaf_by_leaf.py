@@ -23,11 +23,16 @@ def chain_leaf_by_leaf(*pieces: optax.GradientTransformation) -> optax.GradientT
     devices that wait for one another cannot be joined. Numbers and state are always the chain's.
 
     Args:
-      pieces: of this library, one of them with a `ScaleByTrustRatioState`. Those up to it treat
-        every leaf alone; their state is one value for all leaves, a tree like the parameters, or
-        a dict from the paths of leaves. What sees several leaves at once, such as clipping by the
-        global norm, belongs in front of this chain.
+      pieces: of this library, one of them with a `ScaleByTrustRatioState`, or this is
+        ``optax.chain``. Those up to it treat every leaf alone; their state is one value for all
+        leaves, a tree like the parameters, or a dict from the paths of leaves. What sees several
+        leaves at once, such as clipping by the global norm, belongs in front of this chain.
+
+    Raises:
+      ValueError: there is no piece.
     """
+    if not pieces:
+        raise ValueError("chain_leaf_by_leaf needs pieces, got none")
     chain = optax.chain(*pieces)
 
     def update(
@@ -35,9 +40,11 @@ def chain_leaf_by_leaf(*pieces: optax.GradientTransformation) -> optax.GradientT
     ) -> tuple[Tree, tuple[Any, ...]]:
         structure: Any = jax.tree.structure(updates, is_leaf=rows.is_sparse)
         alike = structure == jax.tree.structure(params)  # else the first piece says what is wrong
-        if jax.device_count() > 1 or structure.num_leaves < 2 or not alike:
+        adapts = [isinstance(piece, ScaleByTrustRatioState) for piece in state]
+        in_order = alike and structure.num_leaves > 1 and any(adapts)
+        if not in_order or jax.device_count() > 1:
             return chain.update(updates, state, params)
-        end = 1 + [isinstance(piece, ScaleByTrustRatioState) for piece in state].index(True)
+        end = 1 + adapts.index(True)
         in_line, rest = optax.chain(*pieces[:end]), optax.chain(*pieces[end:])
         paths = leaf_paths(params)
         leaves = zip(

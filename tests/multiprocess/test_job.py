@@ -524,6 +524,7 @@ jax.distributed.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_a_step_spans_processes_in_every_layout() -> None:
     address = f"127.0.0.1:{free_port()}"
     with Group([["-c", STEPS, address, str(i)] for i in range(2)], devices=2) as group:

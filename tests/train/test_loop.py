@@ -460,6 +460,7 @@ def assert_close(folder: Path, expected: Path) -> None:
             np.testing.assert_allclose(line[key], other[key], rtol=1e-4, err_msg=key)
 
 
+@pytest.mark.slow
 def test_every_mode_on_eight_devices_is_one_device_and_a_resume_may_change_it(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -591,6 +592,7 @@ def lines_of(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_run_of_one(unbroken: Path, tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     quick = ("train.steps=4", "output.evaluate_every=100", "output.checkpoint_every=100")
@@ -621,7 +623,10 @@ def long_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.xdist_group("long run")  # whose fixture is made once
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_leaves_with_a_sentence(
     number: signal.Signals, tiny: Path, tmp_path: Path, long_run: Path
 ) -> None:
@@ -645,16 +650,18 @@ def test_a_signal_saves_and_leaves_with_a_sentence(
     assert lines(folder) == lines(long_run)
 
 
-def test_five_kills_at_random_moments_change_no_bit(
-    tiny: Path, tmp_path: Path, long_run: Path
+@pytest.mark.xdist_group("long run")
+@pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_no_bit(
+    kills: int, tiny: Path, tmp_path: Path, long_run: Path
 ) -> None:
-    """SIGKILL somewhere in each fifth of the run, every second one while a save is going on."""
+    """SIGKILL in each part of the run, every second one while a save is going on."""
     folder = tmp_path / "run"
     moments = random.Random(1904_00962)
     landed = []
-    for part in range(5):
+    for part in range(kills):
         process = start(tiny, folder, *LONG)
-        line = 80 * part + moments.randrange(10, 70)
+        line = 400 // kills * part + moments.randrange(10, 70)
         wait_for(lambda line=line: lines_of(folder) >= line, process)  # type: ignore[misc]
         if part % 2:
             wait_for(lambda: any((folder / "checkpoints").glob("*tmp*")), process)
@@ -665,7 +672,7 @@ def test_five_kills_at_random_moments_change_no_bit(
         assert code in (0, -signal.SIGKILL), err
         if code == -signal.SIGKILL:
             landed.append(lines_of(folder))
-    assert len(landed) >= 4, landed
+    assert len(landed) >= kills - 1, landed
     assert all(0 < line < 402 for line in landed)
     code, out, err = finish(start(tiny, folder, *LONG))
     assert (code, err) == (0, "")

@@ -219,6 +219,7 @@ def test_zero_weight_gives_zero_loss_not_nan(folder: Path) -> None:
     assert (float(total), float(weight)) == (0, 0)
 
 
+@pytest.mark.slow
 def test_random_numbers_do_not_depend_on_the_default_generator(folder: Path) -> None:
     """TPU users often set another one, whose keys have another size."""
     task = make(folder, "model.dropout=0.5")

@@ -175,6 +175,18 @@ def test_among_several_devices_nothing_waits() -> None:
 
 
 @pytest.mark.usefixtures("one_device")
+def test_without_a_trust_ratio_it_is_the_chain(rng: np.random.Generator) -> None:
+    params = _like(TREES["nested"], rng)
+    pieces = [scale_by_adam(), scale_by_learning_rate(0.1)]
+    trained = _steps(chain_leaf_by_leaf(*pieces), params, [params])
+    jax.tree.map(
+        np.testing.assert_array_equal, trained, _steps(optax.chain(*pieces), params, [params])
+    )
+    with pytest.raises(ValueError, match="chain_leaf_by_leaf needs pieces, got none"):
+        chain_leaf_by_leaf()
+
+
+@pytest.mark.usefixtures("one_device")
 def test_under_shard_map_and_pmap_types_stay() -> None:
     """Of layers that are spread over a mesh axis the ratio varies, and the next leaf does not."""
     mesh = jax.sharding.Mesh(jax.devices()[:1], ("pipe",))
