@@ -98,7 +98,7 @@ def _options(make: Make, **wanted: Any) -> dict[str, Any]:
 
 
 @every
-@settings(max_examples=15)
+@settings(max_examples=8)
 @hypothesis.given(tree=trees("moderate", "zero", "tiny", "large"))
 def test_types_stay_and_nothing_is_shared(make: Make, tree: Any) -> None:
     """Of two steps, the second with a synchronization where the optimizer has one."""
@@ -117,7 +117,7 @@ def test_types_stay_and_nothing_is_shared(make: Make, tree: Any) -> None:
 
 
 @every
-@settings(max_examples=15)
+@settings(max_examples=8)
 @hypothesis.given(tree=trees("moderate", "zero", "tiny"))
 def test_finite_gradients_give_finite_steps(make: Make, tree: Any) -> None:
     tx = make(0.1, **_options(make, sync_period=2, weight_decay=0.01))
@@ -130,7 +130,7 @@ def test_finite_gradients_give_finite_steps(make: Make, tree: Any) -> None:
 
 
 @every
-@settings(max_examples=10)
+@settings(max_examples=6)
 @hypothesis.given(tree=trees("zero"))
 def test_zero_gradients_without_decay_move_nothing(make: Make, tree: Any) -> None:
     tx = make(0.1, **_options(make, sync_period=2, weight_decay=0.0))

@@ -254,7 +254,13 @@ STACKS = {
     "low-precision": ("skip_spikes", "master_weights", "store_state"),
     "rounding": ("stochastic_rounding", "skip_nonfinite"),
 }
-stacks = pytest.mark.parametrize("wrappers", STACKS.values(), ids=STACKS)
+stacks = pytest.mark.parametrize(
+    "wrappers",
+    [
+        pytest.param(stack, id=name, marks=pytest.mark.slow if name == "rounding" else ())
+        for name, stack in STACKS.items()
+    ],
+)
 
 
 def _stack(wrappers: tuple[str, ...]) -> optax.GradientTransformation:
