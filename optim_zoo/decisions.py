@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 
 from optim_zoo import rows
 from optim_zoo.layers import AxisName, assign_axis_names
@@ -63,13 +64,19 @@ def step_if(go: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree) -
       TypeError: the step changes the shape or dtype of its state, as many of optax's
         transformations do on low-precision parameters.
     """
-    updates, after = jax.eval_shape(step)
+    # Traced once, or a step inside several wrappers would be traced twice for each of them.
+    traced, like = jax.make_jaxpr(step, return_shape=True)()
+    updates, after = like
     _check_kept(state, after)
+
+    def made() -> tuple[Tree, Tree]:
+        structure: Any = jax.tree.structure(like)
+        return structure.unflatten(jaxpr_as_fun(traced)())
 
     def no_step() -> tuple[Tree, Tree]:
         return jax.tree.map(_nothing, updates), state
 
-    return jax.lax.cond(go, step, no_step)
+    return jax.lax.cond(go, made, no_step)
 
 
 def _nothing(like: Any) -> jax.Array:

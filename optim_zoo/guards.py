@@ -190,18 +190,8 @@ def check(state: Tree) -> None:
 def _everywhere(value: jax.typing.ArrayLike, axis_name: layers.AxisName) -> jax.Array:
     """The mean of a loss over the devices, where each may have its own."""
     value = wide(value).astype(jnp.float32)
-    axes = tuple(sorted(varying_axes(value) | _all_names(axis_name)))
+    axes = tuple(sorted(varying_axes(value) | layers.all_axis_names(axis_name)))
     return jax.lax.pmean(value, axes) if axes else value
-
-
-def _all_names(axis_name: layers.AxisName) -> set[str]:
-    """Every mesh axis that ``axis_name`` tells of any leaf."""
-    if axis_name is None or isinstance(axis_name, str):
-        return {axis_name} if axis_name else set()
-    told = [name if isinstance(name, str) else name[1] for name in axis_name]
-    return {
-        name for names in told for name in ((names,) if isinstance(names, str) else names or ())
-    }
 
 
 def _no_refusals(most: int) -> Refusals:

@@ -212,6 +212,13 @@ def _confirmed(path: str, x: jax.Array, names: Any) -> tuple[str, ...]:
     return told
 
 
+def all_axis_names(axis_name: AxisName) -> set[str]:
+    """Every mesh axis that ``axis_name`` tells of any leaf."""
+    if _same_for_all(axis_name):
+        return set(_names(axis_name))
+    return {name for _, names in axis_name for name in _names(names)}  # type: ignore
+
+
 def _same_for_all(axis_name: AxisName) -> bool:
     if axis_name is None or isinstance(axis_name, str):
         return True
@@ -292,9 +299,7 @@ def global_norm(tree: Tree, axis_name: AxisName = None) -> jax.Array:
       tree: arrays and `SparseRows`; rows of the same id count as one, their sum.
       axis_name: the mesh axes leaves are cut over, beside those their types tell.
     """
-    arrays = jax.tree.map(
-        lambda x: x.merged().rows if rows.is_sparse(x) else x, tree, is_leaf=rows.is_sparse
-    )
+    arrays = rows.summed(tree)
     axis_names = assign_axis_names(axis_name, arrays)
     squares = jax.tree.map(lambda x, names: squared_norm(x, (), names), arrays, axis_names)
     return jnp.sqrt(sum(jax.tree.leaves(squares), jnp.zeros((), jnp.float32)))

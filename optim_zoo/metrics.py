@@ -101,10 +101,7 @@ def with_metrics(
                     return None
                 return layers.norm(x, (), names).astype(jnp.float32)
 
-            # Rows of the same id count as one, their sum.
-            arrays = jax.tree.map(
-                lambda x: x.merged().rows if rows.is_sparse(x) else x, tree, is_leaf=rows.is_sparse
-            )
+            arrays = rows.summed(tree)
             names = layers.assign_axis_names(axis_name, arrays)
             return by_path(map_with_path(of_leaf, arrays, names))
 

@@ -189,6 +189,11 @@ def on_rows(function: Callable[..., jax.Array], u: Any, *rest: Any) -> Any:
     return u.with_rows(function(u.rows, *rest)) if is_sparse(u) else function(u, *rest)
 
 
+def summed(tree: Tree) -> Tree:
+    """``tree`` with the rows of `SparseRows` in their place, those of the same id added up."""
+    return jax.tree.map(lambda x: x.merged().rows if is_sparse(x) else x, tree, is_leaf=is_sparse)
+
+
 def check_updates(piece: str, updates: Tree, like: Tree, *, sparse: bool = False) -> None:
     """Raises unless ``updates`` is a tree like ``like``, leaf by leaf of the same shape.
 
