@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import layers, ranges, rows
-from optim_zoo.decisions import all_finite, step_if
+from optim_zoo.decisions import LeftOut, Refusals, all_finite, step_if
 from optim_zoo.tree import Tree, check_floating, varying_axes, wide, wide_dtype
 
 
@@ -17,7 +17,8 @@ class AccumulateState(NamedTuple):
 
     micro_batches: jax.Array  # (), int32: seen since the last step
     steps: jax.Array  # (), int32: times that ``every`` micro-batches were seen, saturating
-    skipped: jax.Array  # (), int32: micro-batches left out so far, saturating
+    skipped: LeftOut
+    refusals: Refusals  # times there was nothing to make a step of
     # Sums since the last step, or up to it where no micro-batch has come since.
     weight: jax.Array  # (), float32: of the weights
     sums: Tree  # like the parameters, in float32 or wider: of weight * gradient
@@ -29,6 +30,7 @@ def accumulate(
     every: int | Callable[[jax.Array], jax.typing.ArrayLike],
     *,
     skip_nonfinite: bool = True,
+    max_consecutive: int = 10,
     axis_name: layers.AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Calls ``inner`` once per ``every`` micro-batches, with the weighted mean of their gradients.
@@ -53,18 +55,21 @@ def accumulate(
       inner: any transformation. Extra arguments are those of the last micro-batch.
       every: at least 1; or a schedule: step -> micro-batches, the first step being 0.
       skip_nonfinite: False takes every gradient as it comes, and saves looking at it.
+      max_consecutive: how many times in a row without a step make `guards.check` raise, at least 1.
       axis_name: under ``pmap`` and ``check_vma=False``, the mesh axes over which gradients are
         cut or differ; see `scale_by_trust_ratio`. Axes that types tell are found.
 
     Raises:
-      ValueError: ``every`` is below 1; in ``update``, a gradient has another shape than its
-        parameter, or the weight is not one number, or is known to differ between devices.
+      ValueError: ``every`` or ``max_consecutive`` is below 1; in ``update``, a gradient has another
+        shape than its parameter, the weight or what the schedule gives is not one number, or the
+        weight is known to differ between devices.
       TypeError: a parameter is not floating-point; in ``update``, the inner state changes a shape
         or dtype in a step.
     """
     inner = optax.with_extra_args_support(inner)
     if not callable(every):
         ranges.check_count("every", every, 1)
+    ranges.check_count("max_consecutive", max_consecutive, 1)
     layers.check_axis_name(axis_name)
 
     def init(params: Tree) -> AccumulateState:
@@ -74,7 +79,8 @@ def accumulate(
         return AccumulateState(
             zero,
             jnp.copy(zero),
-            jnp.copy(zero),
+            LeftOut(jnp.copy(zero)),
+            Refusals.none(max_consecutive),
             jnp.zeros((), jnp.float32),
             jax.tree.map(lambda x: jnp.zeros_like(x, dtype=wide_dtype(x)), params),
             inner.init(params),
@@ -109,17 +115,26 @@ def accumulate(
         sums = jax.tree.map(lambda total, g: added(total, w.astype(total.dtype) * g),
                             state.sums, updates)  # fmt: skip
         weights = added(state.weight, w)
-        due = state.micro_batches + 1 >= (every(state.steps) if callable(every) else every)
+        wanted = jnp.asarray(every(state.steps) if callable(every) else every)
+        if wanted.ndim:
+            raise ValueError(f"every must give one number, got an array of shape {wanted.shape}")
+        due, there_is = state.micro_batches + 1 >= wanted, weights > 0
 
         def step() -> tuple[Tree, optax.OptState]:
             mean = jax.tree.map(lambda total: total / weights.astype(total.dtype), sums)
             return inner.update(mean, state.inner, params, **extra)
 
-        updates, inner_state = step_if(due & (weights > 0), step, state.inner)
+        before = state.skipped.micro_batches
+        updates, inner_state = step_if(due & there_is, step, state.inner)
         return updates, AccumulateState(
             jnp.where(due, 0, state.micro_batches + 1),
             jnp.where(due, optax.safe_increment(state.steps), state.steps),
-            jnp.where(taken, state.skipped, optax.safe_increment(state.skipped)),
+            LeftOut(jnp.where(taken, before, optax.safe_increment(before))),
+            jax.tree.map(
+                lambda counted, kept: jnp.where(due, counted, kept),
+                state.refusals.counted(there_is, max_consecutive),
+                state.refusals,
+            ),
             weights,
             sums,
             inner_state,

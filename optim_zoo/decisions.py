@@ -5,10 +5,11 @@ gradient would leave the others waiting in a collective, or hold other parameter
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.extend.core import jaxpr_as_fun
 
 from optim_zoo import rows
@@ -21,13 +22,35 @@ class Refusals(NamedTuple):
 
     total: jax.Array  # (), int32: steps refused, saturating
     in_a_row: jax.Array  # (), int32: up to now; 0 after a step that was made
-    most: jax.Array  # (), int32: in a row, until `check` raises
+    most: jax.Array  # (), int32: in a row, until `check` raises; as the guard was last told
+
+    @classmethod
+    def none(cls, most: int) -> Self:
+        """So far."""
+        return cls(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.asarray(most, jnp.int32))
+
+    def counted(self, go: jax.Array, most: int) -> Self:
+        """After a step that was made where ``go``, and refused elsewhere."""
+        return type(self)(
+            jnp.where(go, self.total, optax.safe_increment(self.total)),
+            jnp.where(go, 0, optax.safe_increment(self.in_a_row)),
+            jnp.full_like(self.most, most),
+        )
 
 
-def all_refusals(state: Tree) -> list[Refusals]:
-    """Of every guard in ``state``."""
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Refusals))
-    return [node for node in nodes if isinstance(node, Refusals)]
+class LeftOut(NamedTuple):
+    """What an accumulation has left out of its means so far."""
+
+    micro_batches: jax.Array  # (), int32, saturating
+
+
+_Kind = TypeVar("_Kind", Refusals, LeftOut)
+
+
+def all_of(kind: type[_Kind], state: Tree) -> list[_Kind]:
+    """Every ``kind`` in ``state``, one of each guard or accumulation."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
+    return [node for node in nodes if isinstance(node, kind)]
 
 
 def all_finite(tree: Tree, axis_name: AxisName = None) -> jax.Array:

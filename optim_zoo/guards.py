@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import layers, ranges
-from optim_zoo.decisions import Refusals, all_finite, all_refusals, step_if
+from optim_zoo.decisions import Refusals, all_finite, all_of, step_if
 from optim_zoo.tree import Tree, varying_axes, wide
 
 
@@ -68,7 +68,7 @@ def skip_nonfinite(
 
     def init(params: Tree) -> SkipNonfiniteState:
         layers.check_axis_matches(axis_name, params)
-        return SkipNonfiniteState(_no_refusals(max_consecutive), inner.init(params))
+        return SkipNonfiniteState(Refusals.none(max_consecutive), inner.init(params))
 
     def update(
         updates: Tree, state: SkipNonfiniteState, params: Tree | None = None, **extra: Any
@@ -79,7 +79,8 @@ def skip_nonfinite(
         updates, inner_state = step_if(
             go, lambda: inner.update(updates, state.inner, params, **extra), state.inner
         )
-        return updates, SkipNonfiniteState(_counted(state.refusals, go), inner_state)
+        refusals = state.refusals.counted(go, max_consecutive)
+        return updates, SkipNonfiniteState(refusals, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -122,7 +123,7 @@ def skip_spikes(
         layers.check_axis_matches(axis_name, params)
         unknown = jnp.full(window, jnp.nan, jnp.float32)
         return SkipSpikesState(
-            _no_refusals(max_consecutive),
+            Refusals.none(max_consecutive),
             jnp.zeros((), jnp.int32),
             unknown,
             jnp.copy(unknown),
@@ -156,7 +157,7 @@ def skip_spikes(
             return jnp.where(go, history.at[at].set(seen), history)
 
         return updates, SkipSpikesState(
-            _counted(state.refusals, go),
+            state.refusals.counted(go, max_consecutive),
             jnp.where(go, optax.safe_increment(state.made), state.made),
             remembered(state.norms, norm),
             remembered(state.values, loss),
@@ -169,13 +170,15 @@ def skip_spikes(
 def check(state: Tree) -> None:
     """Raises where a guard in ``state`` has refused too many steps in a row; called on the host.
 
-    It waits for the step that made ``state``, so call it as often as metrics are logged.
+    Also where `accumulate` could not make so many. It waits for the step that made ``state``, so
+    call it as often as metrics are logged. It knows guards by the types of their states: in
+    dictionaries, which a checkpoint that is read without a tree to restore gives, it finds none.
 
     Raises:
       TooManyRefusals: how many there were, and what to do.
       TypeError: ``state`` is traced.
     """
-    guarded = all_refusals(state)
+    guarded = all_of(Refusals, state)
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(guarded)):
         raise TypeError("guards.check reads numbers: call it outside jit, on the state it returns")
     for refusals in jax.device_get(guarded):
@@ -192,17 +195,3 @@ def _everywhere(value: jax.typing.ArrayLike, axis_name: layers.AxisName) -> jax.
     value = wide(value).astype(jnp.float32)
     axes = tuple(sorted(varying_axes(value) | layers.all_axis_names(axis_name)))
     return jax.lax.pmean(value, axes) if axes else value
-
-
-def _no_refusals(most: int) -> Refusals:
-    return Refusals(
-        jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.asarray(most, jnp.int32)
-    )
-
-
-def _counted(refusals: Refusals, go: jax.Array) -> Refusals:
-    return Refusals(
-        jnp.where(go, refusals.total, optax.safe_increment(refusals.total)),
-        jnp.where(go, 0, optax.safe_increment(refusals.in_a_row)),
-        refusals.most,
-    )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import layers, ranges, rows
-from optim_zoo.decisions import all_refusals
+from optim_zoo.decisions import LeftOut, Refusals, all_of
 from optim_zoo.transforms import (
     ClipByGlobalNormState,
     ScaleByLearningRateState,
@@ -49,7 +49,8 @@ def with_metrics(
     of the gradients where `clip_by_global_norm` stands in front. For other leaves the norms of
     parameters and updates are extra passes over them, as is that of the gradients: with AdamW
     12 bytes a parameter in float32, beside 28 of the step itself. They are made every ``every``
-    updates, in one branch of a ``lax.cond``; between, `read` gives the last ones.
+    updates, in one branch of a ``lax.cond``; between, `read` gives the last ones. It goes inside
+    `accumulate`: outside, an update is a micro-batch, and most of them change nothing.
 
     Args:
       inner: any transformation; its updates and its part of the state are as without this.
@@ -124,9 +125,10 @@ def read(state: Tree) -> dict[str, jax.Array]:
     ``parameter_norm/<path>`` (before the step) and ``update_norm/<path>`` (of the direction the
     ratio scaled), shape ``()``, or ``(layers,)`` where the leaf holds several layers; with
     `with_metrics`, parameter and update norm of the other leaves too, the latter of the whole step.
-    ``skipped_steps``, (), int32, where there is a guard. Nothing is computed: a key is there where
-    a piece of this library kept the value. Works on traced state, so that a jitted step can return
-    it.
+    ``skipped_steps``, (), int32, where there is a guard or an accumulation: steps that were not
+    made, and ``skipped_micro_batches`` that were left out of a mean, up to now. Nothing is
+    computed: a key is there where a piece of this library kept the value. Works on traced state, so
+    that a jitted step can return it.
 
     Raises:
       ValueError: two pieces kept the same value, such as the rates of two groups of parameters.
@@ -160,9 +162,13 @@ def read(state: Tree) -> dict[str, jax.Array]:
                 if isinstance(piece.update_norm, dict):
                     add_leaves("parameter_norm", piece.parameter_norm)
                     add_leaves("update_norm", piece.update_norm)
-    refused = [_array(refusals.total) for refusals in all_refusals(state)]
-    if refused:
-        metrics["skipped_steps"] = sum(refused[1:], refused[0])
+    counted = {
+        "skipped_steps": [refusals.total for refusals in all_of(Refusals, state)],
+        "skipped_micro_batches": [left_out.micro_batches for left_out in all_of(LeftOut, state)],
+    }
+    for name, counts in counted.items():
+        if counts:
+            metrics[name] = sum(map(_array, counts[1:]), _array(counts[0]))
     return metrics
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from optim_zoo import clip_by_global_norm, lamb, metrics, sgd
+from optim_zoo import clip_by_global_norm, guards, lamb, metrics, sgd
 from optim_zoo.accumulation import accumulate
 
 # SGD beside LAMB: a trust ratio would hide a mean of the wrong scale.
@@ -119,7 +119,8 @@ def test_a_micro_batch_that_is_not_finite_is_left_out(
     trained, state = _run(accumulate(make(), 3), params, micro)
     expected, _ = _run(make(), params, [(_mean([a, c], [2.0, 3.0]), {}), (d, {})])
     _assert_close(trained, expected)
-    assert (state.skipped, state.steps) == (1, 2)
+    assert (state.skipped.micro_batches, state.steps) == (1, 2)
+    assert metrics.read(state)["skipped_micro_batches"] == 1
     # A weight that is not finite is as bad.
     weighed, _ = _run(
         accumulate(make(), 3), params, [(a, weights[0]), (b, {"weight": bad}), (c, weights[2])]
@@ -136,7 +137,18 @@ def test_without_a_finite_micro_batch_there_is_no_step(
     trained, state = _run(accumulate(make(), 2), params, [(broken, {})] * 2 + [(good, {})] * 2)
     expected, inner = _run(make(), params, [(good, {})])
     _assert_close((trained, state.inner), (expected, inner))
-    assert (state.skipped, state.steps, state.micro_batches) == (2, 2, 0)
+    assert (state.skipped.micro_batches, state.steps, state.micro_batches) == (2, 2, 0)
+    assert metrics.read(state)["skipped_steps"] == 1
+
+
+def test_too_many_times_without_a_step_are_told(params: Any) -> None:
+    """A guard inside sees none of them."""
+    broken = (jax.tree.map(lambda x: x * jnp.nan, params), {})
+    tx = accumulate(guards.skip_nonfinite(sgd(0.1)), 2, max_consecutive=2)
+    guards.check(_run(tx, params, [broken] * 3)[1])
+    guards.check(_run(tx, params, [broken] * 2 + [(params, {})] * 2 + [broken] * 2)[1])
+    with pytest.raises(guards.TooManyRefusals, match="2 steps in a row"):
+        guards.check(_run(tx, params, [broken] * 4)[1])
 
 
 def test_no_weight_is_no_step(rng: np.random.Generator, params: Any) -> None:
@@ -286,6 +298,11 @@ def test_errors(params: Any) -> None:
     with pytest.raises(ValueError, match=r"weight must be one number, got .* shape \(1,\)"):
         one = accumulate(sgd(0.1), 2)
         one.update(params, one.init(params), params, weight=jnp.ones(1))
+    with pytest.raises(ValueError, match=r"every must give one number, got .* shape \(1,\)"):
+        odd = accumulate(sgd(0.1), lambda step: jnp.ones(1, int))
+        odd.update(params, odd.init(params), params)
+    with pytest.raises(ValueError, match="max_consecutive must be >= 1, got 0"):
+        accumulate(sgd(0.1), 2, max_consecutive=0)
     with pytest.raises(ValueError, match="every must be >= 1, got 0"):
         accumulate(sgd(0.1), 0)
     with pytest.raises(TypeError, match="every must be a whole number"):

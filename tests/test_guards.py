@@ -85,6 +85,11 @@ def test_check_raises_after_so_many_in_a_row(wrap: Wrap) -> None:
     guards.check(optax.sgd(0.1).init(PARAMS))  # no guard, nothing to check
     with pytest.raises(guards.TooManyRefusals, match=r"2 steps in a row .* \(3 in all\): go back"):
         guards.check((_run(tx, [bad, good, bad, bad])[1],))
+    # A run that goes on with another limit has that one.
+    state = _run(wrap(sgd(0.1), max_consecutive=9), [bad, bad])[1]
+    guards.check(tx.update(GRADS, state, PARAMS)[1])
+    with pytest.raises(guards.TooManyRefusals, match="3 steps in a row"):
+        guards.check(tx.update(NAN, state, PARAMS)[1])
 
 
 def _level(scale: float, value: float | None = None) -> tuple[Any, dict[str, Any]]:
