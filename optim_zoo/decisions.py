@@ -75,7 +75,7 @@ def all_finite(tree: Tree, axis_name: AxisName = None) -> jax.Array:
 
 
 def step_if(go: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree) -> tuple[Tree, Tree]:
-    """``step()`` where ``go``, else updates that change nothing and ``state`` as it was.
+    """``step()`` where ``go``, else updates that change nothing and ``state`` as it was; a branch.
 
     What changes nothing is -0.0, not 0.0: x - 0.0 is x to the last bit, where -0.0 + 0.0 is 0.0.
 
@@ -96,16 +96,38 @@ def step_if(go: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree) -
         structure: Any = jax.tree.structure(like)
         return structure.unflatten(jaxpr_as_fun(traced)())
 
-    def no_step() -> tuple[Tree, Tree]:
-        return jax.tree.map(_nothing, updates), state
-
-    return jax.lax.cond(go, made, no_step)
+    return jax.lax.cond(go, made, lambda: (_nothing(updates), state))
 
 
-def _nothing(like: Any) -> jax.Array:
-    if jnp.issubdtype(like.dtype, jnp.floating):
-        return jnp.full_like(like, -0.0)
-    return jnp.zeros_like(like)  # the ids of SparseRows, whose zero is padding
+def choose_step(
+    go: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree
+) -> tuple[Tree, Tree]:
+    """As `step_if`, but the step is computed in any case, and then chosen entry by entry.
+
+    For steps that are nearly always made: what is chosen is written by the kernels that compute it,
+    where a branch would cut the clipping before it and the addition after it off from the step. A
+    step of TPU's LAMB so moves 12 arrays of each leaf, and in a branch 15. An accumulation in
+    ``state`` has branches of its own, and choosing would copy what they leave in place: so there
+    it is a branch.
+    """
+    if all_of(LeftOut, state):
+        return step_if(go, step, state)
+    updates, after = step()
+    _check_kept(state, after)
+    return jax.tree.map(
+        lambda new, old: jnp.where(go, new, old), (updates, after), (_nothing(updates), state)
+    )
+
+
+def _nothing(updates: Tree) -> Tree:
+    """Updates like these that change nothing."""
+
+    def nothing(like: Any) -> jax.Array:
+        if jnp.issubdtype(like.dtype, jnp.floating):
+            return jnp.full_like(like, -0.0)
+        return jnp.zeros_like(like)  # the ids of SparseRows, whose zero is padding
+
+    return jax.tree.map(nothing, updates)
 
 
 def _check_kept(before: Tree, after: Tree) -> None:
@@ -113,11 +135,11 @@ def _check_kept(before: Tree, after: Tree) -> None:
     if structure != jax.tree.structure(after):
         raise TypeError("the inner transformation must keep the structure of its state in a step")
     changed = [
-        f"{path or 'state'} from {jnp.result_type(x)}{jnp.shape(x)} to {y.dtype}{y.shape}"
+        f"{path or 'state'} from {_kind(x)} to {_kind(y)}"
         for path, x, y in zip(
             leaf_paths(before), jax.tree.leaves(before), jax.tree.leaves(after), strict=True
         )
-        if (jnp.result_type(x), jnp.shape(x)) != (y.dtype, y.shape)
+        if _kind(x) != _kind(y)
     ]
     if changed:
         raise TypeError(
@@ -125,3 +147,7 @@ def _check_kept(before: Tree, after: Tree) -> None:
             f"it changes {', '.join(changed[:3])}: put precision.master_weights around it, or take "
             f"one whose state is float32"
         )
+
+
+def _kind(x: Any) -> str:
+    return f"{jnp.result_type(x)}{jnp.shape(x)}"

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import layers, ranges
-from optim_zoo.decisions import Refusals, all_finite, all_of, step_if
+from optim_zoo.decisions import Refusals, all_finite, all_of, choose_step
 from optim_zoo.tree import Tree, varying_axes, wide
 
 
@@ -53,7 +53,8 @@ def skip_nonfinite(
     there are, and devices decide together.
 
     Args:
-      inner: any transformation; it is called in one branch of a ``lax.cond``.
+      inner: any transformation; it is computed in any case, and a refused step not taken. Around
+        `accumulate` it stands in one branch of a ``lax.cond``.
       max_consecutive: how many refusals in a row make `check` raise, at least 1.
       axis_name: under ``pmap`` and ``check_vma=False``, the mesh axes over which gradients are
         cut or differ; see `scale_by_trust_ratio`. Axes that types tell are found.
@@ -76,7 +77,7 @@ def skip_nonfinite(
         go = all_finite(updates, axis_name)
         if extra.get("value") is not None:
             go &= all_finite(_everywhere(extra["value"], axis_name))
-        updates, inner_state = step_if(
+        updates, inner_state = choose_step(
             go, lambda: inner.update(updates, state.inner, params, **extra), state.inner
         )
         refusals = state.refusals.counted(go, max_consecutive)
@@ -148,7 +149,7 @@ def skip_spikes(
         go = norm <= jnp.minimum(most_norm, largest)
         if value is not None:
             go &= loss <= most_loss
-        updates, inner_state = step_if(
+        updates, inner_state = choose_step(
             go, lambda: inner.update(updates, state.inner, params, **extra), state.inner
         )
         at = state.made % window
