@@ -16,6 +16,7 @@ from optim_zoo import (
     registry,
     rows,
     rules,
+    saved_state,
     schedules,
     sharding,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "rmsprop",
     "rows",
     "rules",
+    "saved_state",
     "scale_by_adadelta",
     "scale_by_adagrad",
     "scale_by_adam",

@@ -9,7 +9,7 @@ import optim_zoo
 
 ROWS = (
     ("tree", "ranges"),
-    ("rules", "schedules"),
+    ("rules", "schedules", "saved_state"),
     ("rows",),
     ("layers",),
     ("decisions",),

@@ -1,11 +1,13 @@
-"""Checkpoints: bit for bit, the last few, damaged or foreign ones refused, donation survived."""
+"""Checkpoints: bit for bit, the last few, foreign ones refused, damaged ones left behind."""
 
 import functools
 import gc
 import hashlib
+import json
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optim_zoo
-from optim_zoo.train.checkpoints import Checkpoints
+from optim_zoo.precision import StochasticRoundingState
+from optim_zoo.train import checkpoints as checkpoints_module
+from optim_zoo.train.checkpoints import Checkpoints, Restored
 from optim_zoo.train.errors import UserError
 from optim_zoo.tree import Tree
 
@@ -28,14 +33,15 @@ pytestmark = [
 INFO = {"machine": {"cores": "2"}, "identity": {"text": "abc"}}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _collected() -> Iterator[None]:
-    """What Orbax left behind is reported here, not in some later test."""
+    """What Orbax left behind is reported here, not in some later module."""
     yield
     gc.collect()
 
 
-def parameters(size: int = 6, seed: int = 0) -> Tree:
+def parameters(size: int = 16, seed: int = 0) -> Tree:
+    """Large enough for files of numbers alone: those of small arrays stand in the index."""
     rng = np.random.default_rng(seed)
     shapes = {
         "encoder": {"layers": {"kernel": (3, size, size), "bias": (3, size)}},
@@ -89,9 +95,22 @@ def train(params: Tree, state: Tree, first: int, steps: int) -> tuple[Tree, Tree
     return params, state
 
 
-def begun(size: int = 6) -> tuple[Tree, Tree]:
+def begun(size: int = 16) -> tuple[Tree, Tree]:
     params = parameters(size)
     return train(params, optimizer().init(params), 0, 4)
+
+
+@functools.cache
+def fresh() -> tuple[Tree, Tree]:
+    """What a run that goes on begins with: other numbers of the same shapes."""
+    params = parameters(seed=9)
+    return params, optimizer().init(params)
+
+
+@functools.cache
+def expected(step: int) -> tuple[Tree, Tree]:
+    """The numbers of steps 4 and 6, on the host."""
+    return on_host(*train(*begun(), 4, step - 4))
 
 
 def on_host(*trees: Tree) -> Tree:
@@ -119,14 +138,11 @@ def test_what_is_restored_is_what_was_saved_bit_for_bit(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, 3) as checkpoints:
         assert checkpoints.last_step is None
         checkpoints.save(4, params, state, INFO)
-    fresh = parameters(seed=9)
     with Checkpoints(tmp_path, 3) as checkpoints:
         assert checkpoints.last_step == 4
-        assert checkpoints.info() == INFO
-        step, *restored = checkpoints.restore(fresh, optimizer().init(fresh))
-    assert step == 4
-    assert_same_bits(tuple(restored), saved)
-    assert jax.tree.structure(restored[1]) == jax.tree.structure(state)
+        restored = checkpoints.restore(*fresh())
+    assert (restored.step, restored.info, restored.notes) == (4, INFO, [])
+    assert_same_bits((restored.params, restored.state), saved)
 
 
 def test_awkward_numbers_keep_their_bits(tmp_path: Path) -> None:
@@ -140,8 +156,63 @@ def test_awkward_numbers_keep_their_bits(tmp_path: Path) -> None:
         checkpoints.save(1, params, state, INFO)
         checkpoints.wait()
         zeros = jax.tree.map(jnp.zeros_like, (params, state))
-        _, *restored = checkpoints.restore(*zeros)
-    assert_same_bits(tuple(restored), on_host(params, state))
+        restored = checkpoints.restore(*zeros)
+    assert_same_bits((restored.params, restored.state), on_host(params, state))
+
+
+def test_keys_low_precision_and_gaps_keep_bits_and_sharding(tmp_path: Path) -> None:
+    """Of two parameters only the one in bfloat16 has a master; both states lie on eight devices."""
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    cut, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    tx = optim_zoo.precision.master_weights(optim_zoo.adam(0.1))
+
+    def made(scale: float, seed: int) -> tuple[Tree, Tree]:
+        numbers = np.arange(24.0).reshape(8, 3) * scale
+        params = {"narrow": jnp.asarray(numbers, jnp.bfloat16), "wide": jnp.asarray(numbers)}
+        key = jax.device_put(jax.random.key(seed, impl="rbg"), whole)
+        state = jax.device_put(tx.init(params), jax.tree.map(
+            lambda x: cut if x.ndim else whole, tx.init(params)))  # fmt: skip
+        return jax.device_put(params, cut), StochasticRoundingState(key, state)
+
+    saved, like = made(1 / 7, 5), made(0.0, 6)
+    with Checkpoints(tmp_path, 1) as checkpoints:
+        checkpoints.save(1, *saved, INFO)
+    with Checkpoints(tmp_path, 1) as checkpoints:
+        restored = checkpoints.restore(*like)
+    assert (restored.step, restored.notes) == (1, [])
+    back = (restored.params, restored.state)
+    assert jax.tree.structure(back) == jax.tree.structure(saved)
+    assert isinstance(restored.state.inner.master["wide"], optax.MaskedNode)
+    for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(saved), strict=True):
+        assert (x.dtype, x.sharding) == (y.dtype, y.sharding)
+    assert restored.state.key.dtype == saved[1].key.dtype
+    assert_same_bits(words(back), words(saved))
+
+
+def words(tree: Tree) -> Tree:
+    """Keys as the numbers they are made of."""
+
+    def of_leaf(x: jax.Array) -> jax.Array:
+        return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+    return jax.tree.map(of_leaf, tree)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
+def test_a_checksum_sees_every_bit_and_not_the_sharding(dtype: str) -> None:
+    x = np.random.default_rng(0).integers(0, 2, (8, 6)).astype(jnp.dtype(dtype))
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
+    placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec("a", "b")))
+    seen = [int(checkpoints_module._checksum(x))]
+    assert int(checkpoints_module._checksum(placed)) == seen[0]
+    for position in [(0, 0), (3, 5), (7, 5)]:
+        for bit in range(1 if dtype == "bool" else x.dtype.itemsize * 8):
+            other = x.copy()
+            bits = other.view(f"uint{x.dtype.itemsize * 8}")
+            bits[position] ^= bits.dtype.type(1 << bit)
+            seen.append(int(checkpoints_module._checksum(other)))
+    seen.append(int(checkpoints_module._checksum(x[::-1])))
+    assert len(set(seen)) == len(seen)
 
 
 def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
@@ -150,8 +221,7 @@ def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, 1) as checkpoints:
         checkpoints.save(4, *begun(), INFO)
         checkpoints.wait()
-        fresh = parameters(seed=9)
-        _, params, state = checkpoints.restore(fresh, optimizer().init(fresh))
+        _, params, state, *_ = checkpoints.restore(*fresh())
     assert_same_bits(on_host(*train(params, state, 4, 4)), unbroken)
 
 
@@ -170,8 +240,8 @@ def test_steps_that_donate_their_buffers_do_not_reach_what_is_being_saved(tmp_pa
     for step, saved in sorted(expected.items(), reverse=True):
         with Checkpoints(tmp_path, 10) as checkpoints:
             assert checkpoints.last_step == step
-            _, *restored = checkpoints.restore(params, state)
-        assert_same_bits(tuple(restored), saved)
+            restored = checkpoints.restore(params, state)
+        assert_same_bits((restored.params, restored.state), saved)
         shutil.rmtree(tmp_path / "checkpoints" / str(step))
 
 
@@ -197,35 +267,73 @@ def test_a_step_is_saved_once(tmp_path: Path) -> None:
 
 def foreign(name: str) -> tuple[Tree, Tree]:
     if name == "another size":
-        params = parameters(size=7)
+        params = parameters(size=17)
         return params, optimizer().init(params)
     params = parameters()
     if name == "another optimizer":
         return params, optimizer("adamw").init(params)
-    params["more"] = jnp.zeros(3)
+    if name == "another dtype":
+        params["LayerNorm"] = optax.tree.cast(params["LayerNorm"], jnp.bfloat16)
+    else:
+        params["more"] = jnp.zeros(3)
     return params, optimizer().init(params)
 
 
-@pytest.mark.parametrize("name", ["another size", "another optimizer", "another leaf"])
-def test_another_model_or_optimizer_is_refused_and_nothing_is_touched(
-    name: str, tmp_path: Path
+FOREIGN = {
+    "another size": "params/LayerNorm/scale was float32(16,) and is float32(17,); ",
+    "another optimizer": '"encoder/layers/kernel" is only in the checkpoint; ',
+    "another leaf": "(params/more is missing in the checkpoint; ",
+    "another dtype": "(params/LayerNorm/scale was float32(16,) and is bfloat16(16,)",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_another_model_or_optimizer_is_told_path_by_path_and_nothing_is_touched(
+    name: str, whole: Path
 ) -> None:
-    with Checkpoints(tmp_path, 2) as checkpoints:
-        checkpoints.save(4, *begun(), INFO)
-    before = digests(tmp_path)
-    with pytest.raises(UserError) as caught, Checkpoints(tmp_path, 2) as checkpoints:
+    before = digests(whole)
+    with pytest.raises(UserError) as caught, Checkpoints(whole, 2) as checkpoints:
         checkpoints.restore(*foreign(name))
     said = str(caught.value)
     assert "\n" not in said
-    assert str(tmp_path / "checkpoints" / "4") in said
-    assert "another model or optimizer" in said
-    assert said.endswith("remove it to start anew")
-    assert digests(tmp_path) == before
+    assert f"{whole / 'checkpoints' / '6'} is of another model or optimizer: " in said
+    assert FOREIGN[name] in said
+    assert said.endswith(" it was saved with, or choose another folder with run.dir")
+    assert len(said) < 900
+    assert digests(whole) == before
+
+
+def test_what_the_caller_finds_wrong_is_said_before_the_arrays_are_read(whole: Path) -> None:
+    before = digests(whole)
+    seen = []
+
+    def check(step: int, info: Mapping[str, Any]) -> None:
+        seen.append((step, info))
+        raise UserError("another text")
+
+    with (
+        pytest.raises(UserError, match=r"^another text$"),
+        Checkpoints(whole, 2) as checkpoints,
+    ):
+        checkpoints.restore(*foreign("another size"), check=check)
+    assert seen == [(6, INFO)]
+    assert digests(whole) == before
+
+
+def test_a_checkpoint_of_an_earlier_version_is_left_alone(whole: Path, tmp_path: Path) -> None:
+    """Its JSON is what is called info now."""
+    folder = copied(whole, tmp_path)
+    (folder / "checkpoints" / "6" / "info" / "metadata").write_text(json.dumps(INFO))
+    before = digests(folder)
+    with pytest.raises(UserError, match="saved by an earlier version of optim_zoo: ") as caught:
+        read_all(folder)
+    assert str(folder / "checkpoints" / "6") in str(caught.value)
+    assert digests(folder) == before
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with checkpoints of the steps 4 and 6."""
+    """A run folder with checkpoints of the steps 4 and 6; not to be changed."""
     folder = tmp_path_factory.mktemp("whole")
     params, state = begun()
     with Checkpoints(folder, 2) as checkpoints:
@@ -234,22 +342,27 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def copied(whole: Path, parent: Path) -> Path:
+    return shutil.copytree(whole, parent / "run")
+
+
 def kinds(folder: Path) -> list[Path]:
-    """The files of checkpoint 6; of the array files under d/ those with numbers in them."""
+    """The files of checkpoint 6."""
     step = folder / "checkpoints" / "6"
-    files = [path for path in step.rglob("*") if path.is_file() and path.stat().st_size]
-    arrays = [path for path in files if path.parent.name == "d"]
-    largest = sorted(arrays, key=lambda path: path.stat().st_size)[-2:]
-    return [path for path in files if path not in arrays] + largest
+    return [path for path in sorted(step.rglob("*")) if path.is_file() and path.stat().st_size]
+
+
+def read(folder: Path) -> Restored:
+    with Checkpoints(folder, 2) as checkpoints:
+        restored = checkpoints.restore(*fresh())
+        assert checkpoints.last_step == restored.step
+        return restored
 
 
 def read_all(folder: Path) -> tuple[Any, ...]:
-    """What a resume reads, in its order."""
-    fresh = parameters(seed=9)
-    with Checkpoints(folder, 2) as checkpoints:
-        info = checkpoints.info()
-        step, *restored = checkpoints.restore(fresh, optimizer().init(fresh))
-        return info, step, on_host(*restored)
+    """What a resume reads."""
+    restored = read(folder)
+    return restored.info, restored.step, on_host(restored.params, restored.state)
 
 
 def damage(path: Path, how: str) -> None:
@@ -270,44 +383,165 @@ def damage(path: Path, how: str) -> None:
 def test_a_damaged_checkpoint_is_never_read_as_other_numbers(
     how: str, whole: Path, tmp_path: Path
 ) -> None:
-    """Every kind of file: either a sentence, with the folder untouched, or the right numbers.
+    """Every file: the right numbers, or those of the step before and a note.
 
     (Orbax keeps some files, such as the shardings, that a restore can do without.)
     """
-    expected = read_all(whole)
-    refused = []
+    notes = {}
     for number, name in enumerate(path.relative_to(whole) for path in kinds(whole)):
-        folder = tmp_path / str(number)
-        shutil.copytree(whole, folder)
+        folder = copied(whole, tmp_path / str(number))
         damage(folder / name, how)
         before = digests(folder)
-        try:
-            info, step, trees = read_all(folder)
-        except UserError as error:
-            refused.append(str(name))
-            said = str(error)
-            assert "\n" not in said, name
-            assert len(said) < 700, name
-            assert f"cannot read the checkpoint {folder / 'checkpoints' / '6'}" in said, name
-            assert said.endswith("remove it to go on from step 4"), name
+        restored = read(folder)
+        assert restored.info == INFO, name
+        assert_same_bits((restored.params, restored.state), expected(restored.step))
+        if restored.step == 6:
+            assert restored.notes == [], name
+            assert digests(folder) == before, name
         else:
-            assert (info, step) in [(expected[0], 6), (expected[0], 4)], name
-            if step == 6:
-                assert_same_bits(trees, expected[2])
-        assert digests(folder) == before, name
-    largest = str(kinds(whole)[-1].relative_to(whole))
-    assert largest in refused
+            (notes[str(name)],) = restored.notes
+            moved = {
+                path.replace("checkpoints/6/", "damaged/6/"): digest
+                for path, digest in before.items()
+            }
+            assert digests(folder) == moved, name
+    for name, note in notes.items():
+        assert re.fullmatch(
+            r"the checkpoint of step 6 is damaged \(.+\) and was moved to /.+/run/damaged/6; "
+            r"step 4 is gone on from",
+            note,
+        ), name
+        assert len(note) < 700, name
+    assert "checkpoints/6/info/metadata" in notes
+    if how == "flipped":  # in a file that has nothing but numbers, which all can be read
+        assert any("(the numbers of " in note for note in notes.values())
 
 
-def test_after_the_damaged_one_is_removed_the_one_before_is_used(
+def test_after_a_damaged_checkpoint_its_step_is_saved_again(whole: Path, tmp_path: Path) -> None:
+    """Also a second time, and with several damaged ones; the empty folder is one too."""
+    folder = copied(whole, tmp_path)
+    for times, name in enumerate(["6", "6.1", "6.2"], start=1):
+        damage(folder / "checkpoints" / "6" / "info" / "metadata", "emptied")
+        if times == 3:
+            (folder / "checkpoints" / "8").mkdir()
+        with Checkpoints(folder, 2) as checkpoints:
+            step, params, state, _, notes = checkpoints.restore(*fresh())
+            assert (step, checkpoints.last_step) == (4, 4)
+            checkpoints.save(6, *train(params, state, 4, 2), INFO)
+        moved = ["8", name] if times == 3 else [name]
+        assert [re.findall(r"moved to (\S+);", note)[0] for note in notes] == [
+            str(folder / "damaged" / name) for name in moved
+        ]
+        assert len(list((folder / "damaged").iterdir())) == times + (times == 3)
+        _, step, trees = read_all(folder)
+        assert step == 6
+        assert_same_bits(trees, expected(6))
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["4", "6"]
+
+
+@pytest.mark.parametrize("place", ["checksums", "description", "info"])
+def test_one_digit_of_the_description_that_has_changed_is_damage(
+    place: str, whole: Path, tmp_path: Path
+) -> None:
+    """Not another model, although that is what it then says."""
+    folder = copied(whole, tmp_path)
+    path = folder / "checkpoints" / "6" / "info" / "metadata"
+    text = path.read_text()
+    digit = re.compile(r"\d").search(text, text.index(f'"{place}"'))
+    assert digit is not None
+    changed = str((int(digit[0]) + 1) % 10)
+    path.write_text(text[: digit.start()] + changed + text[digit.end() :])
+    restored = read(folder)
+    assert restored.step == 4
+    assert "(what it says of itself has changed since it was saved)" in restored.notes[0]
+
+
+def test_a_key_whose_metadata_is_lost_is_damage(tmp_path: Path) -> None:
+    """Orbax gives its words then, as an array."""
+    tx = optim_zoo.precision.stochastic_rounding(optim_zoo.sgd(0.1), jax.random.key(5))
+    params = {"x": jnp.ones(3, jnp.bfloat16)}
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, params, tx.init(params), INFO)
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "training" / "array_metadatas")
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        restored = checkpoints.restore(params, tx.init(params))
+    assert restored.step == 1
+    assert_same_bits(words(restored.state), words(tx.init(params)))
+
+
+def test_where_all_are_damaged_nothing_is_moved(whole: Path, tmp_path: Path) -> None:
+    folder = copied(whole, tmp_path)
+    damage(folder / "checkpoints" / "6" / "info" / "metadata", "emptied")
+    shutil.rmtree(folder / "checkpoints" / "4" / "training")
+    before = digests(folder)
+    with pytest.raises(UserError) as caught:
+        read_all(folder)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert len(said) < 900
+    assert said.startswith(f"no checkpoint in {folder / 'checkpoints'} can be read (step 6: ")
+    assert "; step 4: " in said
+    assert said.endswith(
+        "), and all are left where they are: move that folder away to start anew by the same "
+        "command, or choose another folder with run.dir"
+    )
+    assert digests(folder) == before
+
+
+def test_a_whole_one_of_another_model_below_a_damaged_one_moves_nothing(
     whole: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
-    shutil.rmtree(folder / "checkpoints" / "6")
-    _, step, trees = read_all(folder)
-    assert step == 4
-    assert_same_bits(trees, on_host(*begun()))
+    folder = copied(whole, tmp_path)
+    damage(folder / "checkpoints" / "6" / "info" / "metadata", "removed")
+    before = digests(folder)
+    with (
+        pytest.raises(UserError, match="4 is of another model or optimizer: "),
+        Checkpoints(folder, 2) as checkpoints,
+    ):
+        checkpoints.restore(*foreign("another optimizer"))
+    assert digests(folder) == before
+
+
+def test_a_damaged_one_that_cannot_be_moved_is_one_sentence(whole: Path, tmp_path: Path) -> None:
+    folder = copied(whole, tmp_path)
+    damage(folder / "checkpoints" / "6" / "info" / "metadata", "emptied")
+    (folder / "damaged").write_text("a file")
+    before = digests(folder)
+    with pytest.raises(UserError) as caught:
+        read_all(folder)
+    assert str(caught.value) == (
+        f"the checkpoint {folder / 'checkpoints' / '6'} is damaged and cannot be moved to "
+        f"{folder / 'damaged'}: File exists; remove it to go on from step 4"
+    )
+    assert digests(folder) == before
+
+
+def test_several_processes_do_not_fall_back(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SeveralProcesses:
+        """JAX for this module alone: Orbax would wait for the others."""
+
+        process_count = staticmethod(lambda: 2)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(jax, name)
+
+    folder = copied(whole, tmp_path)
+    damage(folder / "checkpoints" / "6" / "info" / "metadata", "emptied")
+    before = digests(folder)
+    monkeypatch.setattr(checkpoints_module, "jax", SeveralProcesses())
+    with Checkpoints(folder, 2) as checkpoints:
+        with pytest.raises(UserError) as caught:
+            checkpoints.restore(*fresh())
+        said = str(caught.value)
+    path = folder / "checkpoints" / "6"
+    assert said.startswith(f"cannot read the checkpoint {path}, it is damaged (")
+    assert said.endswith("): remove it to go on from step 4")
+    assert digests(folder) == before
+    shutil.rmtree(path)
+    assert read_all(folder)[1] == 4
 
 
 def test_what_a_killed_save_leaves_behind_is_no_checkpoint(whole: Path, tmp_path: Path) -> None:
