@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import layers, ranges, rows
-from optim_zoo.decisions import LeftOut, Refusals, all_finite, step_if
+from optim_zoo.decisions import LeftOut, Refusals, all_finite, mean_loss, step_if
 from optim_zoo.tree import Tree, check_floating, varying_axes, wide, wide_dtype
 
 
@@ -21,6 +21,7 @@ class AccumulateState(NamedTuple):
     refusals: Refusals  # times there was nothing to make a step of
     # Sums since the last step, or up to it where no micro-batch has come since.
     weight: jax.Array  # (), float32: of the weights
+    value: jax.Array  # (), float32: of weight * value, where a loss is given
     sums: Tree  # like the parameters, in float32 or wider: of weight * gradient
     inner: optax.OptState
 
@@ -41,18 +42,19 @@ def accumulate(
 
     ``update(g, state, params, weight=w)`` takes the mean gradient of a micro-batch and its weight,
     1 unless told: with masked tokens, their number, since a mean of means is not the mean. It is
-    one number, the same on all devices. On the micro-batches between, the updates change nothing,
-    and where the weights add up to 0 or less there is no step.
+    one number, the same on all devices. A loss given as ``value=`` is averaged alike. On the
+    micro-batches between, the updates change nothing, and where the weights add up to 0 or less
+    there is no step.
 
     ``optax.MultiSteps`` calls its inner transformation on every micro-batch, averages without
     weights and in the gradients' dtype, and keeps a NaN for good. Here ``inner`` stands in one
     branch of a ``lax.cond``, sums and what is handed on are float32 or wider, and a micro-batch
-    that is not finite counts towards ``every`` and is left out; if none was finite there is no
-    step. Under ``optax.chain``, what stands inside sees whole batches, what stands outside sees
-    micro-batches.
+    that is not finite, or whose loss is not, counts towards ``every`` and is left out; if none was
+    finite there is no step. Under ``optax.chain``, what stands inside sees whole batches, what
+    stands outside sees micro-batches.
 
     Args:
-      inner: any transformation. Extra arguments are those of the last micro-batch.
+      inner: any transformation. Other extra arguments are those of the last micro-batch.
       every: at least 1; or a schedule: step -> micro-batches, the first step being 0.
       skip_nonfinite: False takes every gradient as it comes, and saves looking at it.
       max_consecutive: how many times in a row without a step make `guards.check` raise, at least 1.
@@ -61,8 +63,8 @@ def accumulate(
 
     Raises:
       ValueError: ``every`` or ``max_consecutive`` is below 1; in ``update``, a gradient has another
-        shape than its parameter, the weight or what the schedule gives is not one number, or the
-        weight is known to differ between devices.
+        shape than its parameter, the weight, the loss or what the schedule gives is not one number,
+        or the weight is known to differ between devices.
       TypeError: a parameter is not floating-point; in ``update``, the inner state changes a shape
         or dtype in a step.
     """
@@ -81,6 +83,7 @@ def accumulate(
             jnp.copy(zero),
             LeftOut(jnp.copy(zero)),
             Refusals.none(max_consecutive),
+            jnp.zeros((), jnp.float32),
             jnp.zeros((), jnp.float32),
             jax.tree.map(lambda x: jnp.zeros_like(x, dtype=wide_dtype(x)), params),
             inner.init(params),
@@ -103,9 +106,11 @@ def accumulate(
                 f"weight varies over the mesh axes {sorted(varying_axes(w))}: add it up over them "
                 f"first (jax.lax.psum)"
             )
+        value = extra.get("value")
+        loss = jnp.zeros((), jnp.float32) if value is None else mean_loss(value, axis_name)
         taken = jnp.bool_(True)
         if skip_nonfinite:
-            taken = all_finite(updates, axis_name) & all_finite(w)
+            taken = all_finite(updates, axis_name) & all_finite((w, loss))
         first = state.micro_batches == 0  # then what is summed so far is of the step before
 
         def added(total: jax.Array, x: jax.Array) -> jax.Array:
@@ -114,7 +119,7 @@ def accumulate(
 
         sums = jax.tree.map(lambda total, g: added(total, w.astype(total.dtype) * g),
                             state.sums, updates)  # fmt: skip
-        weights = added(state.weight, w)
+        weights, losses = added(state.weight, w), added(state.value, w * loss)
         wanted = jnp.asarray(every(state.steps) if callable(every) else every)
         if wanted.ndim:
             raise ValueError(f"every must give one number, got an array of shape {wanted.shape}")
@@ -122,7 +127,8 @@ def accumulate(
 
         def step() -> tuple[Tree, optax.OptState]:
             mean = jax.tree.map(lambda total: total / weights.astype(total.dtype), sums)
-            return inner.update(mean, state.inner, params, **extra)
+            given = {} if value is None else {"value": losses / weights}
+            return inner.update(mean, state.inner, params, **{**extra, **given})
 
         before = state.skipped.micro_batches
         updates, inner_state = step_if(due & there_is, step, state.inner)
@@ -136,6 +142,7 @@ def accumulate(
                 state.refusals,
             ),
             weights,
+            losses,
             sums,
             inner_state,
         )

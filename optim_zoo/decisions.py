@@ -13,8 +13,8 @@ import optax
 from jax.extend.core import jaxpr_as_fun
 
 from optim_zoo import rows
-from optim_zoo.layers import AxisName, assign_axis_names
-from optim_zoo.tree import Tree, leaf_paths, varying_axes
+from optim_zoo.layers import AxisName, all_axis_names, assign_axis_names
+from optim_zoo.tree import Tree, leaf_paths, varying_axes, wide
 
 
 class Refusals(NamedTuple):
@@ -72,6 +72,19 @@ def all_finite(tree: Tree, axis_name: AxisName = None) -> jax.Array:
         broken[axes] = broken.get(axes, 0) + jnp.any(~jnp.isfinite(x)).astype(jnp.int32)
     counts = [jax.lax.psum(count, axes) if axes else count for axes, count in broken.items()]
     return sum(counts, jnp.zeros((), jnp.int32)) == 0
+
+
+def mean_loss(value: jax.typing.ArrayLike, axis_name: AxisName) -> jax.Array:
+    """A loss given as ``value=``, averaged over the devices where each may have its own: float32.
+
+    Raises:
+      ValueError: it is not one number.
+    """
+    value = wide(value).astype(jnp.float32)
+    if value.ndim:
+        raise ValueError(f"value must be one number, got an array of shape {value.shape}")
+    axes = tuple(sorted(varying_axes(value) | all_axis_names(axis_name)))
+    return jax.lax.pmean(value, axes) if axes else value
 
 
 def step_if(go: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree) -> tuple[Tree, Tree]:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import layers, ranges
-from optim_zoo.decisions import Refusals, all_finite, all_of, choose_step
-from optim_zoo.tree import Tree, varying_axes, wide
+from optim_zoo.decisions import Refusals, all_finite, all_of, choose_step, mean_loss
+from optim_zoo.tree import Tree
 
 
 class SkipNonfiniteState(NamedTuple):
@@ -60,7 +60,7 @@ def skip_nonfinite(
         cut or differ; see `scale_by_trust_ratio`. Axes that types tell are found.
 
     Raises:
-      ValueError: ``max_consecutive`` is below 1.
+      ValueError: ``max_consecutive`` is below 1; in ``update``, ``value`` is not one number.
       TypeError: in ``update``, the inner state changes a shape or dtype in a step.
     """
     inner = optax.with_extra_args_support(inner)
@@ -76,7 +76,7 @@ def skip_nonfinite(
     ) -> tuple[Tree, SkipNonfiniteState]:
         go = all_finite(updates, axis_name)
         if extra.get("value") is not None:
-            go &= all_finite(_everywhere(extra["value"], axis_name))
+            go &= all_finite(mean_loss(extra["value"], axis_name))
         updates, inner_state = choose_step(
             go, lambda: inner.update(updates, state.inner, params, **extra), state.inner
         )
@@ -111,7 +111,7 @@ def skip_spikes(
       factor: above 1; so many times the median is refused.
 
     Raises:
-      ValueError: an argument is out of range; in ``update``, ``value`` is not one number.
+      ValueError: an argument is out of range; see `skip_nonfinite`.
       TypeError: see `skip_nonfinite`.
     """
     inner = optax.with_extra_args_support(inner)
@@ -136,9 +136,7 @@ def skip_spikes(
     ) -> tuple[Tree, SkipSpikesState]:
         norm = layers.global_norm(updates, axis_name).astype(jnp.float32)
         value = extra.get("value")
-        loss = jnp.full_like(norm, jnp.nan) if value is None else _everywhere(value, axis_name)
-        if loss.ndim:
-            raise ValueError(f"value must be one number, got an array of shape {loss.shape}")
+        loss = jnp.full_like(norm, jnp.nan) if value is None else mean_loss(value, axis_name)
         warm = state.made >= window
         usual_norm, usual_loss = jnp.nanmedian(state.norms), jnp.nanmedian(state.values)
         largest = jnp.finfo(jnp.float32).max  # so that what is not finite is above it
@@ -189,10 +187,3 @@ def check(state: Tree) -> None:
                 f"{refusals.most.max() - 1} are borne ({refusals.total.max()} in all): go back to "
                 f"a checkpoint, lower the learning rate or warm up for longer"
             )
-
-
-def _everywhere(value: jax.typing.ArrayLike, axis_name: layers.AxisName) -> jax.Array:
-    """The mean of a loss over the devices, where each may have its own."""
-    value = wide(value).astype(jnp.float32)
-    axes = tuple(sorted(varying_axes(value) | layers.all_axis_names(axis_name)))
-    return jax.lax.pmean(value, axes) if axes else value

@@ -274,13 +274,15 @@ class DataParallelStep:
             return self._step(params, state, put(batch, self._rows))
 
     def _update(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
-        loss, gradients, aux = self._loss_and_gradients(params, batch)
-        updates, state = self._tx.update(gradients, state, params, value=loss)
+        loss, weight, gradients, aux = self._loss_and_gradients(params, batch)
+        updates, state = self._tx.update(gradients, state, params, value=loss, weight=weight)
         params = optax.apply_updates(params, updates)
         return (params, state, loss, aux) if self._has_aux else (params, state, loss)
 
-    def _loss_and_gradients(self, params: Tree, batch: Tree) -> tuple[jax.Array, Tree, Tree]:
-        """The mean loss over the global batch, its gradients, and aux."""
+    def _loss_and_gradients(
+        self, params: Tree, batch: Tree
+    ) -> tuple[jax.Array, jax.Array, Tree, Tree]:
+        """The mean loss over the global batch, its weight, its gradients, and aux."""
         sums, aux = self._accumulated(params, batch)
         return *_divided(*sums), aux
 
@@ -320,11 +322,13 @@ class DataParallelStep:
         )
 
 
-def _divided(gradients: Tree, total: jax.Array, weight: jax.Array) -> tuple[jax.Array, Tree]:
-    """The mean loss and its gradients, out of sums."""
+def _divided(
+    gradients: Tree, total: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, jax.Array, Tree]:
+    """The mean loss, its weight and its gradients, out of sums."""
     # No weight at all (a batch without a masked token): no gradient, rather than 0 / 0.
     scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, weight, 1), 0)
-    return total * scale, jax.tree.map(lambda g: wide(g) * scale, gradients)
+    return total * scale, weight, jax.tree.map(lambda g: wide(g) * scale, gradients)
 
 
 class _JitStep(DataParallelStep):
@@ -382,7 +386,9 @@ class _JitStep(DataParallelStep):
             *aux,
         )
 
-    def _loss_and_gradients(self, params: Tree, batch: Tree) -> tuple[jax.Array, Tree, Tree]:
+    def _loss_and_gradients(
+        self, params: Tree, batch: Tree
+    ) -> tuple[jax.Array, jax.Array, Tree, Tree]:
         if self._micro_batches == 1:
             return super()._loss_and_gradients(params, batch)
         # Left to the compiler, gradients would be added over the devices in every micro-batch,
@@ -393,7 +399,9 @@ class _JitStep(DataParallelStep):
 class _MappedStep(DataParallelStep):
     """Every device works on its own rows; sums go over the batch axis, once a step."""
 
-    def _loss_and_gradients(self, params: Tree, batch: Tree) -> tuple[jax.Array, Tree, Tree]:
+    def _loss_and_gradients(
+        self, params: Tree, batch: Tree
+    ) -> tuple[jax.Array, jax.Array, Tree, Tree]:
         # Made to vary by type: the gradient of a replicated value would be summed over devices
         # already, and the sum that follows count it once a device.
         sums, aux = self._accumulated(self._apart(params), batch)
@@ -416,14 +424,14 @@ class _ShardMapStep(_MappedStep):
         params = self._copied(params, self._replicated)
         return params, init(self._tx, params, mesh=self._mesh)
 
-    def gradients(self, params: Tree, batch: Tree) -> tuple[jax.Array, Tree, Tree]:
+    def gradients(self, params: Tree, batch: Tree) -> tuple[jax.Array, jax.Array, Tree, Tree]:
         """`_loss_and_gradients` of global arrays; axes other than the batch's stay as they are."""
         whole, rows = PartitionSpec(), PartitionSpec(self._batch_axis)
         return jax.shard_map(
             self._loss_and_gradients,
             mesh=self._mesh,
             in_specs=(whole, rows),
-            out_specs=(whole, whole, self._aux_specs(params, batch)),
+            out_specs=(whole, whole, whole, self._aux_specs(params, batch)),
             axis_names={self._batch_axis},
         )(params, batch)
 
@@ -557,7 +565,8 @@ def data_parallel(
     """A training step that spreads its batch over ``batch_axis`` of ``mesh``.
 
     The gradient is that of the mean over the global batch, whatever the mode, the devices and the
-    micro-batches it is cut into.
+    micro-batches it is cut into. ``tx`` is handed the loss as ``value=`` and the sum of the weights
+    as ``weight=``, for guards and `accumulate`.
 
     Args:
       loss_fn: ``loss_fn(params, batch)`` returns the mean over its batch, or ``(sum, weight)``

@@ -262,6 +262,25 @@ def test_in_a_scan_around_clipping_with_metrics(rng: np.random.Generator, params
     np.testing.assert_allclose(norms, [0, first, first, second], rtol=1e-6)
 
 
+def test_a_loss_is_averaged_and_one_that_is_not_finite_leaves_its_batch_out(params: Any) -> None:
+    """Else a guard inside would judge a step by the loss of its last micro-batch."""
+    seen = []
+
+    def update(updates: Any, state: Any, params: Any = None, *, value: Any, **_: Any) -> Any:
+        jax.debug.callback(lambda value: seen.append(float(value)), value)
+        return updates, state
+
+    recorder = optax.GradientTransformationExtraArgs(lambda _: (), update)
+    tx = accumulate(guards.skip_nonfinite(recorder), 3)
+    state = tx.init(params)
+    for value, weight in ((1.0, 1.0), (4.0, 3.0), (jnp.inf, 2.0)):
+        updates, state = tx.update(params, state, params, value=value, weight=weight)
+    jax.effects_barrier()
+    assert seen == [3.25]
+    np.testing.assert_allclose(updates["a"], params["a"], rtol=1e-6)
+    assert metrics.read(state) == {"skipped_steps": 0, "skipped_micro_batches": 1}
+
+
 def test_extra_arguments_reach_the_inner_transformation(params: Any) -> None:
     def update(updates: Any, state: Any, params: Any = None, *, value: Any, **_: Any) -> Any:
         return jax.tree.map(lambda g: g * value, updates), state

@@ -356,7 +356,7 @@ def test_a_finished_run_says_so_and_exits_with_zero(
     assert rest == first.stdout.splitlines()[-len(rest) :]
 
 
-def test_a_damaged_checkpoint_is_one_sentence_without_noise(
+def test_a_damaged_checkpoint_is_moved_away_in_one_sentence_without_noise(
     tiny: Path, finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -365,11 +365,15 @@ def test_a_damaged_checkpoint_is_one_sentence_without_noise(
     largest = max(arrays, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:100])
     done = run(tiny, folder)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("optim-zoo: cannot read the checkpoint ")
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.endswith("remove it to go on from step 3\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    note, opening, *rest = done.stdout.splitlines()
+    assert note.startswith("the checkpoint of step 6 is damaged (")
+    assert note.endswith(f"was moved to {folder / 'damaged' / '6'}; step 3 is gone on from")
+    assert opening == f"going on from the checkpoint of step 3 in {folder}"
+    held_out = [line for line in rest if line.startswith("held-out loss")]
+    assert held_out == [
+        line for line in finished[1].stdout.splitlines() if line.startswith("held-out loss")
+    ]
 
 
 def test_a_terminal_gets_a_bar(tiny: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optim_zoo import lamb, lars, metrics, ranger, sharding
+from optim_zoo import accumulation, lamb, lars, metrics, ranger, sharding
 
 # SGD beside LAMB: a trust ratio would hide a gradient of the wrong scale.
 OPTIMIZERS = {
@@ -142,6 +142,17 @@ def test_no_weight_is_no_gradient(
     after, losses = _train(step, params, [nothing])
     jax.tree.map(np.testing.assert_array_equal, after, params)
     assert losses == [0]
+
+
+@every_mode
+def test_steps_of_several_weighted_batches(params: Any, batches: list[Any], mode: str) -> None:
+    """`accumulate` is told what each batch weighs: two halves are the whole."""
+    whole = jax.tree.map(lambda *x: np.concatenate(x), *batches[:2])
+    tx = accumulation.accumulate(lamb(0.1), 2)
+    step = sharding.data_parallel(_weighted_loss, tx, mesh=_mesh(2), mode=mode)
+    actual, _ = _train(step, params, batches[:2])
+    expected, _ = _by_hand(_weighted_loss, lamb(0.1), params, [whole])
+    _assert_same(actual, expected)
 
 
 @every_mode

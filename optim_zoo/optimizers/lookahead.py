@@ -14,7 +14,8 @@ from optim_zoo.tree import Tree, check_floating, map_to_several, wide, wide_dtyp
 class LookaheadState(NamedTuple):
     """State of `lookahead`."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    # (), int32: steps made; beyond what it holds it goes back by whole periods
+    count: jax.Array  # type: ignore[assignment]
     slow: Tree  # like the parameters, in float32 or wider: the slow weights
     inner: Any  # state of the inner optimizer
 
@@ -47,7 +48,9 @@ def lookahead(
     """
     ranges.check_count("sync_period", sync_period, 1)
     ranges.check("slow_step_size", slow_step_size, 0.0, 1.0, open_low=True)
-    return synchronize(inner, lambda t: t % sync_period == 0, lambda t: slow_step_size)
+    return synchronize(
+        inner, lambda t: t % sync_period == 0, lambda t: slow_step_size, period=sync_period
+    )
 
 
 def synchronize(
@@ -55,6 +58,7 @@ def synchronize(
     is_due: Callable[[jax.Array], jax.Array],
     slow_step_size: Callable[[jax.Array], jax.typing.ArrayLike],
     *,
+    period: int | None = None,
     slow_starts_at_zero: bool = False,
     after: Callable[[jax.Array, Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -64,6 +68,7 @@ def synchronize(
       inner: an optimizer.
       is_due: whether to synchronize after step t = 1, 2, ...; () int32 -> () bool.
       slow_step_size: alpha, of step t.
+      period: of ``is_due``, so that it goes on after 2^31 - 1 steps; without, t stays there.
       slow_starts_at_zero: the defect of some of them; else slow starts as the parameters.
       after: (is due, state of inner) -> state of inner.
     """
@@ -85,7 +90,7 @@ def synchronize(
             raise ValueError("lookahead needs the parameters: update(grads, state, params)")
         rows.check_updates("lookahead", updates, params)
         steps, inner_state = inner.update(updates, state.inner, params, **extra_args)
-        t = optax.safe_increment(state.count)
+        t = _next_step(state.count, period)
         alpha = slow_step_size(t)
 
         def synchronized(u: jax.Array, x: jax.Array, slow: jax.Array) -> tuple[jax.Array, ...]:
@@ -105,3 +110,13 @@ def synchronize(
         return steps, LookaheadState(t, slow, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _next_step(count: jax.Array, period: int | None) -> jax.Array:
+    """Count + 1; where that overflows, the number in the second period that is as far in it."""
+    if period is None:
+        return optax.safe_increment(count)
+    last = jnp.iinfo(count.dtype).max
+    # Not the first, whose synchronization may be a special one.
+    back = jnp.maximum(last // period - 1, 1) * period
+    return jnp.where(count < last, count + 1, last - back + 1).astype(count.dtype)

@@ -119,6 +119,57 @@ class SecondStage:
 
 
 @dataclasses.dataclass(frozen=True)
+class Accumulation:
+    """Steps made of several batches, one after another, each in a call of its own."""
+
+    every: int = 1  # batches of train.batch_size that a step takes
+
+    def __post_init__(self) -> None:
+        ranges.check_count("every", self.every, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """In how many bits parameters and the optimizer's state are kept."""
+
+    parameters: str = "float32"  # or "bfloat16"
+    wrapper: str = "master_weights"  # of bfloat16 ones; or "stochastic_rounding", "none"
+    # Fields of the optimizer's state -> "bfloat16" or "float16", such as {nu = "bfloat16"}.
+    state: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ranges.check_choice("parameters", self.parameters, ("float32", "bfloat16"))
+        wrappers = ("master_weights", "stochastic_rounding", "none")
+        ranges.check_choice("wrapper", self.wrapper, wrappers)
+        if not set(self.state.values()) <= {"bfloat16", "float16"}:
+            raise ValueError(
+                f'state must be fields with "bfloat16" or "float16", such as {{mu = "bfloat16"}}, '
+                f"got {self.state}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Guards:
+    """Which steps are refused: parameters and state are as if there had been no such batch."""
+
+    nonfinite: bool = True  # those with a loss or gradient that is not finite
+    spikes: bool = False  # those whose loss or gradient norm jumps up too
+    window: int = 50  # steps a jump is measured by
+    factor: float = 4.0  # times their median is a jump
+    max_consecutive: int = 20  # so many in a row end the run
+
+    def __post_init__(self) -> None:
+        ranges.check_count("window", self.window, 2)
+        ranges.check("factor", self.factor, 1.0, open_low=True, open_high=True)
+        ranges.check_count("max_consecutive", self.max_consecutive, 1)
+        if self.spikes and not self.nonfinite:
+            raise ValueError(
+                "spikes=true refuses what is not finite too, got it with nonfinite=false: leave "
+                "nonfinite out"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class Output:
     """How often what is written; in steps."""
 
@@ -211,6 +262,9 @@ class Config:
     schedule: Choice
     train: Train
     second_stage: SecondStage
+    precision: Precision
+    accumulation: Accumulation
+    guards: Guards
     output: Output
     parallel: Parallel
     distributed: Distributed
@@ -249,9 +303,10 @@ class Config:
 
     def tokens_after(self, steps: int) -> int:
         """Tokens seen after ``steps`` steps, padding and special tokens included."""
+        every = self.accumulation.every
         seen = 0
         for stage in self.stages:
             here = min(steps, stage.steps)
-            seen += here * stage.batch_size * stage.sequence_length
+            seen += here * every * stage.batch_size * stage.sequence_length
             steps -= here
         return seen

@@ -116,12 +116,15 @@ def _build_section(
         return section_type(**arguments)
 
 
-_KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+_KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false",
+          dict: "a table"}  # fmt: skip
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if typing.get_origin(kind) is dict:
+        return {k: _typed(f"{name}.{k}", v, str) for k, v in _typed(name, value, dict).items()}
     if type(value) is not kind:
         raise TypeError(f"{name} must be {_KINDS[kind]}, got {value!r}")
     return value
@@ -193,7 +196,9 @@ def _check_arguments(config: Config, source: Callable[..., str]) -> None:
         with _named(functools.partial(source, section), section):
             optimization.stage_schedule(config, index)
     with _named(functools.partial(source, "optimizer"), "optimizer"):
-        optimization.make_optimizer(config, ())
+        optimizer = optimization.make_optimizer(config, ())
+    with _named(functools.partial(source, "precision"), "precision"):
+        optimization.wrapped(config, optimizer)
 
 
 def to_toml(config: Config) -> str:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from optim_zoo import metrics, sharding
+from optim_zoo import guards, metrics, sharding
 from optim_zoo.train import (
     config_file,
     optimization,
@@ -88,9 +89,13 @@ def _run(job: _Job) -> Mapping[str, str]:
     ):
         start, notes = 0, []
         if checkpoints.last_step is not None:
-            notes = _compare(config, checkpoints.last_step, checkpoints.info(), job.info)
-            start, *training = checkpoints.restore(*job.steps[0].uncopied((params, state)))
-            params, state = job.steps[0].place(*training)
+            found = checkpoints.restore(
+                *job.steps[0].uncopied((params, state)),
+                check=lambda step, before: _check_resumes(config, step, before, job.info),
+            )
+            start = found.step
+            params, state = job.steps[0].place(found.params, found.state)
+            notes = [*found.notes, *_changes(found.info["machine"], job.info["machine"])]
             notes.append(f"going on from the checkpoint of step {start} in {folder}")
         if processes.is_first():
             records.replace_file(folder / "config.toml", config_file.to_toml(config).encode())
@@ -102,9 +107,7 @@ def _run(job: _Job) -> Mapping[str, str]:
                 reporter.say(note)
             course = _Course(job, start, checkpoints, writer, reporter)
             for step in range(start, config.total_steps):
-                stage = config.stage_of(step)
-                batch = job.task.batch(step, config.stages[stage])
-                params, state, loss = job.steps[stage](params, state, batch)
+                params, state, loss = _step(job, step, params, state)
                 signal_number = signals.requested(step + 1)  # once: it may come at any moment
                 course.record(step + 1, params, state, loss, stopping=signal_number is not None)
                 if signal_number is not None and step + 1 < config.total_steps:
@@ -112,6 +115,17 @@ def _run(job: _Job) -> Mapping[str, str]:
                     raise Stopped(signal_number, step + 1, folder)
             checkpoints.wait()
             return course.finish(params)
+
+
+def _step(job: _Job, step: int, params: Tree, state: Tree) -> tuple[Tree, Tree, jax.Array]:
+    """Parameters and state after step number ``step`` (from 0), and the mean of its losses."""
+    stage, every = job.config.stage_of(step), job.config.accumulation.every
+    losses = []
+    for number in range(step * every, (step + 1) * every):
+        batch = job.task.batch(number, job.config.stages[stage])
+        params, state, loss = job.steps[stage](params, state, batch)
+        losses.append(loss)
+    return params, state, losses[0] if every == 1 else jnp.mean(jnp.stack(losses))
 
 
 class _NoWriter:
@@ -158,9 +172,12 @@ class _Course:
         uncopied = self._job.steps[0].uncopied
         if any(due):
             seen = jax.device_get({"loss": loss, **uncopied(metrics.read(state))})
-            self._check_finite({name: seen[name] for name in ("loss", "gradient_norm")}, done)
+            if not self._job.config.guards.nonfinite:  # else such a step was refused
+                self._check_finite({name: seen[name] for name in ("loss", "gradient_norm")}, done)
         if due.log:
             self._log(done, {**seen, "tokens_per_second": self._rate.after(done)})
+        if any(due):
+            self._check_refusals(uncopied(state), done)
         with self._rate.paused():
             if due.evaluate or due.save:
                 params, state = uncopied((params, state))
@@ -204,13 +221,26 @@ class _Course:
     def _check_finite(self, seen: Mapping[str, Any], done: int) -> None:
         for name, value in seen.items():
             if not math.isfinite(value):
-                self._checkpoints.wait()  # for one that is being written
-                saved = saved_steps(self._job.folder)
-                kept = f"step {saved[-1]} is saved" if saved else "no checkpoint was saved"
                 raise UserError(
-                    f"the {name.replace('_', ' ')} is {value} at step {done} ({kept}): lower "
-                    f"schedule.learning_rate or warm up for longer"
+                    f"the {name.replace('_', ' ')} is {value} at step {done} ({self._kept()}): "
+                    f"lower schedule.learning_rate or warm up for longer"
                 )
+
+    def _check_refusals(self, state: Tree, done: int) -> None:
+        try:
+            guards.check(state)
+        except guards.TooManyRefusals as error:
+            sentence = str(error).partition(":")[0]
+            raise UserError(
+                f"up to step {done}, {sentence}; {self._kept()}: lower schedule.learning_rate, "
+                f"warm up for longer, or raise guards.max_consecutive"
+            ) from error
+
+    def _kept(self) -> str:
+        """Which step a new start would go on from."""
+        self._checkpoints.wait()  # for one that is being written
+        saved = saved_steps(self._job.folder)
+        return f"step {saved[-1]} is saved" if saved else "no checkpoint was saved"
 
 
 class _Due(NamedTuple):
@@ -317,17 +347,23 @@ def _cores() -> int | None:
 
 
 def _initial_params(config: Config, task: tasks.Task) -> Tree:
-    return jax.jit(task.init)(jax.random.key(config.run.seed, impl=tasks.KEYS))
+    def init(key: jax.Array) -> Tree:
+        return jax.tree.map(lambda x: x.astype(config.precision.parameters), task.init(key))
+
+    return jax.jit(init)(jax.random.key(config.run.seed, impl=tasks.KEYS))
 
 
 def _make_steps(config: Config, task: tasks.Task, mesh: Mesh) -> list[sharding.DataParallelStep]:
     """The step of each stage; they share the optimizer and its state."""
-    tx = optimization.make_optimizer(config, task.layers)
+    bare = optimization.make_optimizer(config, task.layers)
+    tx = optimization.wrapped(config, bare)
     zero1 = "data" if config.parallel.zero1 else None
-    try:
-        jax.eval_shape(lambda: tx.init(_initial_params(config, task)))
-    except (TypeError, ValueError) as error:  # a path pattern that matches nothing
-        raise UserError(f"[optimizer] {error}") from error
+    # A path pattern that matches nothing, and a field that the state has not.
+    for section, each in (("optimizer", bare), ("precision", tx)):
+        try:
+            jax.eval_shape(lambda each=each: each.init(_initial_params(config, task)))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"[{section}] {error}") from error
     if config.parallel.mode == "pmap" and processes.several():
         raise UserError("parallel.mode=pmap is for one process: take jit or shard_map for several")
     return [
@@ -343,10 +379,10 @@ def _make_steps(config: Config, task: tasks.Task, mesh: Mesh) -> list[sharding.D
     ]
 
 
-def _compare(
+def _check_resumes(
     config: Config, step: int, before: Mapping[str, Any], now: Mapping[str, Any]
-) -> list[str]:
-    """What a resume should say of the machine; raises where the checkpoint is not of this job."""
+) -> None:
+    """Raises `UserError` where a checkpoint, of which ``before`` tells, is not of this job."""
     if step > config.total_steps:
         raise UserError(
             f"the checkpoint is of step {step}, beyond the {config.total_steps} steps of this "
@@ -363,11 +399,15 @@ def _compare(
             f"the {' and '.join(changed)} is not what this checkpoint was trained on: restore it, "
             f"choose another folder with run.dir, or go on by run.accept_changes=true"
         )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What a resume should say of the machine."""
     return [
-        f"note: {name} was {before['machine'].get(name)} and is {value} now, so the last bits may "
-        f"differ from an unbroken run's"
-        for name, value in now["machine"].items()
-        if before["machine"].get(name) != value
+        f"note: {name} was {before.get(name)} and is {value} now, so the last bits may differ from "
+        f"an unbroken run's"
+        for name, value in now.items()
+        if before.get(name) != value
     ]
 
 
@@ -387,9 +427,11 @@ def _evaluation(task: tasks.Task, mesh: Mesh) -> Callable[[Tree], float]:
 
 
 def _figures(seen: Mapping[str, Any]) -> str:
-    rate = seen["tokens_per_second"]
-    return f"loss {seen['loss']:.4f}  learning rate {seen['learning_rate']:.2e}" + (
-        f"  {rate:,.0f} tokens/s" if math.isfinite(rate) else ""
+    rate, skipped = seen["tokens_per_second"], seen.get("skipped_steps", 0)
+    return (
+        f"loss {seen['loss']:.4f}  learning rate {seen['learning_rate']:.2e}"
+        + (f"  {rate:,.0f} tokens/s" if math.isfinite(rate) else "")
+        + (f"  {skipped} skipped" if skipped else "")
     )
 
 

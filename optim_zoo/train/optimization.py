@@ -1,10 +1,20 @@
-"""The schedule and the optimizer that a config names."""
+"""The schedule and the optimizer that a config names, and what stands around the optimizer."""
 
 import inspect
 
+import jax
 import optax
 
-from optim_zoo import clip_by_global_norm, registry, rules, schedules
+from optim_zoo import (
+    accumulation,
+    clip_by_global_norm,
+    guards,
+    metrics,
+    precision,
+    registry,
+    rules,
+    schedules,
+)
 from optim_zoo.train.config import Config
 
 
@@ -46,3 +56,33 @@ def make_optimizer(config: Config, layers: rules.Rules) -> optax.GradientTransfo
         clip_by_global_norm(config.train.clip_norm),
         constructor(make_schedule(config), **choice.arguments, **known),
     )
+
+
+def wrapped(config: Config, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """``tx`` behind the wrappers of [precision], [guards] and [accumulation], the last outermost.
+
+    So a guard sees the mean of the batches of a step, and a refused step moves neither master
+    weights nor the random numbers of rounding.
+    """
+    tx = metrics.with_metrics(tx)
+    if config.precision.state:
+        tx = precision.store_state(tx, config.precision.state, seed=config.run.seed)
+    if config.precision.parameters != "float32":
+        tx = {
+            "master_weights": precision.master_weights,
+            "stochastic_rounding": lambda tx: precision.stochastic_rounding(
+                tx, jax.random.key(config.run.seed)
+            ),
+            "none": lambda tx: tx,
+        }[config.precision.wrapper](tx)
+    told = config.guards
+    if told.spikes:
+        tx = guards.skip_spikes(tx, told.window, told.factor, max_consecutive=told.max_consecutive)
+    elif told.nonfinite:
+        tx = guards.skip_nonfinite(tx, told.max_consecutive)
+    every = config.accumulation.every
+    if every > 1:
+        tx = accumulation.accumulate(
+            tx, every, skip_nonfinite=told.nonfinite, max_consecutive=told.max_consecutive
+        )
+    return tx

@@ -27,14 +27,17 @@ _BLUE, _PALE_BLUE, _VERMILION, _GREY = "#0072B2", "#A6CEE3", "#D55E00", "#555555
 
 CAPTIONS: Mapping[str, str] = {
     "loss.png": "Loss on the training batches and on held-out data. A dashed line is what knowing"
-    " the token frequencies alone gives: below it, the model uses the context.",
+    " the token frequencies alone gives: below it, the model uses the context. Marks at the bottom"
+    " are steps before which something was skipped.",
+    "skipped.png": "Steps that were refused, and micro-batches that were left out, since the start"
+    " of the run.",
     "learning_rate.png": "Learning rate of each step.",
     "gradient_norm.png": "Norm of the whole gradient, on a log scale.",
     "trust_ratio.png": "Trust ratio of every adapted layer: the factor by which the optimizer"
     " scaled its update. Rows are layers, the layers of one stack standing together.",
-    "parameter_norm.png": "Norm of the parameters of every adapted layer, before the step.",
-    "update_norm.png": "Norm of the direction of every adapted layer, before trust ratio and"
-    " learning rate.",
+    "parameter_norm.png": "Norm of the parameters of every layer, before the step.",
+    "update_norm.png": "Norm of the update of every layer. Where there are trust ratios: of the"
+    " adapted layers' directions, before trust ratio and learning rate; else of the whole step.",
 }
 
 
@@ -47,6 +50,7 @@ def write_all(
     """
     draw: dict[str, Callable[[Records, pathlib.Path], Figure | None]] = {
         "loss.png": lambda records, path: loss(records, unigram_loss, path),
+        "skipped.png": skipped,
         "learning_rate.png": learning_rate,
         "gradient_norm.png": gradient_norm,
         "trust_ratio.png": trust_ratio,
@@ -69,11 +73,43 @@ def loss(records: Records, unigram_loss: float | None, path: pathlib.Path) -> Fi
     _raw_and_smoothed(axes, *train, "training")
     if held_out[0].size:
         axes.plot(*held_out, "o-", color=_VERMILION, lw=1, ms=4, label="held-out", zorder=3)
+    marks = _skips(records)
+    if marks.size:
+        bottom = axes.get_xaxis_transform()  # steps across, a share of the height up
+        axes.plot(marks, np.full(marks.shape, 0.02), "|", color=_VERMILION, ms=9, transform=bottom,
+                  label="skipped")  # fmt: skip
     if unigram_loss is not None:
         label = f"token frequencies alone ({unigram_loss:.2f})"
         axes.axhline(unigram_loss, color=_GREY, ls="--", lw=1.2, label=label)
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False, fontsize=9)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=5, frameon=False, fontsize=9)
     return _write(figure, path)
+
+
+_SKIPPED = {"skipped_steps": "steps", "skipped_micro_batches": "micro-batches"}
+
+
+def skipped(records: Records, path: pathlib.Path) -> Figure | None:
+    """Draw how many steps and micro-batches were skipped so far; nothing where none was."""
+    if not _skips(records).size:
+        return None
+    figure, axes = _line_figure("Skipped so far", "count", width=5.6, height=3.2)
+    for (name, label), color in zip(_SKIPPED.items(), (_VERMILION, _BLUE), strict=True):
+        steps, values = _finite(records.train, name)
+        if values.any():
+            axes.step(steps, values, where="post", color=color, lw=1.6, label=label)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    return _write(figure, path)
+
+
+def _skips(records: Records) -> Floats:
+    """The logged steps before which, since the logged step before, something was skipped."""
+    rises = []
+    for name in _SKIPPED:
+        steps, values = _finite(records.train, name)
+        rises.append(steps[np.diff(values, prepend=0) > 0])
+    return np.unique(np.concatenate(rises))
 
 
 def learning_rate(records: Records, path: pathlib.Path) -> Figure | None:
@@ -116,16 +152,27 @@ def parameter_norm(records: Records, path: pathlib.Path) -> Figure | None:
 
 
 def update_norm(records: Records, path: pathlib.Path) -> Figure | None:
-    """Draw the update norm of every layer and step as a heat map."""
-    return _layer_map(records, "update_norm", "Update norm by layer", path)
+    """Draw the update norm of every layer and step as a heat map.
+
+    Where there are trust ratios, of the layers that have one: the norm of the others is that of the
+    whole step, learning rate included, and not to be compared with a direction's.
+    """
+    adapted, _ = records.layers("trust_ratio")
+    return _layer_map(records, "update_norm", "Update norm by layer", path, adapted)
 
 
-def _layer_map(records: Records, quantity: str, title: str, path: pathlib.Path) -> Figure | None:
+def _layer_map(
+    records: Records, quantity: str, title: str, path: pathlib.Path, only: Sequence[str] = ()
+) -> Figure | None:
     """Heat map: a row a layer, a column as wide as the steps it stands for, colour on a log scale.
 
-    What a log scale cannot show, zero and NaN, is grey.
+    What a log scale cannot show, zero and NaN, is grey. `only`, where it names any, is the layers
+    to draw.
     """
     names, values = records.layers(quantity)
+    if only:
+        kept = [i for i, name in enumerate(names) if name in set(only)]
+        names, values = [names[i] for i in kept], values[kept]
     shown = np.ma.masked_where(~(np.isfinite(values) & (values > 0)), values)
     if shown.count() == 0:
         return None

@@ -39,7 +39,8 @@ def scale_by_nadam(
     """
 
     def direction(g: jax.Array, mu: jax.Array, nu: jax.Array, t: jax.Array) -> jax.Array:
-        mu_hat = b1 * mu / bias(b1, t + 1) + (1 - b1) * g / bias(b1, t)
+        next_t = optax.safe_increment(t)  # t + 1, or t where the count is full
+        mu_hat = b1 * mu / bias(b1, next_t) + (1 - b1) * g / bias(b1, t)
         return jnp.asarray(mu_hat / (jnp.sqrt(nu / bias(b2, t)) + eps), mu.dtype)
 
     return scale_by_moments("scale_by_nadam", direction, b1, b2, eps)
@@ -96,7 +97,7 @@ def scale_by_scheduled_nadam(
         del params
         rows.check_updates("scale_by_scheduled_nadam", updates, state.mu)
         t = optax.safe_increment(state.count)
-        now, next_ = momentum(t), momentum(t + 1)
+        now, next_ = momentum(t), momentum(optax.safe_increment(t))
         product = (state.product * now).astype(state.product.dtype)
         c2 = bias(b2, t)
 

@@ -75,7 +75,8 @@ def rectification(
     # In place of 1 - b2, which is off by 5e-5 for b2 = 0.999 in float32.
     rho_inf = -2 / jnp.expm1(-a) - 1
     early = t - 2 / a * (_e(jnp.minimum(x, 0.5)) - _e(a))
-    rho = jnp.where(x < 0.5, early, rho_inf - 2 * t / jnp.expm1(x)) + 2 * behind / jnp.expm1(x)
+    # 2.0, not 2: twice a whole t overflows from 2^30 on.
+    rho = jnp.where(x < 0.5, early, rho_inf - 2.0 * t / jnp.expm1(x)) + 2 * behind / jnp.expm1(x)
     defined = (rho > 4) & (rho_inf > 4)
     safe, safe_inf = jnp.where(defined, rho, 5.0), jnp.where(defined, rho_inf, 5.0)
     squared = (safe - 4) * (safe - 2) * safe_inf / ((safe_inf - 4) * (safe_inf - 2) * safe)

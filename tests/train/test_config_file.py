@@ -51,6 +51,13 @@ OUT_OF_RANGE: dict[str, Any] = {
     "second_stage.sequence_length": 7,
     "second_stage.learning_rate": -0.1,
     "second_stage.warmup_steps": -1,
+    "precision.parameters": "float16",
+    "precision.wrapper": "master",
+    "precision.state": {"mu": "float64"},
+    "accumulation.every": 0,
+    "guards.window": 1,
+    "guards.factor": 1.0,
+    "guards.max_consecutive": 0,
     "output.log_every": 0,
     "output.evaluate_every": 0,
     "output.evaluation_batches": 0,
@@ -66,9 +73,11 @@ OUT_OF_RANGE: dict[str, Any] = {
 WITHOUT_RANGE = {"run.dir", "run.accept_changes", "data.text", "data.vocabulary"} | {
     "model.scan_layers",
     "parallel.zero1",
+    "guards.nonfinite",
+    "guards.spikes",
 }
 DEFAULTS = {
-    f"{section.name}.{field.name}": field.default
+    f"{section.name}.{field.name}": getattr(section.type(), field.name)  # type: ignore[operator]
     for section in dataclasses.fields(Config)
     if section.type is not config.Choice
     for field in dataclasses.fields(section.type)  # type: ignore[arg-type]
@@ -79,6 +88,7 @@ WRONG_TYPES: dict[type, tuple[str, list[Any]]] = {
     float: ("a number", ["0.5", True, [0.5]]),
     str: ("a string", [5, True, ["x"]]),
     bool: ("true or false", [1, "true", [True]]),
+    dict: ("a table", ["mu", 1, ["mu"]]),
 }
 
 
@@ -159,6 +169,22 @@ def test_whole_numbers_are_numbers(key: str, tmp_path: Path) -> None:
     value = getattr(getattr(loaded, section), name)
     assert value == 2.0
     assert type(value) is float
+
+
+def test_guards_that_contradict_each_other_are_refused(path: Path) -> None:
+    said = message(path, "guards.spikes=true", "guards.nonfinite=false")
+    assert "[guards] spikes=true refuses what is not finite too" in said
+
+
+def test_a_table_in_a_section(path: Path) -> None:
+    """Set, written back and read, and its own values checked."""
+    loaded = config_file.load(path, ['precision.state={mu="bfloat16", nu="bfloat16"}'])
+    assert loaded.precision.state == {"mu": "bfloat16", "nu": "bfloat16"}
+    again = config_file.load(write(path, config_file.to_toml(loaded)))
+    assert again == loaded
+    assert "precision.state.mu must be a string, got 1" in message(path, "precision.state={mu=1}")
+    said = message(path, 'precision.state={nu="float16"}')
+    assert "[precision] dtype for nu must be" in said
 
 
 @pytest.mark.parametrize("value", ["nan", "-nan"])

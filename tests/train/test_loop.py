@@ -179,10 +179,12 @@ def checkpoint_of(folder: Path, tiny: Path, *overrides: str) -> tuple[Any, ...]:
     """Step, parameters and state of the last checkpoint of a run."""
     loaded = config_file.load(tiny / "tiny.toml", overrides)
     task = tasks.make(loaded, folder / "tokens")
-    params = jax.jit(task.init)(jax.random.key(1))
-    state = optimization.make_optimizer(loaded, task.layers).init(params)
+    params = jax.tree.map(
+        lambda x: x.astype(loaded.precision.parameters), jax.jit(task.init)(jax.random.key(1))
+    )
+    tx = optimization.wrapped(loaded, optimization.make_optimizer(loaded, task.layers))
     with loop.Checkpoints(folder, 99) as checkpoints:
-        return checkpoints.restore(params, state)
+        return checkpoints.restore(params, tx.init(params))[:3]
 
 
 # What a run writes
@@ -502,29 +504,172 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
     train(tiny, folder, "train.steps=1", "schedule.warmup_steps=0")
 
 
-def test_a_loss_that_becomes_nan_keeps_the_checkpoints_before(
-    unbroken: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], float]], None]:
+    """Multiplies the weights of every batch, and so its loss and gradient, by a number of its own.
+
+    Called again it multiplies by another.
+    """
     make = tasks.make
 
-    def poisoned(loaded: Config, folder: Path) -> tasks.Task:
-        task: tasks.Task = make(loaded, folder)
+    def spoil(factor: Callable[[int], float]) -> None:
+        def spoiled(loaded: Config, folder: Path) -> tasks.Task:
+            task: tasks.Task = make(loaded, folder)
 
-        def batch(step: int, stage: Stage) -> Tree:
-            made = task.batch(step, stage)
-            scale = np.float32(math.nan if step == 6 else 1)
-            return {**made, "masked_weights": made["masked_weights"] * scale}
+            def batch(number: int, stage: Stage) -> Tree:
+                made = task.batch(number, stage)
+                scale = np.float32(factor(number))
+                return {**made, "masked_weights": made["masked_weights"] * scale}
 
-        return dataclasses.replace(task, batch=batch)
+            return dataclasses.replace(task, batch=batch)
 
-    monkeypatch.setattr(loop.tasks, "make", poisoned)
-    folder = tmp_path / "run"
+        monkeypatch.setattr(loop.tasks, "make", spoiled)
+
+    return spoil
+
+
+def test_unguarded_a_loss_that_becomes_nan_ends_the_run(
+    tiny: Path, tmp_path: Path, spoil: Callable[..., None]
+) -> None:
+    spoil(lambda number: math.nan if number == 6 else 1)
     with pytest.raises(UserError, match=r"the loss is nan at step 7 \(step 4 is saved\)"):
-        train(tiny, folder)
-    monkeypatch.setattr(loop.tasks, "make", make)
-    assert loop.saved_steps(folder) == [4]
-    train(tiny, folder)
-    assert lines(folder) == lines(unbroken)
+        train(tiny, tmp_path / "run", "guards.nonfinite=false")
+    assert loop.saved_steps(tmp_path / "run") == [4]
+
+
+def test_a_step_that_is_not_finite_has_not_been(
+    unbroken: Path,
+    tiny: Path,
+    tmp_path: Path,
+    spoil: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Counted and drawn; what follows is the run that has no such batch, to the last bit."""
+    monkeypatch.setattr(loop.plots, "write_all", WRITE_ALL)
+    spoil(lambda number: math.nan if number == 6 else 1)
+    train(tiny, tmp_path / "run")
+    steps = [r for r in lines(tmp_path / "run") if r["kind"] == "train"]
+    assert [r["skipped_steps"] for r in steps] == [0] * 6 + [1] * 6
+    assert steps[6]["loss"] is None
+    assert lines(tmp_path / "run")[:7] == lines(unbroken)[:7]
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert 'alt="Plot of the skipped by step"' in report
+
+    make = loop.tasks.make
+    monkeypatch.setattr(loop.plots, "write_all", lambda *_: [])
+
+    def without(loaded: Config, folder: Path) -> tasks.Task:
+        task: tasks.Task = make(loaded, folder)
+        return dataclasses.replace(
+            task, batch=lambda number, stage: task.batch(number + (number >= 6), stage)
+        )
+
+    monkeypatch.setattr(loop.tasks, "make", without)
+    train(tiny, tmp_path / "without", "output.checkpoint_every=11")
+    (tmp_path / "without" / "checkpoints" / "12").rename(tmp_path / "12")
+    expected = checkpoint_of(tmp_path / "without", tiny)
+    got = checkpoint_of(tmp_path / "run", tiny)
+    jax.tree.map(np.testing.assert_array_equal, got[1], expected[1])
+    jax.tree.map(np.testing.assert_array_equal, got[2].inner, expected[2].inner)
+
+
+def test_too_many_refused_steps_end_the_run_which_goes_on_from_what_is_saved(
+    unbroken: Path, tiny: Path, tmp_path: Path, spoil: Callable[..., None]
+) -> None:
+    spoil(lambda number: math.inf if number >= 6 else 1)
+    folder = tmp_path / "run"
+    with pytest.raises(UserError) as caught:
+        train(tiny, folder, "guards.max_consecutive=3")
+    assert str(caught.value) == (
+        "up to step 9, 3 steps in a row were refused, at most 2 are borne (3 in all); step 8 is "
+        "saved: lower schedule.learning_rate, warm up for longer, or raise guards.max_consecutive"
+    )
+    # The last two of what is saved were refused, and change nothing: mended, it is as step 6.
+    spoil(lambda number: 1)
+    train(tiny, folder, CHANGED[0])
+    assert [r["loss"] for r in lines(folder)[:7]] == [r["loss"] for r in lines(unbroken)[:7]]
+    last = lines(folder)[-2]
+    assert last["skipped_steps"] == 2
+    assert math.isfinite(last["loss"])
+
+
+def test_batches_of_a_step_are_weighted_and_one_that_is_not_finite_is_left_out(
+    tiny: Path, tmp_path: Path, spoil: Callable[..., None]
+) -> None:
+    """Steps are counted by the optimizer's; a resume lands between no two batches of one."""
+    options = ("accumulation.every=2", "train.steps=6", "output.checkpoint_every=2")
+    spoil(lambda number: math.nan if number == 5 else 1)
+    folder = tmp_path / "run"
+    train(tiny, folder, *options)
+    steps = [r for r in lines(folder) if r["kind"] == "train"]
+    assert [r["tokens"] for r in steps] == [2 * 128 * i for i in range(1, 7)]
+    assert [r["skipped_micro_batches"] for r in steps] == [0, 0, 1, 1, 1, 1]
+    assert {r["skipped_steps"] for r in steps} == {0}
+    np.testing.assert_allclose([r["learning_rate"] for r in steps[:4]], [0, 0.01, 0.02, 0.03])
+    resumed = cut_back(folder, tmp_path / "resumed", 2)
+    train(tiny, resumed, *options)
+    assert lines(resumed) == lines(folder)
+
+
+PRECISIONS = {
+    "master_weights": ("precision.state={nu='bfloat16'}",),
+    "stochastic_rounding": ("precision.wrapper=stochastic_rounding",),
+}
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    ["master_weights", pytest.param("stochastic_rounding", marks=pytest.mark.slow)],
+)
+def test_bfloat16_parameters_are_trained_saved_and_resumed(
+    wrapper: str, unbroken: Path, tiny: Path, tmp_path: Path
+) -> None:
+    options = ("precision.parameters=bfloat16", *PRECISIONS[wrapper])
+    folder = tmp_path / "run"
+    train(tiny, folder, *options)
+    step, params, state = checkpoint_of(folder, tiny, *options)
+    assert step == 12
+    assert {x.dtype.name for x in jax.tree.leaves(params)} == {"bfloat16"}
+    if wrapper == "master_weights":
+        # The guard's, then that of the wrapper.
+        rounded = jax.tree.map(lambda x: x.astype("bfloat16"), state.inner.master)
+        jax.tree.map(np.testing.assert_array_equal, params, rounded)
+    for line, other in zip(lines(folder), lines(unbroken), strict=True):
+        # 8 bits of each parameter are 2^-9 of it, and so about that of a loss near 3.
+        assert line["loss"] == pytest.approx(other["loss"], abs=0.02)
+    resumed = cut_back(folder, tmp_path / "resumed", 4)
+    train(tiny, resumed, *options)
+    assert lines(resumed) == lines(folder)
+
+
+def test_a_field_that_the_state_has_not_is_named(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^\[precision\] unknown field of the state 'velocity'; .*, nu,"
+    ):
+        train(tiny, tmp_path / "run", "precision.state={velocity='bfloat16'}")
+
+
+def test_a_run_may_change_its_schedule_and_its_clipping(
+    unbroken: Path, tiny: Path, tmp_path: Path
+) -> None:
+    folder = cut_back(unbroken, tmp_path / "run", 4)
+    constant = tmp_path / "constant.toml"
+    text = (tiny / "tiny.toml").read_text()
+    constant.write_text(
+        text.replace("warmup_steps = 3", 'name = "constant"').replace(
+            "batch_size = 8", "batch_size = 8\nclip_norm = inf"
+        )
+    )
+    loop.run(config_file.load(constant, CHANGED), folder)
+    steps = [r for r in lines(folder) if r["kind"] == "train"]
+    assert [r["learning_rate"] for r in steps[4:]] == [pytest.approx(0.03, rel=1e-6)] * 8
+    assert all(r["clipped_gradient_norm"] == r["gradient_norm"] for r in steps[4:])
+    # And back.
+    shutil.rmtree(folder / "checkpoints" / "12")
+    train(tiny, folder, *CHANGED)
+    steps = [r for r in lines(folder) if r["kind"] == "train"]
+    np.testing.assert_allclose(steps[-1]["learning_rate"], 0.03 / 9, rtol=1e-6)
+    assert steps[-1]["clipped_gradient_norm"] <= 1 + 1e-6
 
 
 # The same numbers, cut otherwise

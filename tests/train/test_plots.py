@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import pathlib
 
@@ -257,6 +258,38 @@ def test_norms_are_drawn_by_layer_where_they_were_recorded(tmp_path: pathlib.Pat
     recorded = records.Records(np.arange(3.0), {}, {}, leaves)
     paths = plots.write_all(recorded, None, tmp_path)
     assert [path.name for path in paths] == ["parameter_norm.png", "update_norm.png"]
+
+
+def test_update_norms_are_those_of_the_layers_with_a_trust_ratio(tmp_path: pathlib.Path) -> None:
+    """Those of other leaves are of the whole step, and no direction's."""
+    leaf = records.Leaf(np.arange(3), ratios(3, 2), stacked=True)
+    adapted = {f"{name}/layers/a": leaf for name in ("trust_ratio", "update_norm")}
+    both = {**adapted, "update_norm/bias": records.Leaf(np.arange(3), ratios(3, 1), False)}
+    recorded = records.Records(np.arange(3.0), {}, {}, both)
+    figure = drawn(plots.update_norm(recorded, tmp_path / "update_norm.png"))
+    assert row_labels(figure) == ["layers[0]/a", "layers[1]/a"]
+
+
+def test_what_was_skipped_is_drawn_and_marked(tmp_path: pathlib.Path) -> None:
+    recorded = run(SMALL)
+    counts = {"skipped_steps": [0, 2, 2, 2, 3], "skipped_micro_batches": [0, 0, 0, 1, 1]}
+    train = {name: (recorded.steps, np.array(c, float)) for name, c in counts.items()}
+    recorded = dataclasses.replace(recorded, train={**recorded.train, **train})
+    assert tmp_path / "skipped.png" in plots.write_all(recorded, 7.3, tmp_path)
+    figure = drawn(plots.skipped(recorded, tmp_path / "skipped.png"))
+    lines = {str(line.get_label()): line for line in figure.axes[0].lines}
+    np.testing.assert_array_equal(lines["steps"].get_ydata(), counts["skipped_steps"])
+    np.testing.assert_array_equal(
+        lines["micro-batches"].get_ydata(), counts["skipped_micro_batches"]
+    )
+    loss = drawn(plots.loss(recorded, 7.3, tmp_path / "loss.png")).axes[0]
+    (marks,) = (line for line in loss.lines if line.get_label() == "skipped")
+    np.testing.assert_array_equal(marks.get_xdata(), [20, 40, 50])
+    nothing = {name: (recorded.steps, np.zeros(5)) for name in counts}
+    without = dataclasses.replace(recorded, train={**recorded.train, **nothing})
+    assert plots.skipped(without, tmp_path / "skipped.png") is None
+    axes = drawn(plots.loss(without, 7.3, tmp_path / "loss.png")).axes[0]
+    assert "skipped" not in [line.get_label() for line in axes.lines]
 
 
 def test_drawing_leaves_the_global_state_of_matplotlib_alone(tmp_path: pathlib.Path) -> None:
