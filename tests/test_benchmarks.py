@@ -16,7 +16,7 @@ import pytest
 from optim_zoo import stacked
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-NAMES = ("bench_common", "bench_update", "bench_growth")
+NAMES = ("bench_common", "bench_update", "bench_growth", "bench_wrappers")
 
 
 @pytest.fixture
@@ -42,6 +42,11 @@ def update(scripts: list[ModuleType]) -> Any:
 @pytest.fixture
 def growth(scripts: list[ModuleType]) -> Any:
     return scripts[2]
+
+
+@pytest.fixture
+def wrappers(scripts: list[ModuleType]) -> Any:
+    return scripts[3]
 
 
 @pytest.fixture
@@ -203,3 +208,81 @@ def test_what_does_not_fit_is_skipped(
     }
     assert not any(line["together"] for line in lines)
     assert ["median_ms" in line for line in lines] == [False, False, True]
+
+
+def test_wrappers_and_their_table(
+    wrappers: Any, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = ["accumulate", "precision"]
+    wrappers.main(
+        ["--trees", tiny, "--optimizers", "adamw", "--groups", *groups, "--rounds", "2", "--table"]
+    )
+    printed = capsys.readouterr().out.splitlines()
+    lines = [json.loads(line) for line in printed if line.startswith("{")]
+    names = [line["what"] for line in lines]
+    split = names.index("ratios of medians") + 1
+    assert {line["group"] for line in lines[:split]} == {"accumulate"}
+    ours, peer = "accumulate(adamw, 4)", "optax.MultiSteps(adamw, 4)"
+    assert names[:split] == [
+        "adamw",
+        *(f"{outer}, {when}" for outer in (ours, peer) for when in ("step", "between")),
+        *(f"{outer}, mean of 4" for outer in (ours, peer)),
+        "ratios of medians",
+    ]
+    medians = {line["what"]: line.get("median_ms") for line in lines[:split]}
+    step, between = medians[f"{ours}, step"], medians[f"{ours}, between"]
+    assert medians[f"{ours}, mean of 4"] == (step + 3 * between) / 4
+    ratios = lines[split - 1]
+    assert ratios[f"{ours}, between / {ours}, step"] == between / step
+    # Moments, and for micro-batches their sum; some 30 bytes of scalars beside 144 parameters.
+    state = {line["what"]: line.get("state_bytes_per_parameter") for line in lines}
+    assert [round(state[name]) for name in ("adamw", f"{ours}, step")] == [8, 12]
+    low = lines[split:]
+    assert [line.get("dtype") for line in low] == ["float32", *["bfloat16"] * 3, None]
+    table = printed[len(lines) :]
+    measured = [line for line in lines if line["what"] != "ratios of medians"]
+    assert [row.split(" | ")[1] for row in table[2:]] == [line["what"] for line in measured]
+    assert f"{between / step:.2f} x {ours}, step" in table[2 + names.index(f"{ours}, between")]
+
+
+@pytest.mark.parametrize("outer", ["accumulate", "optax.MultiSteps"])
+def test_a_micro_batch_is_always_due_or_always_between(outer: str, wrappers: Any) -> None:
+    group = wrappers.accumulate_group("sgd", optax.sgd(1.0))
+    moved = {}
+    for when in ("step", "between"):
+        candidate = group.candidates[f"{outer}(sgd, 4), {when}"]
+        step = wrappers.compiled(candidate, jnp.zeros(3))
+        step.start(jnp.zeros(3), [jnp.ones(3), jnp.asarray(candidate.at)])
+        ends = [float(step()[0][0]) for _ in range(6)]
+        moved[when] = [new != old for old, new in zip([0.0, *ends], ends, strict=False)]
+    assert moved == {"step": [True] * 6, "between": [False] * 6}
+
+
+def test_norms_are_always_taken_or_never(wrappers: Any) -> None:
+    group = wrappers.metrics_group("sgd", optax.sgd(1.0))
+    norms = {}
+    for when in ("taken", "between"):
+        candidate = group.candidates[f"with_metrics(sgd, 10), {when}"]
+        step = wrappers.compiled(candidate, {"w": jnp.ones(4)})
+        step.start({"w": jnp.ones(4)}, [{"w": jnp.ones(4)}, jnp.asarray(candidate.at)])
+        norms[when] = [float(step()[1].gradient_norm) for _ in range(3)]
+    assert norms == {"taken": [2.0] * 3, "between": [0.0] * 3}
+    # What the table compares is measured, in every group.
+    for make in wrappers.GROUPS.values():
+        candidates, ratios, means = make("sgd", optax.sgd(1.0))
+        assert {name for pair in ratios for name in pair} <= {*candidates, *means}
+        assert {part for parts in means.values() for part in parts} <= {*candidates}
+
+
+def test_wrappers_that_do_not_fit(
+    wrappers: Any,
+    common: Any,
+    tiny: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(common, "_free_bytes", lambda: common.RESERVED_BYTES)
+    with pytest.raises(SystemExit) as stopped:
+        wrappers.main(["--trees", tiny, "--optimizers", "adamw", "--groups", "guards"])
+    assert stopped.value.code == 2
+    assert "group guards of adamw on tiny needs " in capsys.readouterr().err

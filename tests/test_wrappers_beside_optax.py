@@ -1,0 +1,154 @@
+"""The table that sets the wrappers beside optax's: what ours promise, and what optax's still do.
+
+Where an assertion on optax's side fails, optax has changed: the README's table must be made anew.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optax
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+EVERY = 4  # micro-batches a step
+
+Figures = Mapping[str, Any]
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        yield importlib.import_module("wrappers_beside_optax")
+        for name in ("wrappers_beside_optax", "bench_common"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def figures(script: Any) -> Callable[[str], Figures]:
+    return lambda name: getattr(script, name)().figures
+
+
+def test_a_nan_micro_batch(figures: Callable[[str], Figures]) -> None:
+    seen = figures("nan_micro_batch")
+    assert seen["ours_finite_steps"] == seen["steps"]
+    assert seen["ours_micro_batches"] == EVERY
+    assert seen["optax_finite_steps"] == 0
+    # Skipped, a micro-batch is as if it had not been, and the step comes one later.
+    assert seen["optax_skipping_finite_steps"] == seen["steps"]
+    assert seen["optax_skipping_micro_batches"] == EVERY + 1
+
+
+def test_the_inner_update_is_executed_once_a_step(figures: Callable[[str], Figures]) -> None:
+    seen = figures("inner_calls")
+    assert seen["ours_calls"] == seen["steps"]
+    assert seen["optax_calls"] == EVERY * seen["steps"]
+
+
+def test_tokens_weigh_alike(figures: Callable[[str], Figures]) -> None:
+    seen = figures("token_weights")
+    # Sums of a few float32 numbers: some 1e-7.
+    assert seen["ours_percent"] < 1e-4
+    assert seen["optax_percent"] > 10
+
+
+def test_the_mean_is_handed_on_in_float32(figures: Callable[[str], Figures]) -> None:
+    seen = figures("low_precision_mean")
+    # Four bfloat16 numbers between 1 and 2 have an exact sum in float32, and a quarter of it.
+    assert seen["ours_error"] == 0
+    # Half a last digit of bfloat16 between 1 and 2 is 2^-8.
+    assert 1e-3 < seen["optax_error"] <= 2**-8
+
+
+def test_small_steps_arrive(figures: Callable[[str], Figures]) -> None:
+    seen = figures("small_steps")
+    # Two runs of a thousand float32 roundings, 2^-25 each below 1: 6e-5 of a way of 1.
+    assert seen["ours_master_weights_end"] == pytest.approx(seen["float32_end"], abs=6e-5)
+    deviation = seen["ours_stochastic_rounding_deviation"]
+    # A thousand roundings at a last digit of at most 2^-8: 2^-9 sqrt(1000) is 0.062 at most.
+    assert 0 < deviation < 0.062
+    # Four deviations of a mean of 1,024.
+    ends = seen["ours_stochastic_rounding_end"], seen["float32_end"]
+    assert abs(ends[0] - ends[1]) < 4 * deviation / 32
+    assert seen["optax_end"] == 1
+
+
+def test_the_second_moment_does_not_stall(figures: Callable[[str], Figures]) -> None:
+    seen = figures("second_moment")
+    assert 0 < seen["ours_deviation"] < 0.05
+    # Four deviations of a mean of 1,024.
+    assert abs(seen["ours_share"] - 1) < 4 * seen["ours_deviation"] / 32
+    assert seen["optax_share"] < 0.6
+
+
+def test_state_keeps_its_dtypes(script: Any, figures: Callable[[str], Figures]) -> None:
+    seen = figures("state_dtypes")
+    assert seen["ours_failing"] == []
+    assert seen["ours_optimizers"] == len(script.registry.OPTIMIZERS)
+    passing = {"adafactor", "fromage", "sign_sgd"}
+    assert set(seen["optax_failing"]) == set(script.OPTAX_OPTIMIZERS) - passing
+
+
+def test_nans_in_a_row(figures: Callable[[str], Figures]) -> None:
+    seen = figures("nans_in_a_row")
+    assert seen["ours_first_change"] is None
+    assert seen["ours_check_raises_after"] == [3, 4]
+    assert seen["optax_first_change"] == 4
+    assert seen["optax_parameters_nan"]
+
+
+def test_devices_decide_together(figures: Callable[[str], Figures]) -> None:
+    seen = figures("nan_on_one_device")
+    assert seen["devices"] == 8
+    assert seen["ours_moved"] == {"pmap": 0, "shard_map": 0}
+    assert seen["optax_moved"] == {"pmap": 7, "shard_map": 7}
+
+
+def test_a_spike_is_refused(figures: Callable[[str], Figures]) -> None:
+    seen = figures("spike")
+    assert seen["ours_refused"]
+    assert seen["ours_others"] == 0
+    # No bound of optax's does both.
+    assert not seen["optax_first_bound_refused"]
+    assert seen["optax_last_bound_refused"]
+    assert seen["optax_last_bound_others"] > 100
+
+
+def test_no_step_changes_no_bit(figures: Callable[[str], Figures]) -> None:
+    seen = figures("negative_zero")
+    assert seen["ours_changed"] == {"skip_nonfinite": False, "accumulate": False}
+    assert seen["optax_changed"] == {"apply_if_finite": True, "MultiSteps": True}
+
+
+def test_metrics_in_scan(figures: Callable[[str], Figures]) -> None:
+    seen = figures("metrics_in_scan")
+    assert seen["ours_raises"] == ""
+    assert {"gradient_norm", "update_norm/bias", "parameter_norm/kernel"} < set(seen["ours_values"])
+    assert seen["optax_raises"] == {"monitor": "TypeError", "snapshot": ""}
+
+
+def test_what_is_printed(
+    script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "EXPERIMENTS", [script.inner_calls, script.token_weights])
+    script.main(["--table"])
+    *lines, header, rule, calls, weights = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["what"] for line in lines] == ["inner_calls", "token_weights"]
+    assert json.loads(lines[0])["optax_calls"] == 20
+    assert header == f"| situation | optax {optax.__version__} | optim_zoo |"
+    assert rule == "|---|---|---|"
+    assert calls.endswith("| `MultiSteps`: 20 | `accumulate`: 5 |")
+    assert [row.count("|") for row in (calls, weights)] == [4, 4]
+
+
+def test_every_experiment_is_in_the_table(script: Any) -> None:
+    rows = [
+        function
+        for function in vars(script).values()
+        if getattr(function, "__annotations__", {}).get("return") is script.Row
+    ]
+    assert set(rows) == set(script.EXPERIMENTS)
