@@ -109,7 +109,15 @@ def step_if(go: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree) -
         structure: Any = jax.tree.structure(like)
         return structure.unflatten(jaxpr_as_fun(traced)())
 
-    return jax.lax.cond(go, made, lambda: (_nothing(updates), state))
+    def no_step() -> tuple[Tree, Tree]:
+        # One constant would be copied to every leaf of its shape. What XLA cannot know, though it
+        # is 1 here, it writes in place.
+        leaves, structure = jax.tree.flatten(_nothing(updates))
+        ones = [jnp.where(go, number + 2, 1) for number in range(len(leaves))]
+        scaled = [x * one.astype(x.dtype) for x, one in zip(leaves, ones, strict=True)]
+        return jax.tree.unflatten(structure, scaled), state
+
+    return jax.lax.cond(go, made, no_step)
 
 
 def choose_step(

@@ -31,7 +31,8 @@ class SkipSpikesState(NamedTuple):
     """State of `skip_spikes`."""
 
     refusals: Refusals
-    made: jax.Array  # (), int32: steps made, saturating
+    # (), int32: steps made; from ``window`` on, window + (steps made) % window
+    made: jax.Array
     norms: jax.Array  # (window,), float32: of the last gradients that were let through
     values: jax.Array  # (window,), float32: and their losses, NaN where none was given
     inner: optax.OptState
@@ -151,13 +152,14 @@ def skip_spikes(
             go, lambda: inner.update(updates, state.inner, params, **extra), state.inner
         )
         at = state.made % window
+        made = jnp.where(warm, window + (at + 1) % window, state.made + 1)
 
         def remembered(history: jax.Array, seen: jax.Array) -> jax.Array:
             return jnp.where(go, history.at[at].set(seen), history)
 
         return updates, SkipSpikesState(
             state.refusals.counted(go, max_consecutive),
-            jnp.where(go, optax.safe_increment(state.made), state.made),
+            jnp.where(go, made, state.made),
             remembered(state.norms, norm),
             remembered(state.values, loss),
             inner_state,

@@ -28,7 +28,7 @@ from optim_zoo.tree import Tree, by_path, leaf_paths, map_with_path, path_name
 class WithMetricsState(NamedTuple):
     """State of `with_metrics`."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: updates made, saturating
+    count: jax.Array  # type: ignore[assignment]  # (), int32: updates made, modulo ``every``
     # The rest is of the last update whose norms were taken, float32.
     gradient_norm: Any  # (); None where the inner state has it
     # Dicts from the path of each leaf without a trust ratio to (); a zero where there is no leaf.
@@ -111,7 +111,7 @@ def with_metrics(
             seen = jax.lax.cond(state.count % every == 0, taken, lambda: kept)
         else:
             seen = kept
-        count = optax.safe_increment(state.count)
+        count = (state.count + 1) % every
         return steps, WithMetricsState(count, seen[0], seen[1], seen[2], inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -174,6 +174,8 @@ def round_stochastically(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
     What is not finite stays so, and what is beyond the largest number is rounded as usual.
     """
     narrow = x.astype(dtype)
+    if jnp.dtype(dtype) == jnp.bfloat16 and x.dtype == jnp.float32:
+        return _cut_at_random(x, narrow, key)
     below = jnp.where(wide(narrow) > x, jnp.nextafter(narrow, jnp.asarray(-jnp.inf, dtype)), narrow)
     above = jnp.nextafter(below, jnp.asarray(jnp.inf, dtype))
     share = (x - wide(below)) / (wide(above) - wide(below))
@@ -182,10 +184,23 @@ def round_stochastically(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(wide(narrow)) & jnp.isfinite(wide(above)), rounded, narrow)
 
 
+def _cut_at_random(x: jax.Array, narrow: jax.Array, key: jax.Array) -> jax.Array:
+    """`round_stochastically` to bfloat16, which is the first half of a float32.
+
+    A random second half is added to its own, and what is left of it is cut off: with probability
+    (second half) / 2^16 the first half has become the next number, away from 0.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    raised = bits + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    rounded = jax.lax.bitcast_convert_type((raised >> 16).astype(jnp.uint16), jnp.bfloat16)
+    largest = jnp.uint32(0x7F7F)  # beyond it are infinity and what is none
+    return jnp.where((bits >> 16) & 0x7FFF < largest, rounded, narrow)
+
+
 class StoreStateState(NamedTuple):
     """State of `store_state`."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made; the key of the rounding
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, wrapping; the key of the rounding
     inner: optax.OptState  # with the fields that were named in fewer bits
 
 
@@ -243,7 +258,7 @@ def store_state(
             state.inner,
         )
         updates, after = inner.update(updates, widened, params, **extra)
-        count = optax.safe_increment(state.count)
+        count = state.count + 1  # wraps, where a full count would repeat its key
         return updates, StoreStateState(count, narrowed(after, count))
 
     def narrowed(state: Tree, count: jax.Array) -> Tree:

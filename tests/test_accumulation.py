@@ -203,10 +203,7 @@ def test_the_inner_transformation_is_in_one_branch_of_one_cond(params: Any) -> N
 
 
 def test_no_copy_of_the_state_is_made() -> None:
-    """What XLA copies for a micro-batch between are the zeros it shares, and nothing of the state.
-
-    The temporaries are the updates, and one leaf's direction or two.
-    """
+    """The temporaries are the updates, and one leaf's direction or two."""
     tx = accumulate(lamb(0.1, weight_decay=0.1), 4)
     params = {f"layer_{i}": jnp.zeros((256, 256)) for i in range(8)}
 
@@ -216,8 +213,7 @@ def test_no_copy_of_the_state_is_made() -> None:
 
     state = jax.eval_shape(tx.init, params)
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
-    copied = re.findall(r"= f32\[256,256\]\S* copy\(%([\w.-]+)\)", compiled.as_text())
-    assert {name.partition(".")[0] for name in copied} <= {"wrapped_broadcast", "broadcast"}
+    assert not re.findall(r"= f32\[256,256\]\S* copy\(", compiled.as_text())
     assert compiled.memory_analysis().temp_size_in_bytes < 1.2 * 4 * 8 * 256**2
 
 

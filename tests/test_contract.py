@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from flax.training.train_state import TrainState
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optim_zoo import adam, registry, rules, scale_by_adam, schedules, stacked
+from optim_zoo import adam, registry, rules, scale_by_adam, schedules, stacked, transforms
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -110,6 +111,38 @@ def _grads(dtype: str = "float32", seed: int = 1) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), dtype), _params())
 
 
+NARROW = ("bfloat16", "float16", "float32")
+EVERY_PAIR = list(itertools.product(NARROW, repeat=2))  # of the parameters, of the gradients
+# The pieces that have required arguments or several forms of state; the others stand alone.
+PIECES: dict[str, list[Callable[[], optax.GradientTransformation]]] = {
+    "add_decayed_weights": [lambda: transforms.add_decayed_weights(0.1)],
+    "chain_leaf_by_leaf": [
+        lambda: transforms.chain_leaf_by_leaf(scale_by_adam(), transforms.scale_by_trust_ratio())
+    ],
+    "clip_by_global_norm": [lambda: transforms.clip_by_global_norm(1.0)],
+    "scale_by_lars_trust_ratio": [lambda: transforms.scale_by_lars_trust_ratio(0.1)],
+    "scale_by_learning_rate": [
+        lambda: transforms.scale_by_learning_rate(0.1),
+        lambda: transforms.scale_by_learning_rate(schedules.constant(0.1), last=False),
+    ],
+    "scale_by_rms": [
+        transforms.scale_by_rms,
+        lambda: transforms.scale_by_rms(centered=True, eps_in_sqrt=False),
+    ],
+    "trace_momentum": [
+        lambda: transforms.trace_momentum(nesterov=True),
+        lambda: transforms.trace_momentum(dampening=0.1),
+        lambda: transforms.trace_momentum(ema=True),
+    ],
+}
+ALL_PIECES = [
+    pytest.param(piece, id=f"{name}-{i}" if i else name)
+    for name in transforms.__all__
+    if not inspect.isclass(getattr(transforms, name))
+    for i, piece in enumerate(PIECES.get(name, [getattr(transforms, name)]))
+]
+
+
 def _types(tree: Any) -> Any:
     """Structure, shapes, dtypes and weak types."""
     avals = jax.tree.map(lambda x: (jnp.shape(x), x.dtype, x.weak_type), tree)
@@ -119,6 +152,26 @@ def _types(tree: Any) -> Any:
 def _step(tx: optax.GradientTransformation, params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state
+
+
+# XLA's older code generator for CPUs. It compiles these programs, which run for a millisecond, in a
+# third of the time.
+_jit = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
+
+
+@functools.cache
+def _compiled(make: Make) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
+    """At rate 0.1, with its step: (params, state, grads) -> (params, state), updates.
+
+    Compiled once for each types, for all tests together: that is where their time would go.
+    """
+    tx = make(0.1)
+
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), updates
+
+    return tx, _jit(step)
 
 
 def _assert_equal(actual: Any, expected: Any) -> None:
@@ -141,28 +194,105 @@ def test_updates_are_like_the_parameters_and_state_keeps_its_types(
     make: Make, dtypes: tuple[str, str]
 ) -> None:
     params, grads = _params(dtypes[0]), _grads(dtypes[1])
-    tx = make(0.1)
+    tx, step = _compiled(make)
     state = tx.init(params)
     expected = _types(state)
-    update = jax.jit(tx.update)
     for _ in range(2):
-        updates, state = update(grads, state, params)
+        (params, state), updates = step(params, state, grads)
         assert jax.tree.structure(updates) == jax.tree.structure(params)
         for u, x in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
             assert (u.shape, u.dtype) == (x.shape, x.dtype)
             assert np.isfinite(u).all()
         assert _types(state) == expected
-        params = optax.apply_updates(params, updates)
         assert all(x.dtype == dtypes[0] for x in jax.tree.leaves(params))
+
+
+def _mixed() -> tuple[Any, Any]:
+    """Parameters and gradients whose leaves are of every pair of dtypes, in one tree."""
+    pairs = {"-".join(pair): pair for pair in EVERY_PAIR}
+    params = {name: _params(pair[0]) for name, pair in pairs.items()}
+    return params, {name: _grads(pair[1]) for name, pair in pairs.items()}
+
+
+def _check_types_stay(tx: optax.GradientTransformation, params: Any, grads: Any) -> Any:
+    """The types of the updates. Traced alone: types do not depend on numbers."""
+    state = jax.eval_shape(tx.init, params)
+    updates, after = jax.eval_shape(tx.update, grads, state, params)
+    assert _types(after) == _types(state)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    return updates
+
+
+@full
+def test_types_stay_in_any_mix_of_dtypes(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    tx = make(0.1)
+    mixes = [(_params(x), _grads(g)) for x, g in EVERY_PAIR] + [_mixed()]
+    for params, grads in mixes:
+        updates = _check_types_stay(tx, params, grads)
+        assert [u.dtype for u in jax.tree.leaves(updates)] == [
+            x.dtype for x in jax.tree.leaves(params)
+        ]
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # then LAMB goes leaf by leaf
+    _check_types_stay(tx, *_mixed())
+
+
+@pytest.mark.parametrize("piece", ALL_PIECES)
+def test_a_piece_keeps_its_types_in_any_mix_of_dtypes(
+    piece: Callable[[], optax.GradientTransformation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tx = piece()
+    for x, g in EVERY_PAIR:
+        updates = _check_types_stay(tx, _params(x), _grads(g))
+        # In the dtype of the gradients where a piece does nothing to them, else of parameters or
+        # of arithmetic; never one that nobody asked for.
+        assert {u.dtype.name for u in jax.tree.leaves(updates)} <= {x, g, "float32"}
+    _check_types_stay(tx, *_mixed())
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    _check_types_stay(tx, *_mixed())
+
+
+WITH_EPS = {name: f for name, f in CONSTRUCTORS.items() if "eps" in _parameters(f)}
+WITH_EPS["layerwise_adaptive"] = CONSTRUCTORS["layerwise_adaptive"]  # that of its base, 1e-8
+
+
+@pytest.mark.parametrize("make", WITH_EPS.values(), ids=WITH_EPS)
+@pytest.mark.parametrize("eps", [1e-8, None], ids=["1e-8", "default"])
+def test_eps_does_not_vanish_in_float16(make: Make, eps: float | None) -> None:
+    """Float16 rounds 1e-8 to 0, and the squares of gradients below 1.7e-4: a step would be 0 / 0.
+
+    The same numbers in float32 are the measure. Between them lies the rounding of the step, once:
+    half of 2^-10 of it, or half of 2^-24 where float16 numbers are evenly spaced.
+    """
+    # AdaGrad's accumulator would hide squares that are rounded to 0.
+    options = {"initial_accumulator_value": 0.0} | ({} if eps is None else {"eps": eps})
+    tx = make(0.1, **{k: v for k, v in options.items() if k in _parameters(make)})
+    shapes = {"kernel": (2, 3), "bias": (3,)}
+    rng = np.random.default_rng(0)
+    narrow = {k: jnp.asarray(rng.normal(size=shape), "float16") for k, shape in shapes.items()}
+    params = jax.tree.map(lambda x: x.astype("float32"), narrow)
+    states = (tx.init(narrow), tx.init(params))
+    _assert_equal(*states)
+    for size in (0.0, 1e-7, 1e-7, 0.0):
+        grads = {k: jnp.full(shape, size, "float16") for k, shape in shapes.items()}
+        widened = jax.tree.map(lambda g: g.astype("float32"), grads)
+        assert all((g > 0).all() for g in jax.tree.leaves(grads)) or size == 0.0
+        updates, low = tx.update(grads, states[0], narrow)
+        expected, high = tx.update(widened, states[1], params)
+        for u, e in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
+            assert u.dtype == "float16"
+            assert np.isfinite(u).all()
+            np.testing.assert_allclose(np.float64(u), np.float64(e), 2**-11, 2**-25)
+        _assert_equal(low, high)
+        states = (low, high)
 
 
 @full
 @pytest.mark.parametrize("dtypes", [DTYPES[0], DTYPES[3]], ids="-".join)
 def test_runs_in_a_scan(make: Make, dtypes: tuple[str, str]) -> None:
     params, grads = _params(dtypes[0]), _grads(dtypes[1])
-    tx = make(0.1)
+    tx, step = _compiled(make)
 
-    @jax.jit
+    @_jit
     def train(params: Any) -> Any:
         def body(carry: Any, _: None) -> tuple[Any, None]:
             return _step(tx, *carry, grads), None
@@ -171,9 +301,8 @@ def test_runs_in_a_scan(make: Make, dtypes: tuple[str, str]) -> None:
 
     scanned = train(params)
     looped = (params, tx.init(params))
-    step = jax.jit(functools.partial(_step, tx))
     for _ in range(3):
-        looped = step(*looped, grads)
+        looped, _ = step(*looped, grads)
     rtol = {"float32": 2e-6, "bfloat16": 2**-7}[dtypes[0]]  # one rounding
     _assert_close(scanned[0], looped[0], rtol, rtol / 10)
     assert _types(scanned[1]) == _types(looped[1])
@@ -182,14 +311,14 @@ def test_runs_in_a_scan(make: Make, dtypes: tuple[str, str]) -> None:
 @full
 def test_float64_stays_float64(make: Make) -> None:
     with jax.enable_x64(True):
-        params, grads = _params("float64"), _grads("float64")
         tx = make(0.1)
-        state = tx.init(params)
-        updates, after = tx.update(grads, state, params)
+        params, grads = _params("float64"), _grads("float64")
+        state = jax.eval_shape(tx.init, params)
+        updates, after = jax.eval_shape(tx.update, grads, state, params)
         assert _types(after) == _types(state)
         assert all(u.dtype == "float64" for u in jax.tree.leaves(updates))
-        coarse = make(0.1)
-        low, _ = coarse.update(_grads(), coarse.init(_params()), _params())
+        params, grads = _params(), _grads()
+        low, _ = jax.eval_shape(tx.update, grads, jax.eval_shape(tx.init, params), params)
         assert all(u.dtype == "float32" for u in jax.tree.leaves(low))
 
 
@@ -201,7 +330,7 @@ def test_nothing_compiles_twice(make: Make) -> None:
     tx = make(schedules.warmup_cosine(0.1, 2, 10))
     traces = []
 
-    @jax.jit
+    @_jit
     def step(params: Any, state: Any, grads: Any) -> Any:
         traces.append(1)
         return _step(tx, params, state, grads)
@@ -215,9 +344,10 @@ def test_nothing_compiles_twice(make: Make) -> None:
 
 @full
 def test_compiled_equals_eager(make: Make) -> None:
+    """Compiled as users have it."""
     tx = make(0.1)
-    eager = compiled = (_params(), tx.init(_params()))
     compiled_step = jax.jit(functools.partial(_step, tx))
+    eager = compiled = (_params(), tx.init(_params()))
     for seed in range(4):
         eager = _step(tx, *eager, _grads(seed=seed))
         compiled = compiled_step(*compiled, _grads(seed=seed))
@@ -234,7 +364,7 @@ def test_a_number_is_a_constant_schedule(make: Make, compiled: bool) -> None:
     for rate in (0.1, schedules.constant(0.1)):
         tx = make(rate)
         step = functools.partial(_step, tx)
-        step = jax.jit(step) if compiled else step
+        step = _jit(step) if compiled else step
         carry = (_params(), tx.init(_params()))
         for seed in range(2):
             carry = step(*carry, _grads(seed=seed))
@@ -257,25 +387,21 @@ def test_a_schedule_sees_step_0_first(make: Make) -> None:
 @every
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_donated_step_right_after_init(make: Make, dtype: str) -> None:
-    """No two arrays of parameters and state share memory, and none is freed while in use."""
-    tx = make(0.1)
+    """No two arrays of parameters and state share memory, and none is freed while in use.
+
+    Nor is a learning rate that is an array of the caller.
+    """
+    rate = jnp.asarray(0.1)
+    tx = make(rate if dtype == "float32" else 0.1)
     params = _params(dtype)
     carry = (params, tx.init(params))
-    step = jax.jit(functools.partial(_step, tx), donate_argnums=(0, 1))
+    step = _jit(functools.partial(_step, tx), donate_argnums=(0, 1))
     for _ in range(3):
         pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(carry)]
         assert len(set(pointers)) == len(pointers)
         carry = step(*carry, _grads(dtype))
     assert all(x.is_deleted() for x in jax.tree.leaves(params))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(carry))
-
-
-@full
-def test_the_learning_rate_array_of_the_caller_is_not_donated(make: Make) -> None:
-    rate = jnp.asarray(0.1)
-    tx = make(rate)
-    params = _params()
-    jax.jit(functools.partial(_step, tx), donate_argnums=(0, 1))(params, tx.init(params), _grads())
     assert rate == np.float32(0.1)
 
 
@@ -298,49 +424,63 @@ HYPERPARAMETERS = [
 ]
 
 
+@functools.cache
+def _injected(make: Make) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Init and update with injected hyperparameters, compiled and shared as in `_compiled`."""
+    injected = optax.inject_hyperparams(make)(**_numeric(make))
+    return _jit(injected.init), _jit(injected.update)
+
+
 @plain
 def test_inject_hyperparams(make: Make) -> None:
     values = _numeric(make)
-    injected = optax.inject_hyperparams(make)(**values)
+    init, update = _injected(make)
     tx = make(**values)
-    params = _params()
-    ours, theirs = (params, tx.init(params)), (params, jax.jit(injected.init)(params))
-    assert set(theirs[1].hyperparams) >= set(values)
-    expected_types = _types(theirs[1])
-    step = jax.jit(functools.partial(_step, injected))
+    ours = (_params(), tx.init(_params()))
+    params, state = _params(), init(_params())
+    assert set(state.hyperparams) >= set(values)
+    expected_types = _types(state)
     for seed in range(3):
-        ours = _step(tx, *ours, _grads(seed=seed))
-        theirs = step(*theirs, _grads(seed=seed))
-        assert _types(theirs[1]) == expected_types
-    assert step._cache_size() == 1
+        with jax.disable_jit():  # a `cond` is compiled anew for every call outside jit
+            ours = _step(tx, *ours, _grads(seed=seed))
+        updates, state = update(_grads(seed=seed), state, params)
+        params = optax.apply_updates(params, updates)
+        assert _types(state) == expected_types
+    assert update._cache_size() == 1
     # A rate near 1 as a float32 array: 1 - 0.999 is off by 3e-5, half of it after a root.
-    _assert_close(theirs[0], ours[0], rtol=5e-5, atol=5e-6)
+    _assert_close(params, ours[0], rtol=5e-5, atol=5e-6)
 
 
 @plain
 def test_an_injected_rate_can_be_changed(make: Make) -> None:
-    injected = optax.inject_hyperparams(make)(learning_rate=0.1)
-    state = injected.init(_params())
-    state.hyperparams["learning_rate"] = jnp.asarray(0.0)
-    updates, _ = jax.jit(injected.update)(_grads(), state, _params())
+    init, update = _injected(make)
+    state = init(_params())
+    state.hyperparams["learning_rate"] = jnp.zeros_like(state.hyperparams["learning_rate"])
+    updates, _ = update(_grads(), state, _params())
     assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates))
 
 
 @pytest.mark.parametrize(("constructor", "name", "value"), HYPERPARAMETERS)
 def test_vmap_over_a_hyperparameter(constructor: Make, name: str, value: float) -> None:
-    values = np.float32([value, 0.85 * value, 0.9 * value])
+    # Where the default is 0, other values take another path.
+    values = np.float32([value, 0.85 * value or 0.1, 0.9 * value or 0.05])
+    options = {k: 2 for k in _parameters(constructor) if k == "sync_period"}
 
     def moved(value: Any) -> Any:
-        tx = constructor(**{"learning_rate": 0.1, name: value})
-        carry = (_params(), tx.init(_params()))
+        tx = constructor(**{"learning_rate": 0.1, name: value, **options})
+        # From step 5 on: before, b1 is all that RAdam depends on. Lookahead synchronizes then.
+        state = jax.tree.map(lambda x: x + 5 if x.dtype == "int32" else x, tx.init(_params()))
+        carry = (_params(), state)
         for seed in range(2):
             carry = _step(tx, *carry, _grads(seed=seed))
         return carry[0]
 
-    together = jax.jit(jax.vmap(moved))(values)
+    together = _jit(jax.vmap(moved))(values)
     for i, value in enumerate(values):
+        with jax.disable_jit():  # a `cond` is compiled anew for every call outside jit
+            alone = moved(value)
         # The same float32 hyperparameter, known or traced: see test_inject_hyperparams.
-        _assert_close(jax.tree.map(lambda x, i=i: x[i], together), moved(value), 5e-5, 5e-6)
+        _assert_close(jax.tree.map(lambda x, i=i: x[i], together), alone, 5e-5, 5e-6)
 
 
 @pytest.mark.parametrize(("constructor", "name", "value"), HYPERPARAMETERS)
@@ -357,27 +497,36 @@ def test_hyperparameters_are_checked(
 # Trees.
 
 
+ODD = {
+    "empty": {},
+    "empty tuple": (),
+    "no leaf": {"stack": None, "dense": {}},
+    "none": {
+        "stack": jnp.ones((2, 3)),
+        "bias": [None, jnp.ones(2)],
+        "norm": jnp.ones(2),
+        "no": None,
+    },
+    "no entries": {"stack": jnp.ones((2, 0)), "bias": jnp.ones(0), "norm": jnp.ones((0, 3))},
+    "one entry": {"stack": jnp.ones((1, 1)), "bias": jnp.asarray(2.0), "norm": jnp.asarray([3.0])},
+}
+
+
 @full
-@pytest.mark.parametrize(
-    "params",
-    [
-        {},
-        (),
-        {"stack": None, "dense": {}},
-        {"stack": jnp.ones((2, 3)), "bias": [None, jnp.ones(2)], "norm": jnp.ones(2), "no": None},
-        {"stack": jnp.ones((2, 0)), "bias": jnp.ones(0), "norm": jnp.ones((0, 3))},
-        {"stack": jnp.ones((1, 1)), "bias": jnp.asarray(2.0), "norm": jnp.asarray([3.0])},
-    ],
-    ids=["empty", "empty-tuple", "no-leaf", "none", "no-entries", "one-entry"],
-)
-def test_odd_trees(make: Make, params: Any) -> None:
+def test_odd_trees(make: Make) -> None:
+    """Each alone, but compiled together."""
     tx = make(0.1)
-    state = tx.init(params)
-    grads = jax.tree.map(lambda x: 0.5 * x, params)
-    updates, after = jax.jit(tx.update)(grads, state, params)
-    assert _types(after) == _types(state)
-    assert jax.tree.structure(updates) == jax.tree.structure(params)
-    assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
+    states = {name: tx.init(params) for name, params in ODD.items()}
+
+    @_jit
+    def step(states: Any) -> Any:
+        grads = jax.tree.map(lambda x: 0.5 * x, ODD)
+        return {name: tx.update(grads[name], states[name], ODD[name]) for name in ODD}
+
+    for name, (updates, after) in step(states).items():
+        assert _types(after) == _types(states[name]), name
+        assert jax.tree.structure(updates) == jax.tree.structure(ODD[name]), name
+        assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates)), name
 
 
 @full
@@ -385,11 +534,12 @@ def test_odd_trees(make: Make, params: Any) -> None:
     "wrap", [freeze, lambda tree: tuple(tree.values())], ids=["frozen", "tuple"]
 )
 def test_other_containers(make: Make, wrap: Callable[[Any], Any]) -> None:
-    plain_tx = _forgiving(make)(0.1)
+    tx = _forgiving(make)(0.1)
     params, grads = wrap(_params()), wrap(_grads())
-    updates, state = jax.jit(plain_tx.update)(grads, plain_tx.init(params), params)
+    state = tx.init(params)
+    updates, after = jax.eval_shape(tx.update, grads, state, params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
-    assert _types(state) == _types(plain_tx.init(params))
+    assert _types(after) == _types(state)
 
 
 def _forgiving(make: Make) -> Make:
@@ -429,9 +579,10 @@ def test_masked_and_partition(make: Make) -> None:
         optax.masked(optax.sgd(1.0), jax.tree.map(lambda m: not m, mask)),
     )
     partition = optax.partition({"ours": make(0.1), "sgd": optax.sgd(1.0)}, labels)
-    for tx in (masked, partition):
-        state = tx.init(params)
-        updates, after = jax.jit(tx.update)(grads, state, params)
+    wrapped = (masked, partition)
+    states = [tx.init(params) for tx in wrapped]
+    both = _jit(lambda s: [tx.update(grads, x, params) for tx, x in zip(wrapped, s, strict=True)])
+    for state, (updates, after) in zip(states, both(states), strict=True):
         assert _types(after) == _types(state)
         _assert_close(updates["stack"], expected["stack"])
         _assert_close(updates["dense"]["kernel"], expected["dense"]["kernel"])
@@ -447,14 +598,14 @@ def test_multi_steps(make: Make) -> None:
     tx = optax.MultiSteps(make(0.1), every_k_schedule=2)
     params = _params()
     state = tx.init(params)
-    update = jax.jit(tx.update)
+    update = _jit(tx.update)
     halves = (_grads(seed=1), _grads(seed=2))
     first, state = update(halves[0], state, params)
     assert not any(np.asarray(u).any() for u in jax.tree.leaves(first))
     updates, state = update(halves[1], state, params)
     whole = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
-    inner = make(0.1)
-    expected, _ = inner.update(whole, inner.init(params), params)
+    inner, step = _compiled(make)
+    _, expected = step(params, inner.init(params), whole)
     _assert_close(updates, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -466,7 +617,7 @@ def test_apply_if_finite(make: Make) -> None:
     start = tx.init(params)
     broken = _grads()
     broken["dense"]["bias"] = jnp.asarray([1.0, np.nan])
-    update = jax.jit(tx.update)
+    update = _jit(tx.update)
     updates, refused = update(broken, start, params)
     assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates))
     _assert_equal(refused.inner_state, start.inner_state)
@@ -524,6 +675,10 @@ def _loss(out: jax.Array) -> jax.Array:
     return jnp.mean((out - Y[:, :2]) ** 2)
 
 
+_linen_gradients = _jit(jax.grad(lambda p: _loss(LinenModel().apply({"params": p}, X))))
+_nnx_gradients = nnx.jit(nnx.value_and_grad(lambda model: _loss(model(X))))
+
+
 def _flax_make(make: Make) -> Make:
     """The patterns of the options, on what these models have."""
     if "layers" in getattr(make, "keywords", {}):
@@ -540,18 +695,17 @@ def test_linen_and_nnx_train_alike(make: Make) -> None:
     train_state = TrainState.create(apply_fn=LinenModel().apply, params=params, tx=tx)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
-    @jax.jit
-    def linen_step(state: TrainState) -> TrainState:
-        grads = jax.grad(lambda p: _loss(state.apply_fn({"params": p}, X)))(state.params)
+    @_jit
+    def linen_step(state: TrainState, grads: Any) -> TrainState:
         return state.apply_gradients(grads=grads)
 
     @nnx.jit
-    def nnx_step(model: NnxModel, optimizer: nnx.Optimizer) -> None:
-        optimizer.update(model, nnx.grad(lambda model: _loss(model(X)))(model))
+    def nnx_step(model: NnxModel, optimizer: nnx.Optimizer, grads: Any) -> None:
+        optimizer.update(model, grads)
 
     for _ in range(3):
-        train_state = linen_step(train_state)
-        nnx_step(model, optimizer)
+        train_state = linen_step(train_state, _linen_gradients(train_state.params))
+        nnx_step(model, optimizer, _nnx_gradients(model)[1])
     _assert_close(
         nnx.to_pure_dict(nnx.state(model, nnx.Param)), train_state.params, rtol=1e-5, atol=1e-6
     )
@@ -568,12 +722,12 @@ def test_nnx_models_with_sharding_annotations(make: Make) -> None:
         optimizer = nnx.Optimizer(model, _flax_make(make)(0.005), wrt=nnx.Param)
 
         @nnx.jit
-        def step(model: NnxModel, optimizer: nnx.Optimizer) -> jax.Array:
-            loss, grads = nnx.value_and_grad(lambda model: _loss(model(X)))(model)
+        def step(model: NnxModel, optimizer: nnx.Optimizer, grads: Any) -> None:
             optimizer.update(model, grads)
-            return loss
 
-        assert step(model, optimizer) > step(model, optimizer)
+        loss, grads = _nnx_gradients(model)
+        step(model, optimizer, grads)
+        assert _nnx_gradients(model)[0] < loss
         assert model.dense.kernel[...].sharding.spec == P(None, "model")
 
 
@@ -589,7 +743,7 @@ def test_linen_models_with_sharding_annotations(make: Make) -> None:
         return TrainState.create(apply_fn=model.apply, params=params, tx=make(0.05))
 
     shardings = nn.get_sharding(jax.eval_shape(create), mesh)
-    state = jax.jit(create, out_shardings=shardings)()
+    state = _jit(create, out_shardings=shardings)()
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (4, 6)]
     assert moments
     assert all(x.sharding == NamedSharding(mesh, P(None, "model")) for x in moments)
@@ -602,9 +756,8 @@ def test_linen_models_with_sharding_annotations(make: Make) -> None:
 @full
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_checkpoint_gives_back_every_bit(make: Make, dtype: str, tmp_path: Path) -> None:
-    tx = make(0.1)
-    params = _params(dtype)
-    params, state = _step(tx, params, tx.init(params), _grads(dtype))
+    tx, step = _compiled(make)
+    (params, state), _ = step(_params(dtype), tx.init(_params(dtype)), _grads(dtype))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", {"params": params, "opt_state": state})
         checkpointer.wait_until_finished()
@@ -612,7 +765,6 @@ def test_a_checkpoint_gives_back_every_bit(make: Make, dtype: str, tmp_path: Pat
         restored = checkpointer.restore(tmp_path / "state", like)
     _assert_equal(restored, {"params": params, "opt_state": state})
     assert _types(restored["opt_state"]) == _types(state)
-    step = functools.partial(_step, tx)
     _assert_equal(
         step(restored["params"], restored["opt_state"], _grads(dtype)),
         step(params, state, _grads(dtype)),
@@ -621,10 +773,9 @@ def test_a_checkpoint_gives_back_every_bit(make: Make, dtype: str, tmp_path: Pat
 
 @full
 def test_flax_serialization_gives_back_every_bit(make: Make) -> None:
-    tx = make(0.1)
-    params = _params()
-    fresh = tx.init(params)
-    _, state = _step(tx, params, fresh, _grads())
+    tx, step = _compiled(make)
+    fresh = tx.init(_params())
+    (_, state), _ = step(_params(), fresh, _grads())
     _assert_equal(flax.serialization.from_bytes(fresh, flax.serialization.to_bytes(state)), state)
     as_dict = flax.serialization.to_state_dict(state)
     _assert_equal(flax.serialization.from_state_dict(fresh, as_dict), state)
@@ -645,7 +796,7 @@ def test_a_quadratic_goes_down(make: Make) -> None:
         terms = jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), params, target)
         return sum(jax.tree.leaves(terms))
 
-    @jax.jit
+    @_jit
     def train(rate: jax.Array, params: Any) -> Any:
         tx = make(lambda step: rate * schedules.warmup_cosine(1.0, 5, 300)(step))
 
@@ -665,11 +816,10 @@ def test_zeros_make_no_nan(make: Make, zero: str) -> None:
     zeros = jax.tree.map(jnp.zeros_like, _params())
     params = _params() if zero == "grads" else zeros
     grads = _grads() if zero == "params" else zeros
-    tx = make(0.1)
+    tx, step = _compiled(make)
     state = tx.init(params)
-    step = jax.jit(functools.partial(_step, tx))
     for _ in range(3):
-        params, state = step(params, state, grads)
+        (params, state), _ = step(params, state, grads)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((params, state)))
     if zero == "both":
         _assert_equal(params, zeros)
@@ -679,10 +829,9 @@ def test_zeros_make_no_nan(make: Make, zero: str) -> None:
 @pytest.mark.parametrize("scale", [1e-15, 1e15])
 def test_gradients_of_extreme_size_make_no_nan(make: Make, scale: float) -> None:
     """Squares from 1e-30 to 1e30 are float32 still."""
-    tx = make(0.1)
-    params = _params()
+    tx, step = _compiled(make)
     grads = jax.tree.map(lambda g: scale * g, _grads())
-    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    _, updates = step(_params(), tx.init(_params()), grads)
     assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
 
 

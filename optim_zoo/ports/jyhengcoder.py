@@ -44,4 +44,6 @@ def Ranger(
         amsgrad,
         exclude_from_weight_decay,
     )
-    return synchronize(inner, lambda t: (t - 1) % k == 0, lambda t: alpha, slow_starts_at_zero=True)
+    return synchronize(
+        inner, lambda t: (t - 1) % k == 0, lambda t: alpha, period=k, slow_starts_at_zero=True
+    )

@@ -33,4 +33,6 @@ def LookaheadOptimizer(
     """
     ranges.check_count("k", k, 1)
     ranges.check("alpha", alpha, 0.0, 1.0)
-    return synchronize(optimizer, lambda t: t % k == 0, lambda t: alpha, slow_starts_at_zero=True)
+    return synchronize(
+        optimizer, lambda t: t % k == 0, lambda t: alpha, period=k, slow_starts_at_zero=True
+    )

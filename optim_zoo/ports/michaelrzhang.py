@@ -36,6 +36,7 @@ def Lookahead(
         wrapped,
         lambda t: t % la_steps == 0,
         lambda t: la_alpha,
+        period=la_steps,
         after=None if pullback_momentum == "none" else lambda due, s: _pull_back(due, s, share),
     )
 
@@ -53,7 +54,11 @@ def LookaheadTF(
     ranges.check_count("la_steps", la_steps, 1)
     ranges.check("la_alpha", la_alpha, 0.0, 1.0)
     return synchronize(
-        optimizer, lambda t: t % (la_steps + 1) == 0, lambda t: la_alpha, slow_starts_at_zero=True
+        optimizer,
+        lambda t: t % (la_steps + 1) == 0,
+        lambda t: la_alpha,
+        period=la_steps + 1,
+        slow_starts_at_zero=True,
     )
 
 

@@ -151,7 +151,7 @@ def RAdam(
     fraction = _decay_fraction(lr, weight_decay if weight_decouple else 0.0, fixed_decay)
 
     def gated(count: jax.Array) -> jax.Array:
-        rho, _ = rectification(b2, count + 1)
+        rho, _ = rectification(b2, optax.safe_increment(count))
         return jnp.where(rho >= n_sma_threshold, at(fraction, count), 0.0)
 
     step = _radam(lr, betas, eps, n_sma_threshold, 1.0 if degenerated_to_sgd else 0.0, maximize)
@@ -196,7 +196,7 @@ def Ranger(
     )
     fraction = _decay_fraction(lr, weight_decay if weight_decouple else 0.0, fixed_decay)
     inner = decay_before(step, fraction, exclude_from_weight_decay)
-    return synchronize(inner, lambda t: t % k == 0, lambda t: alpha)
+    return synchronize(inner, lambda t: t % k == 0, lambda t: alpha, period=k)
 
 
 @in_source_words
@@ -228,7 +228,7 @@ def _radam(
 
 
 def _divided_by_bias(lr: Rate, b1: float) -> Rate:
-    return lambda count: at(lr, count) / bias(b1, count + 1)
+    return lambda count: at(lr, count) / bias(b1, optax.safe_increment(count))
 
 
 def _decay_fraction(lr: Rate, weight_decay: float, fixed_decay: bool) -> Rate:

@@ -268,7 +268,7 @@ def Lookahead(
     ranges.check_count("k", k, 1)
     ranges.check("alpha", alpha, 0.0, 1.0)
     return synchronize(
-        base_optimizer, lambda t: t % k == 0, lambda t: jnp.where(t == k, 1.0, alpha)
+        base_optimizer, lambda t: t % k == 0, lambda t: jnp.where(t == k, 1.0, alpha), period=k
     )
 
 
