@@ -245,8 +245,10 @@ def _digest(told: Mapping[str, Any]) -> str:
 
 def _checksums(tree: Tree) -> dict[str, int]:
     """Of every array by its path in `saved_state.describe`."""
-    sums = jax.device_get([_checksum(x) for x in jax.tree.leaves(tree)])
-    return dict(zip(saved_state.describe(tree)["arrays"], map(int, sums), strict=True))
+    # Each is waited for: of many programs at once, whose devices wait for one another, some would
+    # find no thread on a CPU of few cores, and all stand still.
+    sums = [int(_checksum(x)) for x in jax.tree.leaves(tree)]
+    return dict(zip(saved_state.describe(tree)["arrays"], sums, strict=True))
 
 
 @jax.jit
