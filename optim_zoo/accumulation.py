@@ -47,11 +47,11 @@ def accumulate(
     there is no step.
 
     ``optax.MultiSteps`` calls its inner transformation on every micro-batch, averages without
-    weights and in the gradients' dtype, and keeps a NaN for good. Here ``inner`` stands in one
-    branch of a ``lax.cond``, sums and what is handed on are float32 or wider, and a micro-batch
-    that is not finite, or whose loss is not, counts towards ``every`` and is left out; if none was
-    finite there is no step. Under ``optax.chain``, what stands inside sees whole batches, what
-    stands outside sees micro-batches.
+    weights, hands the mean on in the gradients' dtype, and unless told otherwise keeps a NaN for
+    good. Here ``inner`` stands in one branch of a ``lax.cond``, sums and what is handed on are
+    float32 or wider, and a micro-batch that is not finite, or whose loss is not, counts towards
+    ``every`` and is left out; if none was finite there is no step. Under ``optax.chain``, what
+    stands inside sees whole batches, what stands outside sees micro-batches.
 
     Args:
       inner: any transformation. Other extra arguments are those of the last micro-batch.

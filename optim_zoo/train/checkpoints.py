@@ -49,8 +49,13 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=keep,
                     cleanup_tmp_directories=True,  # what a killed save has left
-                    # Else a folder that cannot be made is waited for, for twenty minutes.
-                    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+                    async_options=ocp.AsyncOptions(
+                        # Else a folder that cannot be made is waited for, for twenty minutes.
+                        create_directories_asynchronously=False,
+                        # Orbax goes by the wall clock: one that is put forward by more than this
+                        # during a save would end the run, as would a slow disk.
+                        timeout_secs=100 * 365 * 86400,
+                    ),
                 ),
                 item_names=("training", "info"),
             )
