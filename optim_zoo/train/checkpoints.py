@@ -282,4 +282,5 @@ def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     # Tensorstore names the failed file at length before it says what the system said.
     number = re.search(r"os_error_code='(\d+)'", text)
-    return os.strerror(int(number[1])) if number else text.splitlines()[0][:200]
+    said = text.splitlines()[0].partition(". See full")[0]  # details that only a debugger has
+    return os.strerror(int(number[1])) if number else said[:200]

@@ -1,0 +1,274 @@
+"""The faults of scripts/faults.py: what a job does then, and that nothing saved is lost."""
+
+import importlib
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+pytestmark = [
+    pytest.mark.xdist_group("faults"),  # whose runs without a fault are made once
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+slow = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def faults() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        yield importlib.import_module("faults")
+    del sys.modules["faults"]
+
+
+@pytest.fixture(scope="module")
+def site(faults: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Most of the time of these runs would go into compiling."""
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    work = tmp_path_factory.mktemp("faults")
+    with faults.Site(work, faults.SMOKE, environment=quick) as site:
+        yield site
+    shutil.rmtree(work)  # hundreds of megabytes
+
+
+@pytest.fixture
+def tried(request: pytest.FixtureRequest, faults: Any, site: Any) -> dict[str, Any]:
+    """The record of the fault that the test names; the rest of it has the same end everywhere."""
+    record: dict[str, Any] = faults.try_fault(site, request.param)
+    if "skipped" in record:
+        pytest.skip(record["skipped"])
+    assert "failed" not in record, record
+    assert set(record["same"]) == {"metrics", "parameters", "optimizer state"}
+    assert all(record["same"].values()), record
+    assert record["finite"] is True
+    title, happens, lost = faults.table([record]).splitlines()[-1][2:-2].split(" | ")
+    assert title.startswith(record["title"])
+    assert f"in the end bit for bit as {record['like']}" in happens
+    assert lost.startswith(("at most", str(record["lost"])))
+    return record
+
+
+def fault(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("tried", [name], indirect=True)
+
+
+def assert_went_on(record: dict[str, Any], saved: int) -> None:
+    """The next start began at the last whole save, and had nothing to complain of."""
+    assert (record["next_exit_code"], record["next_said"]) == (0, "")
+    assert record["resumed_from"] == record["saved"] == saved
+
+
+def assert_unharmed(record: dict[str, Any]) -> None:
+    """A run to its end; begun again at the save before the last it ends the same."""
+    assert (record["exit_code"], record["said"], record["made"]) == (0, "", 20)
+    assert record["next_notes"] == []
+    assert_went_on(record, 15)
+    assert all(record["next_same"].values()), record
+
+
+@slow
+@fault("kills")
+def test_kills(tried: dict[str, Any]) -> None:
+    assert len(tried["kills"]) == 20
+    assert tried["landed"] >= 18
+    assert tried["during"]["a save"] >= 5
+    assert tried["during"]["a start"] > 0
+    assert tried["from_the_last_whole"]
+    # Up to the save before the one that was going on, for whose end the next one waits.
+    assert 0 < tried["lost"] <= 2 * tried["save_every"]
+    assert (tried["next_exit_code"], tried["next_said"]) == (0, "")
+
+
+@slow
+@fault("sigterm")
+def test_sigterm(tried: dict[str, Any]) -> None:
+    assert tried["exit_code"] == 128 + signal.SIGTERM
+    assert tried["said"].startswith(f"stopped by SIGTERM; step {tried['saved']} is saved in run, ")
+    assert tried["lost"] == 0
+    assert_went_on(tried, tried["made"])
+
+
+@slow
+@fault("full_disk")
+def test_a_full_disk_during_a_save(tried: dict[str, Any]) -> None:
+    assert tried["exit_code"] == 2
+    assert tried["said"].startswith(
+        "cannot write a checkpoint to run/checkpoints: No space left on device; the last whole one "
+        "is of step 5: make room, "
+    )
+    assert_went_on(tried, 5)
+    # A save that has failed is told of by the next at the latest.
+    assert 5 <= tried["lost"] <= 10
+
+
+@slow
+@fault("full_disk_between")
+def test_a_full_disk_between_two_saves(tried: dict[str, Any]) -> None:
+    assert tried["exit_code"] == 2
+    assert "No space left on device" in tried["said"]
+    assert not tried["said"].startswith("no sentence")
+    assert_went_on(tried, tried["saved"])
+    assert tried["saved"] >= 5
+    assert tried["lost"] <= 10
+
+
+@slow
+@fault("truncated")
+def test_a_truncated_checkpoint(tried: dict[str, Any]) -> None:
+    assert_fell_back(tried)
+
+
+@fault("flipped_byte")
+def test_a_flipped_byte_in_a_checkpoint(tried: dict[str, Any]) -> None:
+    assert_fell_back(tried)
+
+
+def assert_fell_back(record: dict[str, Any]) -> None:
+    (note,) = record["next_notes"]
+    assert note.startswith("the checkpoint of step 20 is damaged (")
+    assert note.endswith(") and was moved to run/damaged/20; step 15 is gone on from")
+    assert_went_on(record, 15)
+    assert record["lost"] == 5
+
+
+@slow
+@fault("two_jobs")
+def test_two_jobs_on_one_folder(tried: dict[str, Any]) -> None:
+    assert tried["exit_code"] == 2
+    assert tried["said"].startswith("another process trains in run: ")
+    assert 0 < tried["first_at"] < 400
+    assert (tried["first_exit_code"], tried["first_said"], tried["lost"]) == (0, "", 0)
+
+
+@slow
+@fault("nan_micro_batch")
+def test_nan_in_one_micro_batch(tried: dict[str, Any]) -> None:
+    assert_unharmed(tried)
+    assert (tried["left_out"], tried["refused"], tried["lost"]) == (1, [], 0)
+
+
+@slow
+@pytest.mark.parametrize(
+    "tried",
+    [f"nan_one_device_{mode}" for mode in ("jit", "zero1", "shard_map", "pmap")],
+    indirect=True,
+)
+def test_nan_in_the_gradient_of_one_device(tried: dict[str, Any]) -> None:
+    assert_unharmed(tried)
+    assert (tried["refused"], tried["lost"]) == ([8], 1)
+
+
+@fault("nan_step")
+def test_nan_in_one_step(tried: dict[str, Any]) -> None:
+    assert_unharmed(tried)
+    assert (tried["refused"], tried["lost"]) == ([8], 1)
+
+
+@slow
+@fault("infinite_loss")
+def test_an_infinite_loss_for_ten_steps(tried: dict[str, Any]) -> None:
+    assert_unharmed(tried)
+    assert (tried["refused"], tried["lost"]) == ([*range(8, 18)], 10)
+
+
+@slow
+@fault("infinite_loss_ends")
+def test_an_infinite_loss_for_longer_than_is_borne(tried: dict[str, Any]) -> None:
+    assert tried["exit_code"] == 2
+    assert tried["said"].startswith("up to step 12, 5 steps in a row were refused, ")
+    assert "; step 10 is saved: " in tried["said"]
+    assert tried["refused"] == [*range(8, 13)]
+    assert_went_on(tried, 10)
+    assert tried["lost"] == 2
+
+
+@slow
+@fault("clock")
+def test_a_clock_that_jumps(tried: dict[str, Any]) -> None:
+    assert_unharmed(tried)
+    assert tried["days_off"] == [-1, 1, 1]
+    assert tried["rates_are_positive"]
+    assert tried["lost"] == 0
+
+
+# The table says what was seen, also where a job does otherwise
+
+
+def sigterm_record(**changes: Any) -> dict[str, Any]:
+    return {
+        "title": "SIGTERM",
+        "variant": "",
+        "exit_code": 143,
+        "said": "stopped",
+        "resumed_from": 9,
+        "next_exit_code": 0,
+        "next_said": "",
+        "next_notes": [],
+        "lost": 0,
+        "like": "an unbroken run",
+        "same": {"metrics": True, "parameters": True, "optimizer state": True},
+        "finite": True,
+        **changes,
+    }
+
+
+ALIKE = "in the end bit for bit as an unbroken run"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {},
+            f'| SIGTERM | exit 143, "stopped"; the next start goes on from step 9; {ALIKE} | 0 |',
+        ),
+        (
+            {"exit_code": -11, "said": "no sentence: 'x | y'", "lost": 9, "variant": "pmap"},
+            "| SIGTERM (pmap) | exit -11, \"no sentence: 'x \\| y'\"; the next start goes on from "
+            f"step 9; {ALIKE} | 9 |",
+        ),
+        (
+            {
+                "next_notes": ["moved", "other cores"],
+                "same": {"metrics": False, "parameters": False, "optimizer state": True},
+            },
+            '| SIGTERM | exit 143, "stopped"; the next start says "moved" and says "other cores" '
+            "and goes on from step 9; metrics and parameters in the end not as an unbroken run "
+            "| 0 |",
+        ),
+        (
+            {"next_exit_code": 2, "next_said": "no", "same": {}, "finite": None},
+            '| SIGTERM | exit 143, "stopped"; the next start: exit 2, "no"; nothing is left to '
+            "compare with an unbroken run; no parameters | 0 |",
+        ),
+        (
+            {"finite": False, "refused": [3, 5], "next_same": {"metrics": False}},
+            f'| SIGTERM | exit 143, "stopped"; steps refused: 3, 5; {ALIKE}; parameters are not '
+            "finite; gone on from step 9: metrics in the end not as before | 0 |",
+        ),
+        ({"skipped": "no root"}, "| SIGTERM | not known: no root | ? |"),
+        ({"failed": "it is stuck"}, "| SIGTERM | not known: it is stuck | ? |"),
+    ],
+)
+def test_the_table_says_what_was_seen(faults: Any, changes: dict[str, Any], expected: str) -> None:
+    assert faults.table([sigterm_record(**changes)]).splitlines()[2:] == [expected]
+
+
+def test_variants_that_differ_in_nothing_share_a_row(faults: Any) -> None:
+    modes = [sigterm_record(variant=mode) for mode in ("jit", "pmap")]
+    other = sigterm_record(variant="shard_map", lost=1)
+    _, _, both, alone = faults.table([*modes, other]).splitlines()
+    assert both.startswith("| SIGTERM (jit; pmap) |")
+    assert alone.startswith("| SIGTERM (shard_map) |")
+
+
+def test_an_unknown_fault_is_refused(faults: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        faults.main(["nothing"])
+    assert "nothing: not one of kills, sigterm, " in capsys.readouterr().err
