@@ -108,7 +108,7 @@ def with_metrics(
             return by_path(map_with_path(of_leaf, arrays, names))
 
         kept = (state.gradient_norm, state.parameter_norm, state.update_norm)
-        due = state.count == 0
+        due = state.count % every == 0
 
         def branch() -> tuple[Any, ...]:
             # Of steps computed once more, since those handed on would have to be written to memory

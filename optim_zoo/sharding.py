@@ -8,7 +8,8 @@ like the parameters, or spread over the data axis as well (ZeRO-1, arXiv 1910.02
 `data_parallel` makes the whole step, in one of three modes that give the same numbers.
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -178,6 +179,7 @@ class DataParallelStep:
         self._batch_axis = batch_axis
         self.batch_divisor = mesh.shape[batch_axis] * micro_batches
         self._tx = optax.with_extra_args_support(tx)
+        self._tells = _names_taken(self._tx.update, ("value", "weight"))
         self._loss_fn = loss_fn
         self._micro_batches = micro_batches
         self._has_aux = has_aux
@@ -275,7 +277,9 @@ class DataParallelStep:
 
     def _update(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         loss, weight, gradients, aux = self._loss_and_gradients(params, batch)
-        updates, state = self._tx.update(gradients, state, params, value=loss, weight=weight)
+        told = {"value": loss, "weight": weight}
+        told = {name: told[name] for name in self._tells}
+        updates, state = self._tx.update(gradients, state, params, **told)
         params = optax.apply_updates(params, updates)
         return (params, state, loss, aux) if self._has_aux else (params, state, loss)
 
@@ -320,6 +324,14 @@ class DataParallelStep:
         return jax.tree.map(
             lambda x: jnp.reshape(x, (-1, self._micro_batches, *x.shape[1:])).swapaxes(0, 1), batch
         )
+
+
+def _names_taken(function: Callable[..., Any], names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that ``function`` takes as keywords."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return list(names)
+    return [name for name in names if name in parameters]
 
 
 def _divided(

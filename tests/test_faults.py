@@ -124,6 +124,7 @@ def test_a_truncated_checkpoint(tried: dict[str, Any]) -> None:
     assert_fell_back(tried)
 
 
+@slow
 @fault("flipped_byte")
 def test_a_flipped_byte_in_a_checkpoint(tried: dict[str, Any]) -> None:
     assert_fell_back(tried)

@@ -118,14 +118,21 @@ def _run(job: _Job) -> Mapping[str, str]:
 
 
 def _step(job: _Job, step: int, params: Tree, state: Tree) -> tuple[Tree, Tree, jax.Array]:
-    """Parameters and state after step number ``step`` (from 0), and the mean of its losses."""
+    """Parameters and state after step number ``step`` (from 0), and the mean of its losses.
+
+    Without those that are not finite, where such batches are left out of the step.
+    """
     stage, every = job.config.stage_of(step), job.config.accumulation.every
     losses = []
     for number in range(step * every, (step + 1) * every):
         batch = job.task.batch(number, job.config.stages[stage])
         params, state, loss = job.steps[stage](params, state, batch)
         losses.append(loss)
-    return params, state, losses[0] if every == 1 else jnp.mean(jnp.stack(losses))
+    if every == 1:
+        return params, state, losses[0]
+    seen = jnp.stack(losses)
+    counted = jnp.isfinite(seen) | (not job.config.guards.nonfinite)
+    return params, state, jnp.sum(jnp.where(counted, seen, 0)) / jnp.sum(counted)
 
 
 class _NoWriter:

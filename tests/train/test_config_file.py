@@ -184,7 +184,7 @@ def test_a_table_in_a_section(path: Path) -> None:
     assert again == loaded
     assert "precision.state.mu must be a string, got 1" in message(path, "precision.state={mu=1}")
     said = message(path, 'precision.state={nu="float16"}')
-    assert "[precision] dtype for nu must be" in said
+    assert "[precision] unknown dtype for nu 'float16'; did you mean bfloat16?" in said
 
 
 @pytest.mark.parametrize("value", ["nan", "-nan"])

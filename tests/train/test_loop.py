@@ -605,6 +605,7 @@ def test_batches_of_a_step_are_weighted_and_one_that_is_not_finite_is_left_out(
     assert [r["tokens"] for r in steps] == [2 * 128 * i for i in range(1, 7)]
     assert [r["skipped_micro_batches"] for r in steps] == [0, 0, 1, 1, 1, 1]
     assert {r["skipped_steps"] for r in steps} == {0}
+    assert steps[2]["loss"] == pytest.approx(steps[1]["loss"], abs=0.1)  # of the other batch
     np.testing.assert_allclose([r["learning_rate"] for r in steps[:4]], [0, 0.01, 0.02, 0.03])
     resumed = cut_back(folder, tmp_path / "resumed", 2)
     train(tiny, resumed, *options)
