@@ -50,6 +50,12 @@ def wrappers(scripts: list[ModuleType]) -> Any:
 
 
 @pytest.fixture
+def no_memory(common: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is free but what is left to XLA and Python."""
+    monkeypatch.setattr(common, "_free_bytes", lambda: common.RESERVED_BYTES)
+
+
+@pytest.fixture
 def tiny(update: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a tree of 144 parameters, of which 128 are two layers in one array."""
     shapes = {
@@ -148,12 +154,10 @@ def test_what_is_refused(
     arguments: list[str],
     message: str,
     update: Any,
-    common: Any,
+    no_memory: None,
     tiny: str,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(common, "_free_bytes", lambda: common.RESERVED_BYTES)
     with pytest.raises(SystemExit) as stopped:
         update.main(["--trees", tiny, *arguments])
     assert stopped.value.code == 2
@@ -275,13 +279,8 @@ def test_norms_are_always_taken_or_never(wrappers: Any) -> None:
 
 
 def test_wrappers_that_do_not_fit(
-    wrappers: Any,
-    common: Any,
-    tiny: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    wrappers: Any, no_memory: None, tiny: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(common, "_free_bytes", lambda: common.RESERVED_BYTES)
     with pytest.raises(SystemExit) as stopped:
         wrappers.main(["--trees", tiny, "--optimizers", "adamw", "--groups", "guards"])
     assert stopped.value.code == 2
