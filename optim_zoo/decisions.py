@@ -26,7 +26,7 @@ class Refusals(NamedTuple):
 
     @classmethod
     def none(cls, most: int) -> Self:
-        """So far."""
+        """Before the first step."""
         return cls(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.asarray(most, jnp.int32))
 
     def counted(self, go: jax.Array, most: int) -> Self:

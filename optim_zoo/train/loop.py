@@ -181,10 +181,9 @@ class _Course:
             seen = jax.device_get({"loss": loss, **uncopied(metrics.read(state))})
             if not self._job.config.guards.nonfinite:  # else such a step was refused
                 self._check_finite({name: seen[name] for name in ("loss", "gradient_norm")}, done)
-        if due.log:
-            self._log(done, {**seen, "tokens_per_second": self._rate.after(done)})
-        if any(due):
-            self._check_refusals(uncopied(state), done)
+            if due.log:
+                self._log(done, {**seen, "tokens_per_second": self._rate.after(done)})
+            self._check_refusals(state, done)  # as it is: of every copy, where there are some
         with self._rate.paused():
             if due.evaluate or due.save:
                 params, state = uncopied((params, state))
