@@ -147,11 +147,21 @@ def assign(layer_rules: rules.Rules, tree: Tree) -> Tree:
       ValueError: a leaf has no such axis, it does not divide into the parts, or two specs name
         the same axis.
     """
-    specs = rules.assign("layers", layer_rules, tree, default=())
-    return map_with_path(_resolve, tree, specs)
+    return map_with_path(lambda path, x: layers_of(layer_rules, path, x), tree)
 
 
-def _resolve(path: str, x: Any, spec: LayerAxis | Sequence[LayerAxis]) -> Layers:
+def layers_of(layer_rules: rules.Rules, path: str, x: Any) -> Layers:
+    """Returns the `Layers` of one array; see `assign`.
+
+    Args:
+      layer_rules: see `assign`.
+      path: of the array.
+      x: the array, or its ``jax.ShapeDtypeStruct``.
+
+    Raises:
+      ValueError: see `assign`.
+    """
+    spec: LayerAxis | Sequence[LayerAxis] = rules.first_match(layer_rules, path, default=())
     items = (spec,) if isinstance(spec, LayerAxis) else tuple(spec)
     shape = jnp.shape(x)
     resolved = []
@@ -188,16 +198,19 @@ def assign_axis_names(axis_name: AxisName, tree: Tree) -> Tree:
     Raises:
       ValueError: types tell (``check_vma=True``) that a leaf is not cut over an axis it is told.
     """
+    return map_with_path(lambda path, x: axis_names_of(axis_name, path, x), tree)
+
+
+def axis_names_of(axis_name: AxisName, path: str, x: jax.Array) -> tuple[str, ...]:
+    """Returns the mesh axes that ``axis_name`` gives for one array; see `assign_axis_names`.
+
+    Raises:
+      ValueError: the type of ``x`` says that it does not vary over one of them.
+    """
     if _same_for_all(axis_name):
-        told = jax.tree.map(lambda _: _names(axis_name), tree)
+        told = _names(axis_name)
     else:
-        told = rules.assign("axis_name", axis_name, tree, default=())  # type: ignore[arg-type]
-    return map_with_path(_confirmed, tree, told)
-
-
-def _confirmed(path: str, x: jax.Array, names: Any) -> tuple[str, ...]:
-    """``names`` as a tuple, unless the type of ``x`` says that it does not vary over them."""
-    told = _names(names)
+        told = _names(rules.first_match(axis_name, path, default=()))  # type: ignore[arg-type]
     # A device's place along an axis varies over it: where its type does not say so, none does.
     wrong = [
         name

@@ -22,7 +22,7 @@ from optim_zoo.transforms import (
     ScaleByLearningRateState,
     ScaleByTrustRatioState,
 )
-from optim_zoo.tree import Tree, by_path, leaf_paths, map_with_path, path_name
+from optim_zoo.tree import Tree, by_path, leaf_paths, leaves_with_path, map_with_path
 
 
 class WithMetricsState(NamedTuple):
@@ -74,7 +74,7 @@ def with_metrics(
             for path in leaf_paths(params)
             if f"update_norm/{path}" not in known
         }
-        if not jax.tree.leaves(params):  # see `scale_by_layer`: optax.tree.map_params needs a leaf
+        if not jax.tree.leaves(params):  # see `leafwise`: optax.tree.map_params needs a leaf
             zeros = jnp.zeros((), jnp.float32)
         return WithMetricsState(
             jnp.zeros((), jnp.int32),
@@ -159,8 +159,8 @@ def read(state: Tree) -> dict[str, jax.Array]:
         metrics[name] = _array(value)
 
     def add_leaves(name: str, values: Tree) -> None:
-        for path, value in jax.tree.leaves_with_path(values):
-            add(f"{name}/{path_name(path)}", value)
+        for path, value in leaves_with_path(values):
+            add(f"{name}/{path}", value)
 
     for piece in _pieces(state):
         match piece:

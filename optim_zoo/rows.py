@@ -30,8 +30,8 @@ from optim_zoo.tree import (
     by_path,
     is_partial,
     leaf_paths,
+    leaves_with_path,
     map_with_path,
-    path_name,
     varying_axes,
     wide,
     wide_dtype,
@@ -208,12 +208,12 @@ def check_updates(piece: str, updates: Tree, like: Tree, *, sparse: bool = False
       TypeError: a leaf is not real and floating-point, or `SparseRows` reached a piece that does
         not take it.
     """
-    given = jax.tree.leaves_with_path(updates, is_leaf=is_sparse)
+    given = leaves_with_path(updates, is_leaf=is_sparse)
     if not sparse:
         for path, u in given:
             if is_sparse(u):
                 raise TypeError(
-                    f"{piece} takes no SparseRows, which the gradient of {path_name(path)} is: "
+                    f"{piece} takes no SparseRows, which the gradient of {path} is: "
                     f"use lazy_adam for it (optax.partition), or its to_dense()"
                 )
     structure: Any = jax.tree.structure(updates, is_leaf=is_sparse)
@@ -221,8 +221,8 @@ def check_updates(piece: str, updates: Tree, like: Tree, *, sparse: bool = False
         expected = structure.flatten_up_to(like)
     except (ValueError, TypeError, KeyError):
         expected = None
-    if expected is None or len(expected) != len(jax.tree.leaves(like)):
-        ours, theirs = leaf_paths(like), [path_name(path) for path, _ in given]
+    if expected is None or len(expected) != len(jax.tree.leaves(like, is_leaf=is_sparse)):
+        ours, theirs = leaf_paths(like), [path for path, _ in given]
         apart = sorted(set(ours) ^ set(theirs))
         what = f"they differ at {', '.join(apart[:5])}" if apart else "their containers differ"
         raise ValueError(f"{piece}: gradients must be a tree like the parameters; {what}")
@@ -231,11 +231,11 @@ def check_updates(piece: str, updates: Tree, like: Tree, *, sparse: bool = False
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"{piece}: gradients must be real and floating-point, that of "
-                f"{path_name(path) or 'the parameter'} has dtype {dtype}"
+                f"{path or 'the parameter'} has dtype {dtype}"
             )
         if jnp.shape(u) != jnp.shape(x) and not is_partial(x):
             raise ValueError(
-                f"{piece}: the gradient of {path_name(path) or 'the parameter'} has shape "
+                f"{piece}: the gradient of {path or 'the parameter'} has shape "
                 f"{jnp.shape(u)}, its parameter {jnp.shape(x)}"
             )
 

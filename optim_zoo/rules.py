@@ -97,12 +97,10 @@ def assign(name: str, rules: Rules, tree: Tree, default: Any = REQUIRED) -> Tree
     uncovered = []
 
     def value_at(path: str, _: Any) -> Any:
-        for pattern, value in rules:
-            if re.search(pattern, path):
-                return value
-        if default is REQUIRED:
+        value = first_match(rules, path, default)
+        if value is REQUIRED:
             uncovered.append(path)
-        return default
+        return value
 
     values = map_with_path(value_at, tree)
     if uncovered:
@@ -110,6 +108,11 @@ def assign(name: str, rules: Rules, tree: Tree, default: Any = REQUIRED) -> Tree
             f"{name}: no rule covers {', '.join(uncovered)}; add one, or ('.*', value) as the last"
         )
     return values
+
+
+def first_match(rules: Rules, path: str, default: Any) -> Any:
+    """Returns the value of the first rule whose pattern matches ``path``, else ``default``."""
+    return next((value for pattern, value in rules if re.search(pattern, path)), default)
 
 
 def _nearest(pattern: str, paths: Sequence[str], count: int = 5) -> list[str]:

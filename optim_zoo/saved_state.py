@@ -90,7 +90,7 @@ def check(saved: Mapping[str, Any], state: Tree) -> None:
 
 
 def _name(path: KeyPath) -> str:
-    # Not `tree.path_name`, which drops a last field ``value``: a state may have one beside others.
+    # Not `tree.leaf_paths`, which leaves out the field ``value`` of Flax's boxes.
     keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
     return "/".join(json.dumps(key) if set(key) & set('/"') else key for key in keys)
 

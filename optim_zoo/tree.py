@@ -1,5 +1,6 @@
 """Leaf paths, and functions of arrays lifted to trees once."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -9,19 +10,53 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, KeyPath, SequenceKey
 
-Tree = Any  # any pytree; what its leaves are stands in the signature that uses it
+Tree = Any  # any pytree; the signature that uses it says what its leaves are
+
+# Flax wraps an array in a variable or in a box of metadata, whose field ``value`` names nothing.
+# They are looked up where Flax has already been imported, because the core must not import it.
+_BOXES = (("flax.nnx", "Variable"), ("flax.core.meta", "AxisMetadata"))
 
 
-def path_name(path: KeyPath) -> str:
-    """The path of a leaf as one string: ``encoder/layer_0/attention/query/kernel``.
+def leaves_with_path(
+    tree: Tree, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[str, Any]]:
+    """Returns every leaf of ``tree`` with its path, in flattening order.
 
-    An ``nnx.State`` holds each array as the attribute ``value`` of a variable; that last key is
-    dropped, so that a linen dict and an ``nnx.State`` of the same model have the same paths.
+    A path is the keys, attributes and indices from the root to the leaf, joined by ``/``:
+    ``encoder/layer_0/attention/query/kernel``. The field ``value`` of a Flax variable
+    (``nnx.Variable``) or metadata box (``nn.Partitioned``, ``nn.LogicallyPartitioned``) is left
+    out, so that a dict of arrays, a dict of boxes and an ``nnx.State`` of the same model have the
+    same paths. A field ``value`` of any other node is part of the path.
+
+    Args:
+      tree: any pytree.
+      is_leaf: as in ``jax.tree.leaves``.
     """
-    match path:
-        case (*outer, GetAttrKey(name="value")):
-            path = tuple(outer)
-    return "/".join(_key_name(key) for key in path)
+    named = _leaves_with_keys(tree, is_leaf or (lambda _: False))
+    return [("/".join(map(_key_name, path)), leaf) for path, leaf in named]
+
+
+def _leaves_with_keys(tree: Tree, is_leaf: Callable[[Any], bool]) -> list[tuple[KeyPath, Any]]:
+    boxes = _box_types()
+
+    def stops(node: Any) -> bool:
+        return is_leaf(node) or isinstance(node, boxes)
+
+    leaves: list[tuple[KeyPath, Any]] = []
+    for path, node in jax.tree.leaves_with_path(tree, is_leaf=stops):
+        if not isinstance(node, boxes) or is_leaf(node):
+            leaves.append((path, node))
+            continue
+        children = jax.tree.leaves_with_path(node, is_leaf=lambda child, box=node: child is not box)
+        for (key,), child in children:
+            outer = path if key == GetAttrKey("value") else (*path, key)
+            leaves += [((*outer, *inner), x) for inner, x in _leaves_with_keys(child, is_leaf)]
+    return leaves
+
+
+def _box_types() -> tuple[type, ...]:
+    found = (getattr(sys.modules.get(module), name, None) for module, name in _BOXES)
+    return tuple(box for box in found if box is not None)
 
 
 def _key_name(key: Any) -> str:
@@ -34,27 +69,39 @@ def _key_name(key: Any) -> str:
             return str(key).strip(".[]'")
 
 
-def leaf_paths(tree: Tree) -> list[str]:
-    """The path of every leaf, in flattening order."""
-    return [path_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
+def leaf_paths(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
+    """Returns the path of every leaf, in flattening order; see `leaves_with_path`."""
+    return [path for path, _ in leaves_with_path(tree, is_leaf)]
 
 
 def by_path(tree: Tree) -> dict[str, Any]:
-    """The leaves of ``tree`` by their paths.
+    """Returns the leaves of ``tree``, keyed by path.
 
     Raises:
       ValueError: two leaves have the same path, as in ``{"a/b": x, "a": {"b": y}}``.
     """
-    paths = leaf_paths(tree)
+    leaves = leaves_with_path(tree)
+    check_distinct([path for path, _ in leaves])
+    return dict(leaves)
+
+
+def check_distinct(paths: list[str]) -> None:
+    """Raises ``ValueError`` where a path occurs more than once."""
     twice = sorted(path for path, count in Counter(paths).items() if count > 1)
     if twice:
         raise ValueError(f"several leaves have the path {', '.join(twice)}: rename one of them")
-    return dict(zip(paths, jax.tree.leaves(tree), strict=True))
 
 
 def map_with_path(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-    """``function(path, leaf, *leaves_of_rest)`` at every leaf of ``tree``."""
-    return jax.tree.map_with_path(lambda path, *xs: function(path_name(path), *xs), tree, *rest)
+    """Returns a tree of ``function(path, leaf, *leaves_of_rest)``, one for each leaf of ``tree``.
+
+    ``rest`` may hold whole subtrees where ``tree`` has leaves.
+    """
+    leaves = leaves_with_path(tree)
+    structure: Any = jax.tree.structure(tree)
+    columns = [structure.flatten_up_to(other) for other in rest]
+    rows = zip(leaves, *columns, strict=True)
+    return structure.unflatten([function(path, x, *others) for (path, x), *others in rows])
 
 
 def map_to_several(
@@ -104,7 +151,7 @@ def check_floating(params: Tree) -> None:
     Raises:
       TypeError: one is not; its path and dtype are named.
     """
-    for path, x in jax.tree.leaves_with_path(params):
+    for path, x in leaves_with_path(params):
         dtype = jnp.result_type(x)
         if not jnp.issubdtype(dtype, jnp.floating):
             advice = (
@@ -112,9 +159,9 @@ def check_floating(params: Tree) -> None:
                 if jnp.issubdtype(dtype, jnp.complexfloating)
                 else "leave it out with optax.masked or optax.partition"
             )
-            name = path_name(path) or "the parameter"
             raise TypeError(
-                f"parameters must be floating-point, {name} has dtype {dtype}: {advice}"
+                f"parameters must be floating-point, {path or 'the parameter'} has dtype {dtype}: "
+                f"{advice}"
             )
 
 

@@ -1,5 +1,6 @@
 """Strict for every test: on the CPU, no silent rank promotion; warnings are errors (pyproject)."""
 
+import os
 from collections.abc import Iterator
 
 import jax
@@ -8,7 +9,8 @@ import pytest
 
 jax.config.update("jax_platforms", "cpu")
 # Eight, so that meshes of two axes can be made. Tests that use one device run no slower for it.
-jax.config.update("jax_num_cpu_devices", 8)
+# `test_one_device.py` runs some of the tests again in a process that has only one.
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("OPTIM_ZOO_TEST_CPU_DEVICES", "8")))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -44,8 +44,9 @@ from optim_zoo.transforms import (
     trace_momentum,
 )
 from optim_zoo.transforms.amsgrad import scale_by_largest_moments
-from optim_zoo.transforms.moments import moment, zero_moment
-from optim_zoo.tree import Tree, map_to_several, wide
+from optim_zoo.transforms.leafwise import Declaration, Leaf, leafwise, zeros
+from optim_zoo.transforms.moments import moment
+from optim_zoo.tree import Tree, wide
 
 CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 _REFUSED: dict[str, Any] = {
@@ -267,21 +268,23 @@ def Lion(
     ranges.check("beta_1", beta_1, 0.0, 1.0, open_low=True)
     ranges.check_decay("beta_2", beta_2)
 
-    def init(params: Tree) -> optax.TraceState:
-        return optax.TraceState(zero_moment(params))
-
     def update(
-        updates: Tree, state: optax.TraceState, params: Tree | None = None
-    ) -> tuple[Tree, optax.TraceState]:
-        check_updates("keras.Lion", updates, state.trace)
+        g: jax.Array, state: optax.TraceState, leaf: Leaf
+    ) -> tuple[jax.Array, optax.TraceState]:
+        del leaf
+        m = state.trace
+        return jnp.sign(moment(g, m, beta_1)), state._replace(trace=moment(g, m, beta_2))
 
-        def step(g: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return jnp.sign(moment(g, m, beta_1)), moment(g, m, beta_2)
-
-        directions, m = map_to_several(step, 2, updates, state.trace)
-        return directions, optax.TraceState(m)
-
-    step = chain(optax.GradientTransformation(init, update), scale_by_learning_rate(learning_rate))
+    direction = leafwise(
+        Declaration(
+            name="keras.Lion",
+            update=update,
+            state=optax.TraceState,
+            like_params=("trace",),
+            init=lambda path, x: {"trace": zeros(x)},
+        )
+    )
+    step = chain(direction, scale_by_learning_rate(learning_rate))
     return _finished("keras.Lion", step, learning_rate, weight_decay, base)
 
 

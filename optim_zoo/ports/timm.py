@@ -27,7 +27,6 @@ from optim_zoo.ports._pieces import (
     refuse,
     times,
 )
-from optim_zoo.rows import check_updates
 from optim_zoo.transforms import (
     add_decayed_weights,
     cast_like_params,
@@ -40,8 +39,9 @@ from optim_zoo.transforms import (
 from optim_zoo.transforms.adam import adam_direction
 from optim_zoo.transforms.lars import lars_ratio
 from optim_zoo.transforms.layerwise import scale_by_layer
-from optim_zoo.transforms.moments import bias, check_moments, moment, scale_by_moments, zero_moment
-from optim_zoo.tree import Tree, map_to_several
+from optim_zoo.transforms.leafwise import Declaration, Leaf, leafwise, zero_count, zeros
+from optim_zoo.transforms.moments import bias, check_moments, moment, scale_by_moments
+from optim_zoo.tree import Tree
 
 
 @in_source_words
@@ -230,30 +230,37 @@ def LaProp(
     ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
     ranges.check_learning_rate(lr)
 
-    def init(params: Tree) -> _LaPropState:
-        zeros = (zero_moment(params) for _ in range(2))
-        return _LaPropState(jnp.zeros((), jnp.int32), jnp.zeros((), float), *zeros)
-
-    def update(
-        updates: Tree, state: _LaPropState, params: Tree | None = None
-    ) -> tuple[Tree, _LaPropState]:
-        check_updates("timm.LaProp", updates, state.exp_avg)
+    def begin(state: _LaPropState) -> tuple[_LaPropState, Any]:
         count = optax.safe_increment(state.count)
         rate = jnp.asarray(at(lr, state.count), float)
         average_rate = moment(rate, state.average_rate, b1)
         scale = jnp.where(average_rate > 0, rate / average_rate, 0)
-        c2 = bias(b2, count)
+        return state._replace(count=count, average_rate=average_rate), (
+            rate,
+            scale,
+            bias(b2, count),
+        )
 
-        def step(g: jax.Array, m: jax.Array, nu: jax.Array) -> tuple[jax.Array, ...]:
-            g = g.astype(nu.dtype)
-            nu = moment(jnp.square(g), nu, b2)
-            m = moment(rate * g / (jnp.sqrt(nu / c2) + eps), m, b1)
-            return -scale * m, m, nu
+    def update(g: jax.Array, state: _LaPropState, leaf: Leaf) -> tuple[jax.Array, _LaPropState]:
+        rate, scale, c2 = leaf.shared
+        g = g.astype(state.exp_avg_sq.dtype)
+        nu = moment(jnp.square(g), state.exp_avg_sq, b2)
+        normalised = rate * g / (jnp.sqrt(nu / c2) + eps)
+        m = moment(normalised, state.exp_avg, b1)
+        return -scale * m, state._replace(exp_avg=m, exp_avg_sq=nu)
 
-        steps, m, nu = map_to_several(step, 3, updates, state.exp_avg, state.exp_avg_sq)
-        return steps, _LaPropState(count, average_rate, m, nu)
-
-    inner = chain(optax.GradientTransformation(init, update), cast_like_params())
+    direction = leafwise(
+        Declaration(
+            name="timm.LaProp",
+            update=update,
+            state=_LaPropState,
+            like_params=("exp_avg", "exp_avg_sq"),
+            init=lambda path, x: {"exp_avg": zeros(x), "exp_avg_sq": zeros(x)},
+            init_shared=lambda: {**zero_count(), "average_rate": jnp.zeros((), float)},
+            begin=begin,
+        )
+    )
+    inner = chain(direction, cast_like_params())
     return decay_after(inner, times(lr, weight_decay), exclude_from_weight_decay)
 
 

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from optim_zoo import ranges, rows
-from optim_zoo.transforms.moments import moment, zero_moment
-from optim_zoo.tree import Tree, map_to_several
+from optim_zoo import ranges
+from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise, zeros
+from optim_zoo.transforms.moments import moment
+from optim_zoo.tree import Tree
 
 
 class ScaleByAdadeltaState(NamedTuple):
@@ -20,7 +20,7 @@ class ScaleByAdadeltaState(NamedTuple):
 
 def scale_by_adadelta(
     rho: jax.typing.ArrayLike = 0.9, eps: jax.typing.ArrayLike = 1e-6
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """Gives gradients g the units of the parameters.
 
     ::
@@ -42,24 +42,21 @@ def scale_by_adadelta(
     ranges.check_decay("rho", rho)
     ranges.check("eps", eps, 0.0, open_low=True, open_high=True)
 
-    def init(params: Tree) -> ScaleByAdadeltaState:
-        return ScaleByAdadeltaState(zero_moment(params), zero_moment(params))
-
     def update(
-        updates: Tree, state: ScaleByAdadeltaState, params: Tree | None = None
-    ) -> tuple[Tree, ScaleByAdadeltaState]:
-        del params
-        rows.check_updates("scale_by_adadelta", updates, state.e_g)
+        g: jax.Array, state: ScaleByAdadeltaState, leaf: Leaf
+    ) -> tuple[jax.Array, ScaleByAdadeltaState]:
+        del leaf
+        g = g.astype(state.e_g.dtype)
+        e_g = moment(jnp.square(g), state.e_g, rho)
+        u = jnp.asarray(jnp.sqrt(state.e_x + eps) / jnp.sqrt(e_g + eps) * g, e_g.dtype)
+        return u, state._replace(e_g=e_g, e_x=moment(jnp.square(u), state.e_x, rho))
 
-        def step(
-            g: jax.Array, e_g: jax.Array, e_x: jax.Array
-        ) -> tuple[jax.Array, jax.Array, jax.Array]:
-            g = g.astype(e_g.dtype)
-            e_g = moment(jnp.square(g), e_g, rho)
-            u = jnp.asarray(jnp.sqrt(e_x + eps) / jnp.sqrt(e_g + eps) * g, e_g.dtype)
-            return u, e_g, moment(jnp.square(u), e_x, rho)
-
-        directions, e_g, e_x = map_to_several(step, 3, updates, state.e_g, state.e_x)
-        return directions, ScaleByAdadeltaState(e_g, e_x)
-
-    return optax.GradientTransformation(init, update)
+    return leafwise(
+        Declaration(
+            name="scale_by_adadelta",
+            update=update,
+            state=ScaleByAdadeltaState,
+            like_params=("e_g", "e_x"),
+            init=lambda path, x: {"e_g": zeros(x), "e_x": zeros(x)},
+        )
+    )

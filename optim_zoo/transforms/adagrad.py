@@ -4,12 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from optim_zoo import ranges, rows
-from optim_zoo.transforms.moments import zero_moment
+from optim_zoo import ranges
+from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise, zeros
 from optim_zoo.transforms.rms import divide_by_root
-from optim_zoo.tree import Tree, map_to_several
+from optim_zoo.tree import Tree
 
 
 class ScaleByAdagradState(NamedTuple):
@@ -23,7 +22,7 @@ def scale_by_adagrad(
     eps: jax.typing.ArrayLike = 1e-7,
     *,
     eps_in_sqrt: bool = True,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """Divides gradients g by the root of the sum of all their squares.
 
     ::
@@ -45,25 +44,23 @@ def scale_by_adagrad(
     ranges.check("initial_accumulator_value", initial_accumulator_value, 0.0, open_high=True)
     ranges.check("eps", eps, 0.0, open_high=True)
 
-    def init(params: Tree) -> ScaleByAdagradState:
-        return ScaleByAdagradState(
-            jax.tree.map(
-                lambda zero: jnp.full_like(zero, initial_accumulator_value), zero_moment(params)
-            )
-        )
+    def init(path: str, x: jax.Array) -> dict[str, jax.Array]:
+        return {"sum_of_squares": jnp.full_like(zeros(x), initial_accumulator_value)}
 
     def update(
-        updates: Tree, state: ScaleByAdagradState, params: Tree | None = None
-    ) -> tuple[Tree, ScaleByAdagradState]:
-        del params
-        rows.check_updates("scale_by_adagrad", updates, state.sum_of_squares)
+        g: jax.Array, state: ScaleByAdagradState, leaf: Leaf
+    ) -> tuple[jax.Array, ScaleByAdagradState]:
+        del leaf
+        g = g.astype(state.sum_of_squares.dtype)
+        s = state.sum_of_squares + jnp.square(g)
+        return divide_by_root(g, s, eps, eps_in_sqrt=eps_in_sqrt), state._replace(sum_of_squares=s)
 
-        def step(g: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
-            g = g.astype(s.dtype)
-            s = s + jnp.square(g)
-            return divide_by_root(g, s, eps, eps_in_sqrt=eps_in_sqrt), s
-
-        directions, sums = map_to_several(step, 2, updates, state.sum_of_squares)
-        return directions, ScaleByAdagradState(sums)
-
-    return optax.GradientTransformation(init, update)
+    return leafwise(
+        Declaration(
+            name="scale_by_adagrad",
+            update=update,
+            state=ScaleByAdagradState,
+            like_params=("sum_of_squares",),
+            init=init,
+        )
+    )

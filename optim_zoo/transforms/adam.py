@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from optim_zoo.transforms.leafwise import Leafwise
 from optim_zoo.transforms.moments import Direction, bias, scale_by_moments
 
 
@@ -13,7 +13,7 @@ def scale_by_adam(
     eps: jax.typing.ArrayLike = 1e-8,
     *,
     bias_correction: bool = True,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """Turns gradients g into Adam's direction.
 
     ::
@@ -46,7 +46,7 @@ def scale_by_lazy_adam(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """`scale_by_adam` that takes `SparseRows` gradients and touches those rows alone.
 
     The moments of a row that is not there stay as they are, where Adam's would decay; the bias

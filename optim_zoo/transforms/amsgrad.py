@@ -4,12 +4,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from optim_zoo import rows
 from optim_zoo.transforms.adam import adam_direction
-from optim_zoo.transforms.moments import Direction, check_moments, moment, zero_moment
-from optim_zoo.tree import Tree, map_to_several
+from optim_zoo.transforms.leafwise import (
+    Declaration,
+    Leaf,
+    Leafwise,
+    count_step,
+    leafwise,
+    zero_count,
+    zeros,
+)
+from optim_zoo.transforms.moments import Direction, check_moments, moment
+from optim_zoo.tree import Tree
 
 
 class ScaleByAmsgradState(NamedTuple):
@@ -27,7 +34,7 @@ def scale_by_amsgrad(
     eps: jax.typing.ArrayLike = 1e-8,
     *,
     bias_correction: bool = True,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """Turns gradients g into AMSGrad's direction: Adam's with a second moment that never falls.
 
     ::
@@ -53,30 +60,28 @@ def scale_by_largest_moments(
     b1: jax.typing.ArrayLike,
     b2: jax.typing.ArrayLike,
     eps: jax.typing.ArrayLike,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """`scale_by_moments` where the direction is given nu_max, the largest nu so far."""
     check_moments(b1, b2, eps)
 
-    def init(params: Tree) -> ScaleByAmsgradState:
-        zeros = (zero_moment(params) for _ in range(3))
-        return ScaleByAmsgradState(jnp.zeros((), jnp.int32), *zeros)
-
     def update(
-        updates: Tree, state: ScaleByAmsgradState, params: Tree | None = None
-    ) -> tuple[Tree, ScaleByAmsgradState]:
-        del params
-        rows.check_updates(piece, updates, state.mu)
-        count = optax.safe_increment(state.count)
+        g: jax.Array, state: ScaleByAmsgradState, leaf: Leaf
+    ) -> tuple[jax.Array, ScaleByAmsgradState]:
+        del leaf
+        g = g.astype(state.mu.dtype)
+        mu, nu = moment(g, state.mu, b1), moment(jnp.square(g), state.nu, b2)
+        nu_max = jnp.maximum(state.nu_max, nu)
+        u = direction(g, mu, nu_max, state.count)
+        return u, state._replace(mu=mu, nu=nu, nu_max=nu_max)
 
-        def step(
-            g: jax.Array, mu: jax.Array, nu: jax.Array, nu_max: jax.Array
-        ) -> tuple[jax.Array, ...]:
-            g = g.astype(mu.dtype)
-            mu, nu = moment(g, mu, b1), moment(jnp.square(g), nu, b2)
-            nu_max = jnp.maximum(nu_max, nu)
-            return direction(g, mu, nu_max, count), mu, nu, nu_max
-
-        directions, *moments = map_to_several(step, 4, updates, state.mu, state.nu, state.nu_max)
-        return directions, ScaleByAmsgradState(count, *moments)
-
-    return optax.GradientTransformation(init, update)
+    return leafwise(
+        Declaration(
+            name=piece,
+            update=update,
+            state=ScaleByAmsgradState,
+            like_params=("mu", "nu", "nu_max"),
+            init=lambda path, x: {"mu": zeros(x), "nu": zeros(x), "nu_max": zeros(x)},
+            init_shared=zero_count,
+            begin=count_step,
+        )
+    )

@@ -4,13 +4,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optim_zoo import rows, rules
+from optim_zoo import rules
+from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise
 from optim_zoo.tree import Tree, map_with_path, wide
 
 
-def centralize_gradients(
-    output_axis: int = -1, exclude: rules.Patterns = ()
-) -> optax.GradientTransformation:
+def centralize_gradients(output_axis: int = -1, exclude: rules.Patterns = ()) -> Leafwise:
     """Makes the gradient of each output feature's weights have mean 0.
 
     ::
@@ -33,31 +32,27 @@ def centralize_gradients(
         raise TypeError(f"output_axis must be a whole number, got {output_axis!r}")
     rules.check_patterns("exclude_from_centralization", exclude)
 
-    def check_axis(path: str, x: jax.Array, skip: bool) -> None:
-        if not skip and jnp.ndim(x) >= 2 and not -jnp.ndim(x) <= output_axis < jnp.ndim(x):
+    def centralized(path: str, x: jax.Array) -> bool:
+        return jnp.ndim(x) >= 2 and not rules.matches(exclude, path)
+
+    def check_axis(path: str, x: jax.Array) -> None:
+        if centralized(path, x) and not -jnp.ndim(x) <= output_axis < jnp.ndim(x):
             raise ValueError(
                 f"output_axis must be an axis of every leaf, got {output_axis}: {path} has shape "
                 f"{jnp.shape(x)}; exclude it"
             )
 
-    def init(params: Tree) -> optax.EmptyState:
+    def check(params: Tree) -> None:
         rules.check_matches("exclude_from_centralization", exclude, params)
-        map_with_path(check_axis, params, rules.mask(exclude, params))
-        return optax.EmptyState()
+        map_with_path(check_axis, params)
 
     def update(
-        updates: Tree, state: optax.EmptyState, params: Tree | None = None
-    ) -> tuple[Tree, optax.EmptyState]:
-        del params
-        rows.check_updates("centralize_gradients", updates, updates)
+        g: jax.Array, state: optax.EmptyState, leaf: Leaf
+    ) -> tuple[jax.Array, optax.EmptyState]:
+        if not centralized(leaf.path, g):
+            return g, state
+        kept = output_axis % g.ndim
+        axes = tuple(axis for axis in range(g.ndim) if axis != kept)
+        return wide(g) - jnp.mean(wide(g), axes, keepdims=True), state
 
-        def centralize(g: jax.Array, skip: bool) -> jax.Array:
-            if skip or g.ndim < 2:
-                return g
-            kept = output_axis % g.ndim
-            axes = tuple(axis for axis in range(g.ndim) if axis != kept)
-            return wide(g) - jnp.mean(wide(g), axes, keepdims=True)
-
-        return jax.tree.map(centralize, updates, rules.mask(exclude, updates)), state
-
-    return optax.GradientTransformation(init, update)
+    return leafwise(Declaration(name="centralize_gradients", update=update, check=check))

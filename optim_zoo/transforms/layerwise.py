@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from optim_zoo import layers as layers_lib
-from optim_zoo import ranges, rows, rules
-from optim_zoo.tree import Tree, by_path, check_floating, map_to_several, map_with_path, wide
+from optim_zoo import ranges, rules
+from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise
+from optim_zoo.tree import Tree, wide
 
 # (|x|, |u|, weight decay) -> trust ratio, each of shape () or (layers,)
 Ratio = Callable[[jax.Array, jax.Array, jax.typing.ArrayLike], jax.Array]
@@ -37,7 +37,7 @@ def scale_by_layer(
     exclude: rules.Patterns,
     layers: rules.Rules,
     axis_name: layers_lib.AxisName,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """Decays the updates u of each layer, then scales them by a ratio of norms.
 
     ::
@@ -62,65 +62,50 @@ def scale_by_layer(
     layers_lib.check_axis_name(axis_name)
     decays = not (isinstance(weight_decay, (int, float)) and weight_decay == 0)
 
-    def init(params: Tree) -> ScaleByTrustRatioState:
-        check_floating(params)
+    def check(params: Tree) -> None:
         rules.check_matches("exclude_from_weight_decay", exclude_from_weight_decay, params)
         rules.check_matches("exclude_from_layer_adaptation", exclude, params)
         layers_lib.check_matches(layers, params)
         layers_lib.check_axis_matches(axis_name, params)
-        if not jax.tree.leaves(params):
-            # optax.tree_map_params asks with an empty tree which parts of the state are like the
-            # parameters; these are not, and it needs a leaf to see that.
-            one, zero = jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
-            return ScaleByTrustRatioState(one, zero, jnp.copy(zero))
 
-        def initial(x: jax.Array, excluded: bool, spec: layers_lib.Layers) -> tuple[Tree, ...]:
-            if excluded:
-                return (None,) * 3
-            return tuple(layers_lib.fill(value, x, spec) for value in (1, 0, 0))
-
-        seen = map_to_several(initial, 3, params, *static(params))
-        return ScaleByTrustRatioState(*map(by_path, seen))
+    def init(path: str, x: jax.Array) -> dict[str, jax.Array]:
+        spec = layers_lib.layers_of(layers, path, x)
+        if rules.matches(exclude, path):
+            return {}
+        starts = {"trust_ratio": 1, "parameter_norm": 0, "update_norm": 0}
+        return {field: layers_lib.fill(value, x, spec) for field, value in starts.items()}
 
     def update(
-        updates: Tree, state: ScaleByTrustRatioState, params: Tree | None = None
-    ) -> tuple[Tree, ScaleByTrustRatioState]:
-        if params is None:
-            raise ValueError(f"{piece} needs the parameters: update(grads, state, params)")
-        rows.check_updates(piece, updates, params)
-        if not jax.tree.leaves(params):
-            return updates, state
-
-        def scale(
-            path: str,
-            u: jax.Array,
-            x: jax.Array,
-            excluded: bool,
-            spec: layers_lib.Layers,
-            axis_names: tuple[str, ...],
-        ) -> tuple[Tree, ...]:
-            undecayed = not decays or rules.matches(exclude_from_weight_decay, path)
-            decay = 0.0 if undecayed else weight_decay
-            decayed = u if undecayed else wide(u) + decay * wide(x)
-            if excluded:
-                return decayed, *(None,) * 3
-            layers_lib.check_averaged(path, u, x)
-            parameter_norm = layers_lib.norm(x, spec, axis_names)
-            update_norm = layers_lib.norm(u, spec, axis_names)
-            trust_ratio = ratio(parameter_norm, update_norm, decay)
-            scaled = wide(decayed) * layers_lib.expand(trust_ratio, u.shape, spec)
-            seen = (trust_ratio, parameter_norm, update_norm)
-            return scaled, *(value.astype(jnp.float32) for value in seen)
-
-        axis_names = layers_lib.assign_axis_names(axis_name, params)
-        paths = map_with_path(lambda path, _: path, params)
-        scaled, *seen = map_to_several(
-            scale, 4, paths, updates, params, *static(params), axis_names
+        u: jax.Array, state: ScaleByTrustRatioState, leaf: Leaf
+    ) -> tuple[jax.Array, ScaleByTrustRatioState]:
+        path, x = leaf.path, leaf.parameter
+        decayed = decays and not rules.matches(exclude_from_weight_decay, path)
+        decay = weight_decay if decayed else 0.0
+        direction = wide(u) + decay * wide(x) if decayed else u
+        if rules.matches(exclude, path):
+            return direction, state
+        layers_lib.check_averaged(path, u, x)
+        spec = layers_lib.layers_of(layers, path, x)
+        axis_names = layers_lib.axis_names_of(axis_name, path, x)
+        parameter_norm = layers_lib.norm(x, spec, axis_names)
+        update_norm = layers_lib.norm(u, spec, axis_names)
+        trust_ratio = ratio(parameter_norm, update_norm, decay)
+        scaled = wide(direction) * layers_lib.expand(trust_ratio, u.shape, spec)
+        return scaled, ScaleByTrustRatioState(
+            trust_ratio=trust_ratio.astype(jnp.float32),
+            parameter_norm=parameter_norm.astype(jnp.float32),
+            update_norm=update_norm.astype(jnp.float32),
         )
-        return scaled, ScaleByTrustRatioState(*map(by_path, seen))
 
-    def static(params: Tree) -> tuple[Tree, Tree]:
-        """What is known of each leaf before any number is: is it excluded, and its layers."""
-        return rules.mask(exclude, params), layers_lib.assign(layers, params)
-
-    return optax.GradientTransformation(init, update)
+    return leafwise(
+        Declaration(
+            name=piece,
+            update=update,
+            state=ScaleByTrustRatioState,
+            by_path=ScaleByTrustRatioState._fields,
+            init=init,
+            check=check,
+            needs_params=True,
+            waits_for="trust_ratio",
+        )
+    )

@@ -1,13 +1,13 @@
 """The learning rate, mostly the last piece of a chain."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optim_zoo import ranges, rows
-from optim_zoo.tree import Tree, check_floating
+from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise
 
 
 class ScaleByLearningRateState(NamedTuple):
@@ -17,9 +17,7 @@ class ScaleByLearningRateState(NamedTuple):
     learning_rate: jax.Array  # (), float32 (float64 under x64): of the last step made
 
 
-def scale_by_learning_rate(
-    learning_rate: optax.ScalarOrSchedule, *, last: bool = True
-) -> optax.GradientTransformation:
+def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule, *, last: bool = True) -> Leafwise:
     """Turns a direction into a step downhill: u <- -learning_rate u.
 
     Where the parameters are given the step has their dtype. The state holds the rate that was
@@ -42,40 +40,44 @@ def scale_by_learning_rate(
         value = learning_rate(count) if callable(learning_rate) else learning_rate
         return jnp.array(value, dtype=float)  # float64 under x64; a copy, the state may be donated
 
-    def init(params: Tree) -> ScaleByLearningRateState:
-        check_floating(params)
+    def init_shared() -> dict[str, jax.Array]:
         count = jnp.zeros((), jnp.int32)
-        return ScaleByLearningRateState(count, rate(count))
+        return {"count": count, "learning_rate": rate(count)}
+
+    def begin(state: ScaleByLearningRateState) -> tuple[ScaleByLearningRateState, None]:
+        return state._replace(
+            count=optax.safe_increment(state.count), learning_rate=rate(state.count)
+        ), None
 
     def update(
-        updates: Tree, state: ScaleByLearningRateState, params: Tree | None = None
-    ) -> tuple[Tree, ScaleByLearningRateState]:
-        now = rate(state.count)
-        if params is not None:
-            rows.check_updates("scale_by_learning_rate", updates, params, sparse=True)
-        like = updates if params is None else params
+        u: Any, state: ScaleByLearningRateState, leaf: Leaf
+    ) -> tuple[Any, ScaleByLearningRateState]:
+        like = u if leaf.parameter is None else leaf.parameter
 
-        def scale(u: jax.Array, x: jax.Array) -> jax.Array:
-            step = -now * u
-            return step.astype(x.dtype) if last else step
+        def scale(u: jax.Array) -> jax.Array:
+            step = -state.learning_rate * u
+            return step.astype(like.dtype) if last else step
 
-        steps = jax.tree.map(
-            lambda u, x: rows.on_rows(scale, u, x), updates, like, is_leaf=rows.is_sparse
+        return rows.on_rows(scale, u), state
+
+    return leafwise(
+        Declaration(
+            name="scale_by_learning_rate",
+            update=update,
+            state=ScaleByLearningRateState,
+            init_shared=init_shared,
+            begin=begin,
+            takes_rows=True,
         )
-        return steps, ScaleByLearningRateState(optax.safe_increment(state.count), now)
-
-    return optax.GradientTransformation(init, update)
+    )
 
 
-def cast_like_params() -> optax.GradientTransformation:
+def cast_like_params() -> Leafwise:
     """Gives each update the dtype of its parameter: the end of a chain that computes wider."""
 
     def update(
-        updates: Tree, state: optax.EmptyState, params: Tree | None = None
-    ) -> tuple[Tree, optax.EmptyState]:
-        if params is None:
-            return updates, state
-        rows.check_updates("cast_like_params", updates, params)
-        return jax.tree.map(lambda u, x: u.astype(x.dtype), updates, params), state
+        u: jax.Array, state: optax.EmptyState, leaf: Leaf
+    ) -> tuple[jax.Array, optax.EmptyState]:
+        return (u if leaf.parameter is None else u.astype(leaf.parameter.dtype)), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return leafwise(Declaration(name="cast_like_params", update=update))

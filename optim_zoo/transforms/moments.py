@@ -6,10 +6,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from optim_zoo import ranges, rows
-from optim_zoo.tree import Tree, check_floating, map_to_several, wide_dtype
+from optim_zoo.transforms.leafwise import (
+    Declaration,
+    Leaf,
+    Leafwise,
+    count_step,
+    leafwise,
+    zero_count,
+    zeros,
+)
+from optim_zoo.tree import Tree
 
 # (g, mu, nu, t) -> u: the gradient in the dtype of the moments, the moments after it, and the
 # number of the step, () int32, the first being 1.
@@ -33,7 +41,7 @@ def scale_by_moments(
     *,
     grad_averaging: bool = True,
     lazy: bool = False,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """Turns gradients g into a direction made of their two moments.
 
     ::
@@ -58,40 +66,42 @@ def scale_by_moments(
     check_moments(b1, b2, eps)
     gain = None if grad_averaging else 1.0
 
-    def init(params: Tree) -> ScaleByAdamState:
-        return ScaleByAdamState(jnp.zeros((), jnp.int32), zero_moment(params), zero_moment(params))
+    def step(
+        g: jax.Array, mu: jax.Array, nu: jax.Array, count: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        g = g.astype(mu.dtype)
+        mu, nu = moment(g, mu, b1, gain), moment(jnp.square(g), nu, b2)
+        return direction(g, mu, nu, count), mu, nu
 
-    def update(
-        updates: Tree, state: ScaleByAdamState, params: Tree | None = None
-    ) -> tuple[Tree, ScaleByAdamState]:
-        del params
-        rows.check_updates(piece, updates, state.mu, sparse=lazy)
-        count = optax.safe_increment(state.count)
+    def update(g: Any, state: ScaleByAdamState, leaf: Leaf) -> tuple[Any, ScaleByAdamState]:
+        del leaf
+        if not rows.is_sparse(g):
+            u, mu, nu = step(g, state.mu, state.nu, state.count)
+            return u, state._replace(mu=mu, nu=nu)
+        g = g.merged()
 
-        def step(
-            g: jax.Array, mu: jax.Array, nu: jax.Array
-        ) -> tuple[jax.Array, jax.Array, jax.Array]:
-            g = g.astype(mu.dtype)
-            mu, nu = moment(g, mu, b1, gain), moment(jnp.square(g), nu, b2)
-            return direction(g, mu, nu, count), mu, nu
+        def read(m: jax.Array) -> jax.Array:
+            return m.at[g.ids].get(mode="clip")
 
-        def lazy_step(g: Any, mu: jax.Array, nu: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
-            if not rows.is_sparse(g):
-                return step(g, mu, nu)
-            g = g.merged()
-            u, *moved = step(g.rows, *(m.at[g.ids].get(mode="clip") for m in (mu, nu)))
-            mu, nu = (
-                m.at[g.ids].set(x, mode="drop", indices_are_sorted=True)
-                for m, x in zip((mu, nu), moved, strict=True)
-            )
-            return g.with_rows(u), mu, nu
+        def write(m: jax.Array, moved: jax.Array) -> jax.Array:
+            return m.at[g.ids].set(moved, mode="drop", indices_are_sorted=True)
 
-        directions, mu, nu = map_to_several(
-            lazy_step, 3, updates, state.mu, state.nu, is_leaf=rows.is_sparse
+        u, mu, nu = step(g.rows, read(state.mu), read(state.nu), state.count)
+        mu, nu = write(state.mu, mu), write(state.nu, nu)
+        return g.with_rows(u), state._replace(mu=mu, nu=nu)
+
+    return leafwise(
+        Declaration(
+            name=piece,
+            update=update,
+            state=ScaleByAdamState,
+            like_params=("mu", "nu"),
+            init=lambda path, x: {"mu": zeros(x), "nu": zeros(x)},
+            init_shared=zero_count,
+            begin=count_step,
+            takes_rows=lazy,
         )
-        return directions, ScaleByAdamState(count, mu, nu)
-
-    return optax.GradientTransformation(init, update)
+    )
 
 
 def check_moments(
@@ -101,16 +111,6 @@ def check_moments(
     ranges.check_decay("b1", b1)
     ranges.check_decay("b2", b2)
     ranges.check("eps", eps, 0.0, open_high=True)
-
-
-def zero_moment(params: Tree) -> Tree:
-    """Zeros like ``params``, in float32 or wider.
-
-    Raises:
-      TypeError: a parameter is not a real floating-point array.
-    """
-    check_floating(params)
-    return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=wide_dtype(x)), params)
 
 
 def moment(

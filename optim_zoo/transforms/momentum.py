@@ -5,11 +5,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from optim_zoo import ranges, rows
-from optim_zoo.transforms.moments import moment, zero_moment
-from optim_zoo.tree import Tree, map_to_several
+from optim_zoo import ranges
+from optim_zoo.transforms.leafwise import (
+    Declaration,
+    Leaf,
+    Leafwise,
+    count_step,
+    leafwise,
+    zero_count,
+    zeros,
+)
+from optim_zoo.transforms.moments import moment
+from optim_zoo.tree import Tree
 
 
 class TraceMomentumState(NamedTuple):
@@ -25,7 +33,7 @@ def trace_momentum(
     ema: bool = False,
     nesterov: bool = False,
     dampening: jax.typing.ArrayLike = 0.0,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """Turns updates g into their momentum m.
 
     ::
@@ -73,24 +81,28 @@ def trace_with_gain(
     gain: Callable[[jax.Array], jax.typing.ArrayLike],
     *,
     nesterov: bool,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """`trace_momentum` with any gain: m <- decay m + gain(step) g, the first step being 0."""
     ranges.check_decay("momentum", decay)
 
-    def init(params: Tree) -> TraceMomentumState:
-        return TraceMomentumState(jnp.zeros((), jnp.int32), zero_moment(params))
+    def begin(state: TraceMomentumState) -> tuple[TraceMomentumState, jax.typing.ArrayLike]:
+        return count_step(state)[0], gain(state.count)
 
     def update(
-        updates: Tree, state: TraceMomentumState, params: Tree | None = None
-    ) -> tuple[Tree, TraceMomentumState]:
-        del params
-        rows.check_updates(piece, updates, state.momentum)
+        g: jax.Array, state: TraceMomentumState, leaf: Leaf
+    ) -> tuple[jax.Array, TraceMomentumState]:
+        m = moment(g, state.momentum, decay, leaf.shared)
+        u = jnp.asarray(decay * m + g, m.dtype) if nesterov else m
+        return u, state._replace(momentum=m)
 
-        def step(g: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array]:
-            m = moment(g, m, decay, gain(state.count))
-            return (jnp.asarray(decay * m + g, m.dtype) if nesterov else m), m
-
-        directions, m = map_to_several(step, 2, updates, state.momentum)
-        return directions, TraceMomentumState(optax.safe_increment(state.count), m)
-
-    return optax.GradientTransformation(init, update)
+    return leafwise(
+        Declaration(
+            name=piece,
+            update=update,
+            state=TraceMomentumState,
+            like_params=("momentum",),
+            init=lambda path, x: {"momentum": zeros(x)},
+            init_shared=zero_count,
+            begin=begin,
+        )
+    )

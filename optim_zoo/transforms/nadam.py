@@ -1,28 +1,22 @@
 """NAdam's direction: Adam with Nesterov's momentum (Dozat, ICLR workshop 2016)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optim_zoo import ranges, rows
-from optim_zoo.transforms.moments import (
-    bias,
-    check_moments,
-    log,
-    moment,
-    scale_by_moments,
-    zero_moment,
-)
-from optim_zoo.tree import Tree, map_to_several
+from optim_zoo import ranges
+from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise, zero_count, zeros
+from optim_zoo.transforms.moments import bias, check_moments, log, moment, scale_by_moments
+from optim_zoo.tree import Tree
 
 
 def scale_by_nadam(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """Turns gradients g into NAdam's direction, without a schedule of the momentum.
 
     ::
@@ -61,7 +55,7 @@ def scale_by_scheduled_nadam(
     eps: jax.typing.ArrayLike = 1e-8,
     *,
     momentum_decay: jax.typing.ArrayLike = 0.004,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """Turns gradients g into NAdam's direction with Dozat's schedule of the momentum.
 
     ::
@@ -86,28 +80,31 @@ def scale_by_scheduled_nadam(
     def momentum(t: jax.Array) -> jax.Array:
         return jnp.asarray(b1 * (1 - 0.5 * jnp.exp(t * momentum_decay * log(0.96))))
 
-    def init(params: Tree) -> ScaleByScheduledNadamState:
-        one = jnp.ones((), float)
-        zeros = (zero_moment(params) for _ in range(2))
-        return ScaleByScheduledNadamState(jnp.zeros((), jnp.int32), one, *zeros)
+    def begin(state: ScaleByScheduledNadamState) -> tuple[ScaleByScheduledNadamState, Any]:
+        t = optax.safe_increment(state.count)
+        now, following = momentum(t), momentum(optax.safe_increment(t))
+        product = (state.product * now).astype(state.product.dtype)
+        return state._replace(count=t, product=product), (now, following, bias(b2, t))
 
     def update(
-        updates: Tree, state: ScaleByScheduledNadamState, params: Tree | None = None
-    ) -> tuple[Tree, ScaleByScheduledNadamState]:
-        del params
-        rows.check_updates("scale_by_scheduled_nadam", updates, state.mu)
-        t = optax.safe_increment(state.count)
-        now, next_ = momentum(t), momentum(optax.safe_increment(t))
-        product = (state.product * now).astype(state.product.dtype)
-        c2 = bias(b2, t)
+        g: jax.Array, state: ScaleByScheduledNadamState, leaf: Leaf
+    ) -> tuple[jax.Array, ScaleByScheduledNadamState]:
+        now, following, c2 = leaf.shared
+        product = state.product
+        g = g.astype(state.mu.dtype)
+        mu, nu = moment(g, state.mu, b1), moment(jnp.square(g), state.nu, b2)
+        mu_hat = following * mu / (1 - product * following) + (1 - now) * g / (1 - product)
+        u = jnp.asarray(mu_hat / (jnp.sqrt(nu / c2) + eps), mu.dtype)
+        return u, state._replace(mu=mu, nu=nu)
 
-        def step(g: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, ...]:
-            g = g.astype(mu.dtype)
-            mu, nu = moment(g, mu, b1), moment(jnp.square(g), nu, b2)
-            mu_hat = next_ * mu / (1 - product * next_) + (1 - now) * g / (1 - product)
-            return jnp.asarray(mu_hat / (jnp.sqrt(nu / c2) + eps), mu.dtype), mu, nu
-
-        directions, mu, nu = map_to_several(step, 3, updates, state.mu, state.nu)
-        return directions, ScaleByScheduledNadamState(t, product, mu, nu)
-
-    return optax.GradientTransformation(init, update)
+    return leafwise(
+        Declaration(
+            name="scale_by_scheduled_nadam",
+            update=update,
+            state=ScaleByScheduledNadamState,
+            like_params=("mu", "nu"),
+            init=lambda path, x: {"mu": zeros(x), "nu": zeros(x)},
+            init_shared=lambda: {**zero_count(), "product": jnp.ones((), float)},
+            begin=begin,
+        )
+    )

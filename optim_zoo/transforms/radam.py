@@ -4,9 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from optim_zoo import ranges
+from optim_zoo.transforms.leafwise import Leafwise
 from optim_zoo.transforms.moments import bias, log, scale_by_moments
 
 
@@ -15,7 +15,7 @@ def scale_by_radam(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     threshold: jax.typing.ArrayLike = 5.0,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """Turns gradients g into RAdam's direction.
 
     ::

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from optim_zoo import ranges, rows
-from optim_zoo.transforms.moments import moment, zero_moment
-from optim_zoo.tree import Tree, map_to_several
+from optim_zoo import ranges
+from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise, zeros
+from optim_zoo.transforms.moments import moment
+from optim_zoo.tree import Tree
 
 
 class ScaleByRmsState(NamedTuple):
@@ -25,7 +25,7 @@ def scale_by_rms(
     eps_in_sqrt: bool = True,
     initial_scale: jax.typing.ArrayLike = 0.0,
     centered: bool = False,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """Divides gradients g by the root of their mean square.
 
     ::
@@ -52,36 +52,33 @@ def scale_by_rms(
     ranges.check("eps", eps, 0.0, open_high=True)
     ranges.check("initial_scale", initial_scale, 0.0, open_high=True)
 
-    def init(params: Tree) -> ScaleByRmsState:
-        nu = jax.tree.map(lambda zero: jnp.full_like(zero, initial_scale), zero_moment(params))
-        return ScaleByRmsState(nu, zero_moment(params) if centered else None)
+    def init(path: str, x: jax.Array) -> dict[str, jax.Array]:
+        nu = jnp.full_like(zeros(x), initial_scale)
+        return {"nu": nu, "mu": zeros(x)} if centered else {"nu": nu}
 
     def update(
-        updates: Tree, state: ScaleByRmsState, params: Tree | None = None
-    ) -> tuple[Tree, ScaleByRmsState]:
-        del params
-        rows.check_updates("scale_by_rms", updates, state.nu)
+        g: jax.Array, state: ScaleByRmsState, leaf: Leaf
+    ) -> tuple[jax.Array, ScaleByRmsState]:
+        del leaf
+        g = g.astype(state.nu.dtype)
+        nu = moment(jnp.square(g), state.nu, decay)
+        if not centered:
+            return divide_by_root(g, nu, eps, eps_in_sqrt=eps_in_sqrt), state._replace(nu=nu)
+        mu = moment(g, jnp.asarray(state.mu), decay)
+        variance = jnp.maximum(nu - jnp.square(mu), 0)
+        u = divide_by_root(g, variance, eps, eps_in_sqrt=eps_in_sqrt)
+        return u, state._replace(nu=nu, mu=mu)
 
-        def step(g: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
-            g = g.astype(nu.dtype)
-            nu = moment(jnp.square(g), nu, decay)
-            return divide_by_root(g, nu, eps, eps_in_sqrt=eps_in_sqrt), nu
-
-        def centered_step(
-            g: jax.Array, nu: jax.Array, mu: jax.Array
-        ) -> tuple[jax.Array, jax.Array, jax.Array]:
-            g = g.astype(nu.dtype)
-            nu, mu = moment(jnp.square(g), nu, decay), moment(g, mu, decay)
-            variance = jnp.maximum(nu - jnp.square(mu), 0)
-            return divide_by_root(g, variance, eps, eps_in_sqrt=eps_in_sqrt), nu, mu
-
-        if centered:
-            directions, nu, mu = map_to_several(centered_step, 3, updates, state.nu, state.mu)
-            return directions, ScaleByRmsState(nu, mu)
-        directions, nu = map_to_several(step, 2, updates, state.nu)
-        return directions, ScaleByRmsState(nu, None)
-
-    return optax.GradientTransformation(init, update)
+    return leafwise(
+        Declaration(
+            name="scale_by_rms",
+            update=update,
+            state=ScaleByRmsState,
+            like_params=("nu", "mu") if centered else ("nu",),
+            init=init,
+            init_shared=lambda: {} if centered else {"mu": None},
+        )
+    )
 
 
 def divide_by_root(

@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from optim_zoo import layers as layers_lib
 from optim_zoo import ranges, rules
 from optim_zoo.transforms.layerwise import scale_by_layer
+from optim_zoo.transforms.leafwise import Leafwise
 
 
 def scale_by_trust_ratio(
@@ -18,7 +18,7 @@ def scale_by_trust_ratio(
     exclude: rules.Patterns = (),
     layers: rules.Rules = (),
     axis_name: layers_lib.AxisName = None,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """Scales the updates u of each layer by its trust ratio.
 
     ::

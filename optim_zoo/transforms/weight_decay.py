@@ -3,13 +3,14 @@
 import jax
 import optax
 
-from optim_zoo import ranges, rows, rules
-from optim_zoo.tree import Tree, wide
+from optim_zoo import ranges, rules
+from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise
+from optim_zoo.tree import wide
 
 
 def add_decayed_weights(
     weight_decay: jax.typing.ArrayLike, exclude: rules.Patterns = ()
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """Adds the decayed parameters to the updates: u <- u + weight_decay x.
 
     Behind `scale_by_adam` this is AdamW's decoupled decay; before it, L2 regularisation. Where
@@ -27,27 +28,20 @@ def add_decayed_weights(
     ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
     rules.check_patterns("exclude_from_weight_decay", exclude)
 
-    def init(params: Tree) -> optax.EmptyState:
-        rules.check_matches("exclude_from_weight_decay", exclude, params)
-        return optax.EmptyState()
+    nothing = isinstance(weight_decay, (int, float)) and weight_decay == 0
 
     def update(
-        updates: Tree, state: optax.EmptyState, params: Tree | None = None
-    ) -> tuple[Tree, optax.EmptyState]:
-        if params is None:
-            raise ValueError(
-                "add_decayed_weights needs the parameters: update(grads, state, params)"
-            )
-        rows.check_updates("add_decayed_weights", updates, params)
-        if isinstance(weight_decay, (int, float)) and weight_decay == 0:
-            return updates, state
-        excluded = rules.mask(exclude, params)
-        decayed = jax.tree.map(
-            lambda u, x, skip: u if skip else wide(u) + weight_decay * wide(x),
-            updates,
-            params,
-            excluded,
-        )
-        return decayed, state
+        u: jax.Array, state: optax.EmptyState, leaf: Leaf
+    ) -> tuple[jax.Array, optax.EmptyState]:
+        if nothing or rules.matches(exclude, leaf.path):
+            return u, state
+        return wide(u) + weight_decay * wide(leaf.parameter), state
 
-    return optax.GradientTransformation(init, update)
+    return leafwise(
+        Declaration(
+            name="add_decayed_weights",
+            update=update,
+            check=lambda params: rules.check_matches("exclude_from_weight_decay", exclude, params),
+            needs_params=True,
+        )
+    )

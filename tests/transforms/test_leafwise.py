@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -7,20 +7,16 @@ import optax
 import pytest
 from flax import nnx
 
-from optim_zoo import lamb, stacked
+from optim_zoo import lamb, lookahead, stacked
 from optim_zoo.transforms import (
     add_decayed_weights,
     chain_leaf_by_leaf,
+    clip_by_global_norm,
     scale_by_adam,
     scale_by_learning_rate,
     scale_by_trust_ratio,
 )
-
-
-@pytest.fixture
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if there were one, or no leaf would wait."""
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
+from optim_zoo.transforms.leafwise import Declaration, Leaf, leafwise
 
 
 def _pieces(exclude: tuple[str, ...] = (), layers: Any = ()) -> list[optax.GradientTransformation]:
@@ -55,7 +51,6 @@ TREES: dict[str, Any] = {
 }
 
 
-@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 @pytest.mark.parametrize("jitted", [True, False])
 def test_numbers_and_state_are_the_chains(
@@ -74,7 +69,6 @@ def test_numbers_and_state_are_the_chains(
         np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=2e-6, atol=1e-7)
 
 
-@pytest.mark.usefixtures("one_device")
 def test_exclusions_and_layers_are_found_by_the_whole_path(rng: np.random.Generator) -> None:
     tree = {"net": {"kernel": jnp.ones((2, 3, 4)), "bias": jnp.ones((2, 4)), "out": jnp.ones(3)}}
     params, gradients = _like(tree, rng), [_like(tree, rng)] * 2
@@ -90,7 +84,6 @@ def test_exclusions_and_layers_are_found_by_the_whole_path(rng: np.random.Genera
     jax.tree.map(np.testing.assert_array_equal, (by_leaf, state), (plain, expected))
 
 
-@pytest.mark.usefixtures("one_device")
 def test_around_masks_hyperparameters_and_nnx(rng: np.random.Generator) -> None:
     tree = TREES["nested"]
     params, gradients = _like(tree, rng), [_like(tree, rng)] * 2
@@ -113,7 +106,6 @@ def test_around_masks_hyperparameters_and_nnx(rng: np.random.Generator) -> None:
     )
 
 
-@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_broken_leaf_changes_no_other(rng: np.random.Generator, bad: float) -> None:
     tree = {name: jnp.ones((8, 8)) for name in "abc"}
@@ -137,7 +129,6 @@ def _compiled(tx: optax.GradientTransformation, leaves: int, size: int) -> Any:
     return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
 
 
-@pytest.mark.usefixtures("one_device")
 def test_one_direction_is_in_memory_at_a_time() -> None:
     leaves, size = 12, 256
 
@@ -157,7 +148,6 @@ def _lowered(platform: str) -> str:
     return step.trace(params, params).lower(lowering_platforms=(platform,)).as_text()
 
 
-@pytest.mark.usefixtures("one_device")
 def test_on_an_accelerator_nothing_waits() -> None:
     """Where a leaf would wait, its gradient passes as it is."""
     assert "is_finite" in _lowered("cpu")
@@ -167,28 +157,126 @@ def test_on_an_accelerator_nothing_waits() -> None:
         assert "is_finite" not in text
 
 
-def test_among_several_devices_nothing_waits() -> None:
-    assert jax.device_count() == 8
-    text = _lowered("cpu")
+def test_under_a_mesh_of_several_devices_nothing_waits() -> None:
+    with jax.set_mesh(jax.make_mesh((8,), ("data",))):
+        text = _lowered("cpu")
     assert "is_finite" not in text
+    assert "@_wait" not in text
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])):
+        assert "@_wait" in _lowered("cpu")
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_in_a_mapped_context_nothing_waits(devices: int) -> None:
+    tx = chain_leaf_by_leaf(*_pieces())
+    params = {name: jnp.ones((8, 8)) for name in "abc"}
+
+    def step(params: Any) -> Any:
+        return _steps(tx, params, [params])[0]
+
+    mesh = jax.sharding.Mesh(jax.devices()[:devices], ("data",))
+    replicated = jax.P()
+    for check_vma in (True, False):
+        mapped = jax.shard_map(
+            step, mesh=mesh, in_specs=(replicated,), out_specs=replicated, check_vma=check_vma
+        )
+        assert "@_wait" not in jax.jit(mapped).lower(params).as_text()
+    copies = jax.tree.map(lambda x: jnp.stack([x] * devices), params)
+    text = jax.pmap(step, devices=jax.devices()[:devices]).lower(copies).as_text()
     assert "@_wait" not in text
 
 
-@pytest.mark.usefixtures("one_device")
-def test_without_a_trust_ratio_it_is_the_chain(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param([scale_by_adam(), scale_by_learning_rate(0.1)], id="no trust ratio"),
+        pytest.param([scale_by_adam(), scale_by_trust_ratio()], id="ends with the trust ratio"),
+        pytest.param([scale_by_trust_ratio()], id="only the trust ratio"),
+        pytest.param([scale_by_trust_ratio(), scale_by_trust_ratio()], id="two trust ratios"),
+        pytest.param([clip_by_global_norm(0.1), *_pieces()], id="clipping in front"),
+        pytest.param(
+            [scale_by_adam(), optax.scale(2.0), scale_by_trust_ratio(), optax.clip(0.1)],
+            id="pieces of optax",
+        ),
+        pytest.param([optax.scale(2.0)], id="only a piece of optax"),
+        pytest.param([lookahead(lamb(0.1), 1), scale_by_trust_ratio()], id="a wrapper"),
+    ],
+)
+def test_any_pieces_give_the_chain(
+    rng: np.random.Generator, pieces: list[optax.GradientTransformation]
+) -> None:
     params = _like(TREES["nested"], rng)
-    pieces = [scale_by_adam(), scale_by_learning_rate(0.1)]
-    trained = _steps(chain_leaf_by_leaf(*pieces), params, [params])
-    jax.tree.map(
-        np.testing.assert_array_equal, trained, _steps(optax.chain(*pieces), params, [params])
-    )
-    with pytest.raises(ValueError, match="chain_leaf_by_leaf needs pieces, got none"):
+    gradients = [_like(TREES["nested"], rng) for _ in range(2)]
+    trained = _steps(chain_leaf_by_leaf(*pieces), params, gradients)
+    expected = _steps(optax.chain(*pieces), params, gradients)
+    assert jax.tree.structure(trained) == jax.tree.structure(expected)
+    # Outside of jit every operation is rounded by itself: bit for bit.
+    jax.tree.map(np.testing.assert_array_equal, trained, expected)
+
+
+def test_a_chain_must_have_pieces() -> None:
+    with pytest.raises(ValueError, match="must be given at least one piece, got none"):
         chain_leaf_by_leaf()
 
 
-@pytest.mark.usefixtures("one_device")
+def test_extra_arguments_reach_the_pieces_that_take_them() -> None:
+    def update(u: Any, state: Any, params: Any = None, *, factor: float, **_: Any) -> Any:
+        return jax.tree.map(lambda x: factor * x, u), state
+
+    scale = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    tx = chain_leaf_by_leaf(scale_by_adam(), scale, scale_by_trust_ratio())
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    updates, _ = tx.update(params, tx.init(params), params, factor=0.0, other=1.0)
+    assert not updates["a"].any()
+    # The chain of LAMB takes none and ignores those that it is given.
+    tx = lamb(0.1)
+    given, _ = tx.update(params, tx.init(params), params, value=1.0)
+    plain, _ = tx.update(params, tx.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, given, plain)
+
+
+def test_a_declared_piece() -> None:
+    """Counts the steps of each leaf that is not excluded, and keeps the largest update."""
+
+    class State(NamedTuple):
+        count: Any
+        largest: Any
+        steps: Any
+
+    def update(u: Any, state: State, leaf: Leaf) -> tuple[Any, State]:
+        assert leaf.shared == "shared"
+        largest = jnp.maximum(state.largest, jnp.abs(u))
+        steps = None if state.steps is None else state.steps + 1
+        return u * state.count, state._replace(largest=largest, steps=steps)
+
+    tx = leafwise(
+        Declaration(
+            name="piece",
+            update=update,
+            state=State,
+            like_params=("largest",),
+            by_path=("steps",),
+            init=lambda path, x: (
+                {"largest": jnp.zeros_like(x)} | ({} if path == "b" else {"steps": jnp.zeros(())})
+            ),
+            init_shared=lambda: {"count": jnp.zeros(())},
+            begin=lambda state: (state._replace(count=state.count + 1), "shared"),
+        )
+    )
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(params, state)
+    assert updates["a"].tolist() == [2, 2]
+    assert state.count == 2
+    assert jax.tree.structure(state.largest) == jax.tree.structure(params)
+    assert state.steps == {"a": 2}
+    with pytest.raises(ValueError, match="several leaves have the path a/b"):
+        tx.init({"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}})
+
+
 def test_under_shard_map_and_pmap_types_stay() -> None:
-    """Of layers that are spread over a mesh axis the ratio varies, and the next leaf does not."""
+    """The ratio of layers that are distributed over a mesh axis varies; that of others does not."""
     mesh = jax.sharding.Mesh(jax.devices()[:1], ("pipe",))
     params = {"a": jnp.ones((2, 4)), "b": jnp.ones(4)}
     tx = lamb(0.1, layers=[("a", stacked(0, mesh_axis="pipe"))])

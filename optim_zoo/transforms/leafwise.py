@@ -1,0 +1,286 @@
+"""Pieces that treat every array alone: each is declared for one array and lifted to trees here.
+
+A piece declares how it changes the update of one array and what its state is made of. From this
+declaration `leafwise` makes an ordinary optax transformation, and `chain_leaf_by_leaf` can run
+several pieces on one leaf before it begins the next.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optim_zoo import rows
+from optim_zoo.tree import Tree, check_distinct, check_floating, leaf_paths, wide_dtype
+
+
+class Leaf(NamedTuple):
+    """What a piece may read about the leaf that it updates."""
+
+    path: str  # see `optim_zoo.tree.leaves_with_path`
+    parameter: Any  # the array; None where `update` was called without parameters
+    shared: Any  # what the declaration's `begin` computed once for all leaves
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """How a piece treats one array, and which fields its state has.
+
+    The state of a tree is a NamedTuple. The state of one leaf is the same NamedTuple, in which a
+    field like the parameters holds one array, a field keyed by path holds the value of this leaf
+    (None where it has none), and a shared field holds what it holds for the tree.
+
+    Attributes:
+      name: of the piece, for messages.
+      update: ``(u, state of the leaf, leaf) -> (u, state of the leaf)``; u is an array, or
+        `SparseRows` where ``takes_rows``.
+      state: the NamedTuple. Fields that are named in neither ``like_params`` nor ``by_path`` are
+        shared by all leaves.
+      like_params: fields that are trees like the parameters.
+      by_path: fields that are dicts from the path of a leaf to its value.
+      init: ``(path, parameter) -> {field: value}``, for the fields of one leaf. A leaf without an
+        entry in the fields keyed by path leaves them out.
+      init_shared: ``() -> {field: value}``, for the shared fields.
+      begin: ``state -> (state, shared)``, called once for each update: returns the state with
+        its shared fields as they are after the step, and what `Leaf.shared` will be.
+      check: called with the parameters in ``init``; raises where the piece does not fit them.
+      needs_params: whether ``update`` must be given the parameters.
+      takes_rows: whether ``update`` takes `SparseRows`.
+      waits_for: the field keyed by path that a leaf computes from all of its update, such as the
+        trust ratio. In `chain_leaf_by_leaf` the next leaf begins when it is known.
+    """
+
+    name: str
+    update: Callable[[Any, Any, Leaf], tuple[Any, Any]]
+    state: Callable[..., Any] = optax.EmptyState
+    like_params: tuple[str, ...] = ()
+    by_path: tuple[str, ...] = ()
+    init: Callable[[str, jax.Array], Mapping[str, Any]] = lambda path, x: {}
+    init_shared: Callable[[], Mapping[str, Any]] = dict
+    begin: Callable[[Any], tuple[Any, Any]] = lambda state: (state, None)
+    check: Callable[[Tree], None] = lambda params: None
+    needs_params: bool = False
+    takes_rows: bool = False
+    waits_for: str | None = None
+
+
+class Leafwise(optax.GradientTransformationExtraArgs):
+    """A transformation that treats every array alone, and says how; made by `leafwise`.
+
+    Its ``update`` accepts and ignores extra arguments.
+    """
+
+    leaf: Declaration
+
+
+def leafwise(leaf: Declaration) -> Leafwise:
+    """Lifts a piece that is declared for one array to trees of arrays.
+
+    The state keeps the containers that the parameters have in ``init``. Updates keep theirs.
+
+    Raises:
+      TypeError: in ``init``, a parameter is not floating-point; in ``update``, a gradient is not,
+        or is `SparseRows` where the piece does not take them.
+      ValueError: in ``init``, two leaves share a path and the state is keyed by path; in
+        ``update``, the parameters are missing where they are needed, or an update does not fit its
+        parameter.
+    """
+
+    def init(params: Tree) -> Any:
+        check_floating(params)
+        leaf.check(params)
+        paths = leaf_paths(params)
+        arrays = jax.tree.leaves(params)
+        structure: Any = jax.tree.structure(params)
+        made = [leaf.init(path, x) for path, x in zip(paths, arrays, strict=True)]
+        fields = {field: structure.unflatten([of[field] for of in made])
+                  for field in leaf.like_params}  # fmt: skip
+        if leaf.by_path:
+            check_distinct(paths)
+        for field in leaf.by_path:
+            # optax.tree.map_params asks with a tree without leaves which parts of the state are
+            # like the parameters, and recognizes one that is not only where it has a leaf.
+            fields[field] = (
+                {path: of[field] for path, of in zip(paths, made, strict=True) if field in of}
+                if made
+                else jnp.zeros((), jnp.float32)
+            )
+        return leaf.state(**leaf.init_shared(), **fields)
+
+    def update(
+        updates: Tree, state: Any, params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, Any]:
+        del extra
+        updates, (state,) = _update_leaves([leaf], updates, [state], params, in_order=False)
+        return updates, state
+
+    made = Leafwise(init, update)
+    made.leaf = leaf
+    return made
+
+
+def chain_leaf_by_leaf(
+    *pieces: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Chains pieces like ``optax.chain``, but finishes one leaf before it begins the next on CPUs.
+
+    A direction that is scaled by its own norm stays in memory between two passes over it. Without
+    a dependency between leaves, XLA on a CPU computes every direction before it scales the first
+    one, which takes as much memory again as the parameters. Here the gradient of a leaf waits for
+    the trust ratio of the leaf before it, so that one direction exists at a time and is still in
+    the cache when it is scaled.
+
+    On other devices nothing waits. Neither does anything under a mesh of several devices or inside
+    ``shard_map`` or ``pmap``, where reductions over devices that wait for one another could not be
+    combined. Numbers and state are those of ``optax.chain`` in every case.
+
+    Args:
+      pieces: any transformations. Neighbours that are `leafwise` run leaf by leaf; a piece that
+        reads several leaves at once, such as clipping by the global norm, runs on the whole tree.
+
+    Raises:
+      ValueError: there is no piece.
+    """
+    if not pieces:
+        raise ValueError("chain_leaf_by_leaf must be given at least one piece, got none")
+    pieces = tuple(map(optax.with_extra_args_support, pieces))
+    chain = optax.with_extra_args_support(optax.chain(*pieces))
+    groups = [
+        (declared, list(group))
+        for declared, group in itertools.groupby(
+            range(len(pieces)), lambda i: isinstance(pieces[i], Leafwise)
+        )
+    ]
+
+    def update(
+        updates: Tree, state: tuple[Any, ...], params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, tuple[Any, ...]]:
+        if _spans_devices():
+            return chain.update(updates, state, params, **extra)
+        after: list[Any] = []
+        for declared, group in groups:
+            if declared:
+                leaf_rules = [pieces[i].leaf for i in group]
+                before = [state[i] for i in group]
+                updates, made = _update_leaves(leaf_rules, updates, before, params, in_order=True)
+                after += made
+                continue
+            for i in group:
+                updates, made = pieces[i].update(updates, state[i], params, **extra)
+                after.append(made)
+        return updates, tuple(after)
+
+    return optax.GradientTransformationExtraArgs(chain.init, update)
+
+
+def _spans_devices() -> bool:
+    """Whether arrays may be distributed: inside a mapped function, or under a mesh of devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.size > 1 or bool(mesh.manual_axes)
+
+
+def _update_leaves(
+    pieces: Sequence[Declaration],
+    updates: Tree,
+    states: Sequence[Any],
+    params: Tree | None,
+    *,
+    in_order: bool,
+) -> tuple[Tree, list[Any]]:
+    """Applies ``pieces`` one after another to each leaf, with ``in_order`` one leaf at a time."""
+    _check(pieces, updates, states, params)
+    structure: Any = jax.tree.structure(updates, is_leaf=rows.is_sparse)
+    paths = leaf_paths(updates, is_leaf=rows.is_sparse)
+    parameters = [None] * len(paths) if params is None else structure.flatten_up_to(params)
+    begun = [piece.begin(state) for piece, state in zip(pieces, states, strict=True)]
+    before = [_split(piece, state, structure, paths)
+              for piece, (state, _) in zip(pieces, begun, strict=True)]  # fmt: skip
+    after: list[list[Any]] = [[] for _ in pieces]
+    made, known = [], None
+    for i, u in enumerate(structure.flatten_up_to(updates)):
+        if in_order and known is not None:
+            u = rows.on_rows(_wait, u, known)
+        for k, piece in enumerate(pieces):
+            leaf = Leaf(paths[i], parameters[i], begun[k][1])
+            u, state = piece.update(u, before[k][i], leaf)
+            after[k].append(state)
+            if piece.waits_for and getattr(state, piece.waits_for) is not None:
+                known = getattr(state, piece.waits_for)
+        made.append(u)
+    joined = [
+        _join(piece, state, paths, of_leaves)
+        for piece, (state, _), of_leaves in zip(pieces, begun, after, strict=True)
+    ]
+    return structure.unflatten(made), joined
+
+
+def _check(
+    pieces: Sequence[Declaration], updates: Tree, states: Sequence[Any], params: Tree | None
+) -> None:
+    """Raises unless updates, states and parameters are of one tree and every piece takes them."""
+    for piece, state in zip(pieces, states, strict=True):
+        if piece.needs_params and params is None:
+            raise ValueError(f"{piece.name} needs the parameters: update(grads, state, params)")
+        like = [getattr(state, field) for field in piece.like_params[:1]]
+        if params is not None and (piece.needs_params or not like):
+            like.append(params)
+        for tree in like or [updates]:
+            rows.check_updates(piece.name, updates, tree, sparse=piece.takes_rows)
+
+
+def _split(piece: Declaration, state: Any, structure: Any, paths: Sequence[str]) -> list[Any]:
+    """Returns the state of each leaf."""
+    columns = {field: structure.flatten_up_to(getattr(state, field)) for field in piece.like_params}
+    for field in piece.by_path:
+        values = getattr(state, field)
+        columns[field] = [values.get(path) for path in paths]
+    return [
+        state._replace(**{field: column[i] for field, column in columns.items()})
+        for i in range(len(paths))
+    ]
+
+
+def _join(piece: Declaration, state: Any, paths: Sequence[str], of_leaves: Sequence[Any]) -> Any:
+    """Returns the state of the tree; ``state`` gives the shared fields and the containers."""
+    fields: dict[str, Any] = {}
+    for field in piece.like_params:
+        structure: Any = jax.tree.structure(getattr(state, field))
+        fields[field] = structure.unflatten([getattr(leaf, field) for leaf in of_leaves])
+    for field in piece.by_path if paths else ():
+        values = {path: getattr(leaf, field) for path, leaf in zip(paths, of_leaves, strict=True)}
+        fields[field] = {path: value for path, value in values.items() if value is not None}
+    return state._replace(**fields)
+
+
+@jax.jit  # so that it is traced once for each shape
+def _wait(x: jax.Array, known: jax.Array) -> jax.Array:
+    """Returns ``x``, on a CPU not before ``known`` is computed; its value does not matter.
+
+    XLA on a CPU drops an ``optimization_barrier``, but cannot assume that a number times zero is
+    zero. A value that is not finite is replaced, because it would make ``x`` NaN.
+    """
+
+    def on_cpu(x: jax.Array, known: jax.Array) -> jax.Array:
+        zero = jnp.sum(jnp.where(jnp.isfinite(known), known, 0)) * 0
+        return x + zero.astype(x.dtype)
+
+    return jax.lax.platform_dependent(x, known, cpu=on_cpu, default=lambda x, _: x)
+
+
+def count_step(state: Any) -> tuple[Any, None]:
+    """The ``begin`` of a piece whose only shared field is ``count``: counts the step."""
+    return state._replace(count=optax.safe_increment(state.count)), None
+
+
+def zero_count() -> dict[str, jax.Array]:
+    """The ``init_shared`` of a piece whose only shared field is ``count``, (), int32."""
+    return {"count": jnp.zeros((), jnp.int32)}
+
+
+def zeros(x: jax.Array) -> jax.Array:
+    """Returns zeros of the shape of ``x``, in float32 or wider: the start of an average."""
+    return jnp.zeros_like(x, dtype=wide_dtype(x))

@@ -1,0 +1,53 @@
+"""Tests that run again in a process with one device, as on a user's machine with one CPU.
+
+All other tests run with eight virtual devices, see `conftest.py`.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def _run_with_one_device(*arguments: str) -> None:
+    """Runs pytest with one CPU device; fails with its output where a test fails."""
+    environment = os.environ | {"OPTIM_ZOO_TEST_CPU_DEVICES": "1", "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr  # 5 where no test was selected
+
+
+def test_there_is_one_device() -> None:
+    code = "import tests.conftest, jax; print(jax.device_count())"
+    environment = os.environ | {"OPTIM_ZOO_TEST_CPU_DEVICES": "1", "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "1"
+
+
+def test_layerwise_optimizers() -> None:
+    """Recorded trajectories and containers of the optimizers whose leaves wait for one another."""
+    _run_with_one_device(
+        "tests/test_recorded.py", "tests/test_containers.py",
+        "-k", "(lamb or lars or larc) and (test_followed or one_device or partitioned)",
+    )  # fmt: skip
+
+
+def test_leaf_by_leaf() -> None:
+    _run_with_one_device(
+        "tests/transforms/test_leafwise.py", "-k", "not several_devices and not mapped_context"
+    )
+
+
+@pytest.mark.slow
+def test_everything_recorded_and_every_container() -> None:
+    _run_with_one_device("tests/test_recorded.py")
+    _run_with_one_device("tests/test_containers.py", "-k", "not eight_devices")
