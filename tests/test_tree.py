@@ -1,3 +1,9 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -38,8 +44,53 @@ def test_paths_of_nnx_are_those_of_a_dict_of_arrays() -> None:
     assert tree.leaf_paths(nnx.to_pure_dict(state)) == expected
 
 
-def test_only_an_attribute_called_value_is_dropped() -> None:
+class Fields(NamedTuple):
+    key: Any
+    value: Any
+
+
+BOXES: dict[str, Callable[[Any], Any]] = {
+    "Param": nnx.Param,
+    "Partitioned": lambda x: nn.Partitioned(x, names=()),
+    "LogicallyPartitioned": lambda x: nn.LogicallyPartitioned(x, names=()),
+}
+
+
+@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
+def test_the_field_value_of_a_box_is_left_out(box: Callable[[Any], Any]) -> None:
+    assert tree.leaf_paths(box(1.0)) == [""]
+    assert tree.leaf_paths({"a": [box(1.0), 2.0]}) == ["a/0", "a/1"]
+    assert tree.leaf_paths({"a": box(Fields(1.0, 2.0))}) == ["a/key", "a/value"]
+    assert tree.leaf_paths({"a": box({"value": box(1.0)})}) == ["a/value"]
+    assert tree.leaf_paths({"a": box(None), "b": box(box(1.0))}) == ["b"]
+
+
+def test_the_field_value_of_any_other_node_stays() -> None:
     assert tree.leaf_paths({"attention": {"value": 1.0}}) == ["attention/value"]
+    assert tree.leaf_paths({"attention": Fields(1.0, 2.0)}) == ["attention/key", "attention/value"]
+    assert tree.leaf_paths(Fields(key=1.0, value=nnx.Param(2.0))) == ["key", "value"]
+
+
+def test_leaves_with_path_may_stop_earlier() -> None:
+    boxed = {"a": nnx.Param((1.0, 2.0)), "b": (3.0, 4.0)}
+    stops = lambda node: isinstance(node, tuple)  # noqa: E731
+    assert tree.leaves_with_path(boxed, is_leaf=stops) == [("a", (1.0, 2.0)), ("b", (3.0, 4.0))]
+    ((path, box),) = tree.leaves_with_path(nnx.Param(1.0), is_leaf=lambda x: True)
+    assert path == ""
+    assert isinstance(box, nnx.Param)
+
+
+def test_paths_without_flax() -> None:
+    """The core does not import Flax, and knows its boxes once the user has imported it."""
+    code = (
+        "import sys\n"
+        "from optim_zoo import tree\n"
+        "assert tree.leaf_paths({'a': {'value': 1.0}}) == ['a/value']\n"
+        "assert 'flax' not in sys.modules\n"
+        "import flax.linen as nn\n"
+        "assert tree.leaf_paths({'a': nn.Partitioned(1.0, names=())}) == ['a']\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_by_path() -> None:

@@ -82,11 +82,11 @@ def scale_by_layer(
         decayed = decays and not rules.matches(exclude_from_weight_decay, path)
         decay = weight_decay if decayed else 0.0
         direction = wide(u) + decay * wide(x) if decayed else u
+        axis_names = layers_lib.axis_names_of(axis_name, path, x)
         if rules.matches(exclude, path):
             return direction, state
         layers_lib.check_averaged(path, u, x)
         spec = layers_lib.layers_of(layers, path, x)
-        axis_names = layers_lib.axis_names_of(axis_name, path, x)
         parameter_norm = layers_lib.norm(x, spec, axis_names)
         update_norm = layers_lib.norm(u, spec, axis_names)
         trust_ratio = ratio(parameter_norm, update_norm, decay)
