@@ -7,6 +7,7 @@ Optimizers are chains of small pure pieces, ordinary ``optax.GradientTransformat
 
 from optim_zoo import (
     accumulation,
+    errors,
     guards,
     layers,
     metrics,
@@ -79,6 +80,7 @@ __all__ = [
     "centralize_gradients",
     "chain_leaf_by_leaf",
     "clip_by_global_norm",
+    "errors",
     "guards",
     "lamb",
     "lars",

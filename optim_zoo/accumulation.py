@@ -9,6 +9,7 @@ import optax
 
 from optim_zoo import layers, ranges, rows
 from optim_zoo.decisions import LeftOut, Refusals, all_finite, mean_loss, step_if
+from optim_zoo.errors import ArgumentValueError
 from optim_zoo.tree import Tree, check_floating, varying_axes, wide, wide_dtype
 
 
@@ -100,11 +101,15 @@ def accumulate(
         rows.check_updates("accumulate", updates, state.sums)
         w = wide(weight).astype(jnp.float32)
         if w.ndim:
-            raise ValueError(f"weight must be one number, got an array of shape {w.shape}")
+            raise ranges.several_numbers("weight", weight)
         if varying_axes(w):
-            raise ValueError(
-                f"weight varies over the mesh axes {sorted(varying_axes(w))}: add it up over them "
-                f"first (jax.lax.psum)"
+            axes, advice = sorted(varying_axes(w)), "add it up over them first (jax.lax.psum)"
+            raise ArgumentValueError(
+                "weight",
+                "be the same on every device",
+                axes,
+                advice,
+                sentence=f"{{argument}} varies over the mesh axes {axes}: {advice}",
             )
         value = extra.get("value")
         loss = jnp.zeros((), jnp.float32) if value is None else mean_loss(value, axis_name)
@@ -122,7 +127,12 @@ def accumulate(
         weights, losses = added(state.weight, w), added(state.value, w * loss)
         wanted = jnp.asarray(every(state.steps) if callable(every) else every)
         if wanted.ndim:
-            raise ValueError(f"every must give one number, got an array of shape {wanted.shape}")
+            raise ArgumentValueError(
+                "every",
+                "give one number",
+                wanted,
+                sentence=f"{{argument}} must give one number, got an array of shape {wanted.shape}",
+            )
         due, there_is = state.micro_batches + 1 >= wanted, weights > 0
 
         def step() -> tuple[Tree, optax.OptState]:

@@ -13,7 +13,9 @@ import optax
 from jax.extend.core import jaxpr_as_fun
 
 from optim_zoo import rows
+from optim_zoo.errors import ArgumentTypeError
 from optim_zoo.layers import AxisName, all_axis_names, assign_axis_names
+from optim_zoo.ranges import several_numbers
 from optim_zoo.tree import Tree, leaf_paths, varying_axes, wide
 
 
@@ -78,11 +80,11 @@ def mean_loss(value: jax.typing.ArrayLike, axis_name: AxisName) -> jax.Array:
     """A loss given as ``value=``, averaged over the devices where each may have its own: float32.
 
     Raises:
-      ValueError: it is not one number.
+      ArgumentValueError: it is not one number.
     """
     value = wide(value).astype(jnp.float32)
     if value.ndim:
-        raise ValueError(f"value must be one number, got an array of shape {value.shape}")
+        raise several_numbers("value", value)
     axes = tuple(sorted(varying_axes(value) | all_axis_names(axis_name)))
     return jax.lax.pmean(value, axes) if axes else value
 
@@ -154,7 +156,10 @@ def _nothing(updates: Tree) -> Tree:
 def _check_kept(before: Tree, after: Tree) -> None:
     structure: Any = jax.tree.structure(before)
     if structure != jax.tree.structure(after):
-        raise TypeError("the inner transformation must keep the structure of its state in a step")
+        expected = "keep the structure of its state in a step"
+        raise ArgumentTypeError(
+            "inner", expected, after, sentence=f"the inner transformation must {expected}"
+        )
     changed = [
         f"{path or 'state'} from {_kind(x)} to {_kind(y)}"
         for path, x, y in zip(
@@ -163,10 +168,15 @@ def _check_kept(before: Tree, after: Tree) -> None:
         if _kind(x) != _kind(y)
     ]
     if changed:
-        raise TypeError(
-            f"the inner transformation must keep the shapes and dtypes of its state in a step, but "
-            f"it changes {', '.join(changed[:3])}: put precision.master_weights around it, or take "
-            f"one whose state is float32"
+        expected = "keep the shapes and dtypes of its state in a step"
+        advice = "put precision.master_weights around it, or take one whose state is float32"
+        raise ArgumentTypeError(
+            "inner",
+            expected,
+            changed,
+            advice,
+            sentence=f"the inner transformation must {expected}, but it changes "
+            f"{', '.join(changed[:3])}: {advice}",
         )
 
 

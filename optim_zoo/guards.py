@@ -17,6 +17,7 @@ import optax
 
 from optim_zoo import layers, ranges
 from optim_zoo.decisions import Refusals, all_finite, all_of, choose_step, mean_loss
+from optim_zoo.errors import ArgumentTypeError
 from optim_zoo.tree import Tree
 
 
@@ -39,7 +40,26 @@ class SkipSpikesState(NamedTuple):
 
 
 class TooManyRefusals(RuntimeError):
-    """More steps in a row were refused than a guard was told to bear."""
+    """A guard has refused as many steps in a row as make `check` raise.
+
+    Args:
+      in_a_row: the steps in a row that were refused, up to the last one.
+      limit: the number of them at which `check` raises: ``max_consecutive`` of the guard.
+      total: the steps that the guard has refused since the start.
+    """
+
+    def __init__(self, in_a_row: int, limit: int, total: int) -> None:
+        super().__init__(in_a_row, limit, total)  # for `pickle` and `copy`
+        self.in_a_row = in_a_row
+        self.limit = limit
+        self.total = total
+
+    def __str__(self) -> str:
+        return (
+            f"{self.in_a_row} steps in a row were refused, at most {self.limit - 1} are allowed "
+            f"({self.total} in all): go back to a checkpoint, lower the learning rate or warm up "
+            f"for longer"
+        )
 
 
 def skip_nonfinite(
@@ -61,8 +81,10 @@ def skip_nonfinite(
         cut or differ; see `scale_by_trust_ratio`. Axes that types tell are found.
 
     Raises:
-      ValueError: ``max_consecutive`` is below 1; in ``update``, ``value`` is not one number.
-      TypeError: in ``update``, the inner state changes a shape or dtype in a step.
+      ArgumentValueError: ``max_consecutive`` is below 1; in ``update``, ``value`` is not one
+        number.
+      ArgumentTypeError: ``max_consecutive`` is not a whole number; in ``update``, the inner state
+        changes a shape or dtype in a step.
     """
     inner = optax.with_extra_args_support(inner)
     ranges.check_count("max_consecutive", max_consecutive, 1)
@@ -176,16 +198,20 @@ def check(state: Tree) -> None:
     dictionaries, which a checkpoint that is read without a tree to restore gives, it finds none.
 
     Raises:
-      TooManyRefusals: how many there were, and what to do.
-      TypeError: ``state`` is traced.
+      TooManyRefusals: a guard has refused ``max_consecutive`` steps in a row, or more.
+      ArgumentTypeError: ``state`` is traced.
     """
     guarded = all_of(Refusals, state)
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(guarded)):
-        raise TypeError("guards.check reads numbers: call it outside jit, on the state it returns")
+        advice = "call it outside jit, on the state it returns"
+        raise ArgumentTypeError(
+            "state",
+            "hold numbers",
+            state,
+            advice,
+            sentence=f"guards.check reads numbers: {advice}",
+        )
     for refusals in jax.device_get(guarded):
         if (refusals.in_a_row >= refusals.most).any():  # several values under pmap
-            raise TooManyRefusals(
-                f"{refusals.in_a_row.max()} steps in a row were refused, at most "
-                f"{refusals.most.max() - 1} are borne ({refusals.total.max()} in all): go back to "
-                f"a checkpoint, lower the learning rate or warm up for longer"
-            )
+            counts = (refusals.in_a_row, refusals.most, refusals.total)
+            raise TooManyRefusals(*(int(count.max()) for count in counts))

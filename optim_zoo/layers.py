@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optim_zoo import ranges, rows, rules
-from optim_zoo.tree import Tree, map_with_path, varying_axes, wide
+from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
+from optim_zoo.tree import Tree, leaf_paths, map_with_path, varying_axes, wide
 
 AxisName = str | Sequence[str] | rules.Rules | None
 
@@ -52,10 +53,15 @@ def stacked(axis: int, mesh_axis: str | None = None) -> LayerAxis:
         over (pipeline parallelism): a device then holds whole layers, and their norms must not be
         summed over that axis. An array's type does not say which dimension is cut, so this has
         to be told.
+
+    Raises:
+      ArgumentTypeError: ``axis`` is not a whole number, or ``mesh_axis`` is not a name.
     """
     _check_axis("stacked", axis)
     if mesh_axis is not None and not isinstance(mesh_axis, str):
-        raise TypeError(f"stacked: mesh_axis must be the name of a mesh axis, got {mesh_axis!r}")
+        raise ArgumentTypeError(
+            "mesh_axis", "be the name of a mesh axis", mesh_axis, caller="stacked"
+        )
     return LayerAxis(axis, mesh_axis=mesh_axis)
 
 
@@ -64,15 +70,19 @@ def split(axis: int, parts: int) -> LayerAxis:
 
     Inside ``shard_map`` or ``pmap`` an axis that is itself cut over a mesh axis cannot be split:
     a device sees its own block only, and this is not detected.
+
+    Raises:
+      ArgumentTypeError: ``axis`` or ``parts`` is not a whole number.
+      ArgumentValueError: ``parts`` is below 1.
     """
     _check_axis("split", axis)
-    ranges.check_count("split: parts", parts, 1)
+    ranges.check_count("parts", parts, 1, caller="split")
     return LayerAxis(axis, parts)
 
 
-def _check_axis(name: str, axis: Any) -> None:
+def _check_axis(caller: str, axis: Any) -> None:
     if isinstance(axis, bool) or not isinstance(axis, int):
-        raise TypeError(f"{name}: axis must be a whole number, got {axis!r}")
+        raise ArgumentTypeError("axis", "be a whole number", axis, caller=caller)
 
 
 def from_scan(params: Tree, prefix: str, axis: int = 0) -> rules.Rules:
@@ -88,22 +98,40 @@ def from_scan(params: Tree, prefix: str, axis: int = 0) -> rules.Rules:
       axis: the axis along which it is stacked: ``variable_axes`` of ``nn.scan``.
 
     Raises:
-      ValueError: no leaf lies under ``prefix``, or their sizes along ``axis`` differ.
+      ArgumentTypeError: ``axis`` is not a whole number.
+      ArgumentValueError: there is no leaf under ``prefix``, a leaf there has no such axis, or the
+        leaves have different sizes along it.
     """
     below = f"^{re.escape(prefix.strip('/'))}(/|$)"
-    rules.check_matches("from_scan", [below], params)
+    try:
+        rules.check_matches("prefix", [below], params)
+    except ArgumentValueError:
+        near = ", ".join(rules.nearest(prefix, leaf_paths(params)))
+        raise ArgumentValueError(
+            "prefix",
+            "be the path of a module in params",
+            prefix,
+            f"the nearest paths are {near}",
+            sentence=f"from_scan: {{argument}} {prefix!r} matches no leaf; the nearest paths are "
+            f"{near}",
+        ) from None
     rule = [(below, stacked(axis))]
-    specs = assign(rule, params)
-    sizes = map_with_path(
-        lambda path, x, spec: f"{path} ({spec[0].count(jnp.shape(x))})" if spec else "",
-        params,
-        specs,
-    )
-    named = [size for size in jax.tree.leaves(sizes) if size]
-    if len({name.rpartition(" ")[2] for name in named}) > 1:
-        raise ValueError(
-            f"from_scan: what lies under {prefix} must have as many layers along axis {axis}, got "
-            f"{', '.join(named)}"
+    counts: dict[str, int] = {}  # path -> layers
+
+    def count(path: str, x: Any, spec: Layers) -> None:
+        if spec:
+            counts[path] = spec[0].count(jnp.shape(x))
+
+    map_with_path(count, params, assign(rule, params))
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"{path} ({layers})" for path, layers in counts.items())
+        raise ArgumentValueError(
+            "prefix",
+            f"be the path of a module whose leaves have as many layers along axis {axis}",
+            counts,
+            sentence=f"from_scan: all leaves under {prefix} must have the same number of layers "
+            f"along axis {axis}, got {shown}",
+            related=["axis"],
         )
     return rule
 
@@ -124,19 +152,28 @@ def ranks(params: Tree, layer_rules: rules.Rules = ()) -> Tree:
 
 
 def check_layer_rules(layer_rules: rules.Rules) -> None:
-    """Raises unless ``layer_rules`` pairs path patterns with layer specs."""
+    """Raises unless ``layer_rules`` pairs path patterns with layer specs.
+
+    Raises:
+      ArgumentTypeError: they are not pairs, or the value of one is not a spec.
+      ArgumentValueError: a pattern is not a regular expression.
+    """
     rules.check_rules("layers", layer_rules)
     for pattern, spec in layer_rules:
         for item in spec if isinstance(spec, (tuple, list)) else (spec,):
             if not isinstance(item, LayerAxis):
-                raise TypeError(
-                    f"layers: the value of {pattern!r} must be stacked(axis), split(axis, parts) "
-                    f"or a tuple of them, got {item!r}"
+                expected = "stacked(axis), split(axis, parts) or a tuple of them"
+                raise ArgumentTypeError(
+                    "layers",
+                    f"give {expected} for every pattern",
+                    item,
+                    sentence=f"{{argument}}: the value of {pattern!r} must be {expected}, got "
+                    f"{item!r}",
                 )
 
 
 def check_matches(layer_rules: rules.Rules, tree: Tree) -> None:
-    """Raises ``ValueError`` where a rule matches no leaf of ``tree``."""
+    """Raises `ArgumentValueError` where a rule matches no leaf of ``tree``."""
     rules.check_matches("layers", [pattern for pattern, _ in layer_rules], tree)
 
 
@@ -144,8 +181,8 @@ def assign(layer_rules: rules.Rules, tree: Tree) -> Tree:
     """The `Layers` of every leaf of ``tree``.
 
     Raises:
-      ValueError: a leaf has no such axis, it does not divide into the parts, or two specs name
-        the same axis.
+      ArgumentValueError: a leaf has no such axis, it does not divide into the parts, or two specs
+        name the same axis.
     """
     return map_with_path(lambda path, x: layers_of(layer_rules, path, x), tree)
 
@@ -167,27 +204,45 @@ def layers_of(layer_rules: rules.Rules, path: str, x: Any) -> Layers:
     resolved = []
     for item in items:
         if not -len(shape) <= item.axis < len(shape):
-            raise ValueError(f"layers: {path} has shape {shape} and no axis {item.axis}")
+            raise ArgumentValueError(
+                "layers",
+                "name an axis of the leaf",
+                item,
+                sentence=f"{{argument}}: {path} has shape {shape} and no axis {item.axis}",
+            )
         axis = item.axis % len(shape)
         if item.parts is not None and shape[axis] % item.parts:
-            raise ValueError(
-                f"layers: {path} has {shape[axis]} entries along axis {item.axis}, which do not "
-                f"divide into {item.parts} parts"
+            raise ArgumentValueError(
+                "layers",
+                "divide the axis into equal parts",
+                item,
+                sentence=f"{{argument}}: {path} has {shape[axis]} entries along axis {item.axis}, "
+                f"which do not divide into {item.parts} parts",
             )
         resolved.append(dataclasses.replace(item, axis=axis))
     if len({item.axis for item in resolved}) < len(resolved):
-        raise ValueError(f"layers: {path} has two specs for one axis: {items}")
+        raise ArgumentValueError(
+            "layers",
+            "have one spec for an axis",
+            items,
+            sentence=f"{{argument}}: {path} has two specs for one axis: {items}",
+        )
     return tuple(sorted(resolved, key=lambda item: item.axis))
 
 
 def check_axis_name(axis_name: AxisName) -> None:
-    """Raises unless ``axis_name`` is None, a name, names, or rules (path pattern, names)."""
+    """Raises unless ``axis_name`` is None, a name, names, or rules (path pattern, names).
+
+    Raises:
+      ArgumentTypeError: it is none of these.
+      ArgumentValueError: a pattern is not a regular expression.
+    """
     if not _same_for_all(axis_name):
         rules.check_rules("axis_name", axis_name)  # type: ignore[arg-type]
 
 
 def check_axis_matches(axis_name: AxisName, tree: Tree) -> None:
-    """Raises ``ValueError`` where ``axis_name`` is rules and one matches no leaf of ``tree``."""
+    """Raises `ArgumentValueError` where a rule in ``axis_name`` matches no leaf of ``tree``."""
     if not _same_for_all(axis_name):
         rules.check_matches("axis_name", [pattern for pattern, _ in axis_name], tree)  # type: ignore
 
@@ -196,7 +251,8 @@ def assign_axis_names(axis_name: AxisName, tree: Tree) -> Tree:
     """The mesh axes that ``axis_name`` tells for every leaf of ``tree``, as tuples of names.
 
     Raises:
-      ValueError: types tell (``check_vma=True``) that a leaf is not cut over an axis it is told.
+      ArgumentValueError: the type of a leaf (``check_vma=True``) says that it is not sharded over
+        one of these axes.
     """
     return map_with_path(lambda path, x: axis_names_of(axis_name, path, x), tree)
 
@@ -218,9 +274,14 @@ def axis_names_of(axis_name: AxisName, path: str, x: jax.Array) -> tuple[str, ..
         if varying_axes(jax.eval_shape(lambda name=name: jax.lax.axis_index(name)))
     ]
     if wrong:
-        raise ValueError(
-            f"axis_name: {path} is told to be cut over the mesh axes {wrong}, over which it does "
-            f"not vary by its type: leave axis_name out where check_vma=True"
+        advice = "leave axis_name out where check_vma=True"
+        raise ArgumentValueError(
+            "axis_name",
+            "name mesh axes over which the leaf varies",
+            wrong,
+            advice,
+            sentence=f"{{argument}}: {path} is told to be cut over the mesh axes {wrong}, over "
+            f"which it does not vary by its type: {advice}",
         )
     return told
 
@@ -248,9 +309,14 @@ def check_averaged(path: str, update: jax.Array, parameter: jax.Array) -> None:
     """Raises where ``update`` is known to differ between devices that hold the same parameter."""
     apart = varying_axes(update) - varying_axes(parameter)
     if apart:
-        raise ValueError(
-            f"the update of {path} varies over the mesh axes {sorted(apart)}, which its parameter "
-            f"does not: average the gradient over them first (jax.lax.pmean)"
+        axes, advice = sorted(apart), "average the gradient over them first (jax.lax.pmean)"
+        raise ArgumentValueError(
+            "updates",
+            "be the same on all devices that hold the same parameter",
+            axes,
+            advice,
+            sentence=f"the update of {path} varies over the mesh axes {axes}, which its parameter "
+            f"does not: {advice}",
         )
 
 
@@ -284,7 +350,12 @@ def squared_norm(x: jax.Array, layers: Layers = (), axis_names: Sequence[str] = 
     known = jax.sharding.get_abstract_mesh().axis_names
     unknown = sorted(apart.difference(known))
     if cut and known and unknown:  # a misspelt name would be ignored, and these layers share a norm
-        raise ValueError(f"stacked: mesh_axis must be one of {known}, got {', '.join(unknown)}")
+        raise ArgumentValueError(
+            "mesh_axis",
+            f"be one of {known}",
+            unknown,
+            sentence=f"stacked: {{argument}} must be one of {known}, got {', '.join(unknown)}",
+        )
     axes = tuple(sorted(cut - apart))
     return jax.lax.psum(total, axes) if axes else total
 

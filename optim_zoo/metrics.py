@@ -17,6 +17,7 @@ import optax
 
 from optim_zoo import layers, ranges, rows
 from optim_zoo.decisions import LeftOut, Refusals, all_of
+from optim_zoo.errors import ArgumentValueError, parameters_missing
 from optim_zoo.transforms import (
     ClipByGlobalNormState,
     ScaleByLearningRateState,
@@ -59,7 +60,7 @@ def with_metrics(
       axis_name: see `scale_by_trust_ratio`.
 
     Raises:
-      ValueError: ``every`` is below 1; in ``update``, the parameters are missing.
+      ArgumentValueError: ``every`` is below 1; in ``update``, the parameters are missing.
     """
     inner = optax.with_extra_args_support(inner)
     ranges.check_count("every", every, 1)
@@ -88,7 +89,7 @@ def with_metrics(
         updates: Tree, state: WithMetricsState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, WithMetricsState]:
         if params is None:
-            raise ValueError("with_metrics needs the parameters: update(grads, state, params)")
+            raise parameters_missing("with_metrics")
         steps, inner_state = inner.update(updates, state.inner, params, **extra)
 
         def taken(steps: Tree) -> tuple[Any, ...]:
@@ -147,14 +148,20 @@ def read(state: Tree) -> dict[str, jax.Array]:
     that a jitted step can return it.
 
     Raises:
-      ValueError: two pieces kept the same value, such as the rates of two groups of parameters.
+      ArgumentValueError: two pieces kept the same value, such as the rates of two groups of
+        parameters.
     """
     metrics: dict[str, jax.Array] = {}
 
     def add(name: str, value: Tree) -> None:
         if name in metrics:
-            raise ValueError(
-                f"the state holds several values of {name}: read each part of it alone"
+            advice = "read each part of it alone"
+            raise ArgumentValueError(
+                "state",
+                "hold every value once",
+                name,
+                advice,
+                sentence=f"the {{argument}} holds several values of {name}: {advice}",
             )
         metrics[name] = _array(value)
 

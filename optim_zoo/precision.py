@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import ranges, rows
+from optim_zoo.errors import ArgumentTypeError, parameters_missing
 from optim_zoo.tree import Tree, check_floating, wide
 
 _NARROW = ("bfloat16", "float16")
@@ -63,7 +64,7 @@ def master_weights(
         updates: Tree, state: MasterWeightsState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, MasterWeightsState]:
         if params is None:
-            raise ValueError("master_weights needs the parameters: update(grads, state, params)")
+            raise parameters_missing("master_weights")
         rows.check_updates("master_weights", updates, params)
         master = _masters(params, state.master)
         steps, inner_state = inner.update(updates, state.inner, master, **extra)
@@ -130,7 +131,7 @@ def stochastic_rounding(
     """
     inner = optax.with_extra_args_support(inner)
     if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key) or jnp.shape(key):
-        raise TypeError(f"key must be one key, such as jax.random.key(0), got {key!r}")
+        raise ArgumentTypeError("key", "be one key, such as jax.random.key(0)", key)
 
     def init(params: Tree) -> StochasticRoundingState:
         check_floating(params)
@@ -140,9 +141,7 @@ def stochastic_rounding(
         updates: Tree, state: StochasticRoundingState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, StochasticRoundingState]:
         if params is None:
-            raise ValueError(
-                "stochastic_rounding needs the parameters: update(grads, state, params)"
-            )
+            raise parameters_missing("stochastic_rounding")
         rows.check_updates("stochastic_rounding", updates, params)
         master = jax.tree.map(wide, params)
         steps, inner_state = inner.update(updates, state.inner, master, **extra)
@@ -230,14 +229,13 @@ def store_state(
       seed: of the random rounding, with the number of the step.
 
     Raises:
-      ValueError: an unknown dtype; in ``init``, a field that the state has not, or that holds
-        nothing floating-point.
+      ArgumentValueError: a dtype is not allowed for its field; in ``init``, the state has no such
+        field, or the field holds nothing floating-point.
     """
     inner = optax.with_extra_args_support(inner)
     for name, dtype in dtypes.items():
-        ranges.check_choice(
-            f"dtype for {name}", dtype, _NARROW if name in _FIRST_MOMENTS else ("bfloat16",)
-        )
+        allowed = _NARROW if name in _FIRST_MOMENTS else ("bfloat16",)
+        ranges.check_choice(f"dtype for {name}", dtype, allowed, argument="dtypes")
     ranges.check_count("seed", seed)
 
     def init(params: Tree) -> StoreStateState:
@@ -246,7 +244,8 @@ def store_state(
         fields = {_field(path) for path, x in leaves if _is_floating(x)}
         if jax.tree.leaves(params):
             for name in dtypes:
-                ranges.check_choice("field of the state", name, sorted(filter(None, fields)))
+                known = sorted(filter(None, fields))
+                ranges.check_choice("field of the state", name, known, argument="dtypes")
         count = jnp.zeros((), jnp.int32)
         return StoreStateState(count, narrowed(state, count))
 

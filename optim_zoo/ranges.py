@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
+
 Bounds = Sequence[float | None]  # (low, high), None where a side is open
 
 
@@ -26,66 +28,94 @@ def check(
     not known yet.
 
     Raises:
-      TypeError: ``value`` is not a number.
-      ValueError: it lies outside the range; NaN does. Or it is several numbers.
+      ArgumentTypeError: ``value`` is not a number.
+      ArgumentValueError: it is outside the range, as NaN always is, or it is several numbers.
     """
     if isinstance(value, jax.core.Tracer):
         return
     interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
     numbers = (int, float, np.number, np.ndarray, jax.Array)
     if isinstance(value, bool) or not isinstance(value, numbers):
-        raise TypeError(f"{name} must be a number in {interval}, got {value!r}")
+        raise ArgumentTypeError(name, f"be a number in {interval}", value)
     x = np.asarray(value)
     above = x > low if open_low else x >= low
     below = x < high if open_high else x <= high
     if not np.all(above & below):
-        raise ValueError(f"{name} must be in {interval}, got {value}")
+        raise ArgumentValueError(name, f"be in {interval}", value)
     if x.ndim:
-        raise ValueError(f"{name} must be one number, got an array of shape {x.shape}")
+        raise several_numbers(name, value)
 
 
-def check_count(name: str, value: Any, low: int = 0) -> None:
-    """Raises unless ``value`` is a whole number of at least ``low``."""
+def several_numbers(name: str, value: Any) -> ArgumentValueError:
+    """Returns the error of an array, traced or not, where one number belongs."""
+    sentence = f"{{argument}} must be one number, got an array of shape {jnp.shape(value)}"
+    return ArgumentValueError(name, "be one number", value, sentence=sentence)
+
+
+def check_count(name: str, value: Any, low: int = 0, *, caller: str = "") -> None:
+    """Raises unless ``value`` is a whole number of at least ``low``; a traced array passes.
+
+    Args:
+      name: the name of the argument.
+      value: what was passed.
+      low: the least number that is allowed.
+      caller: see `ArgumentError`.
+
+    Raises:
+      ArgumentTypeError: ``value`` is not a whole number.
+      ArgumentValueError: it is below ``low``.
+    """
     if isinstance(value, jax.core.Tracer):
         return
     if isinstance(value, (np.ndarray, jax.Array)) and value.ndim == 0:
         value = np.asarray(value)[()]  # optax.inject_hyperparams makes arrays of numbers
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be a whole number >= {low}, got {value!r}")
+        raise ArgumentTypeError(name, f"be a whole number >= {low}", value, caller=caller)
     if value < low:
-        raise ValueError(f"{name} must be >= {low}, got {value}")
+        raise ArgumentValueError(name, f"be >= {low}", value, caller=caller)
 
 
 def check_decay(name: str, value: Any) -> None:
     """Raises unless ``value`` is the decay rate of an average: a number in [0, 1).
 
     Raises:
-      TypeError: it has fewer bits than float32, traced or not: bfloat16 rounds 0.999 to 1.
+      ArgumentTypeError: ``value`` is not a number, or it has fewer bits than float32, traced or
+        not: bfloat16 rounds 0.999 to 1.
+      ArgumentValueError: it is outside the range.
     """
     dtype = getattr(value, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
-        raise TypeError(
-            f"{name} must be float32 or wider, got {dtype}, which rounds it: give "
-            f"optax.inject_hyperparams hyperparam_dtype=jnp.float32"
-        )
+        expected = "be float32 or wider"
+        advice = "give optax.inject_hyperparams hyperparam_dtype=jnp.float32"
+        sentence = f"{{argument}} must {expected}, got {dtype}, which rounds it: {advice}"
+        raise ArgumentTypeError(name, expected, dtype, advice, sentence)
     check(name, value, 0.0, 1.0, open_high=True)
 
 
 def check_learning_rate(value: Any) -> None:
-    """Raises unless ``value`` is a finite number >= 0 or a schedule (a function of the step)."""
+    """Raises unless ``value`` is a finite number >= 0 or a schedule (a function of the step).
+
+    Raises:
+      ArgumentTypeError: ``value`` is neither a number nor callable.
+      ArgumentValueError: it is a number outside the range.
+    """
     if callable(value):
         return
     check("learning_rate", value, 0.0, open_high=True)
 
 
 def check_bounds(name: str, bounds: Bounds | None) -> None:
-    """Raises unless ``bounds`` is None or a pair (low, high), 0 <= low <= high, None if open."""
+    """Raises unless ``bounds`` is None or a pair (low, high), 0 <= low <= high, None if open.
+
+    Raises:
+      ArgumentTypeError: ``bounds`` is not a pair of numbers or None.
+      ArgumentValueError: a side is negative or NaN, or ``low`` is above ``high``.
+    """
     if bounds is None:
         return
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-        raise TypeError(
-            f"{name} must be a pair (low, high), None where a side is open, got {bounds!r}"
-        )
+        expected = "be a pair (low, high), None where a side is open"
+        raise ArgumentTypeError(name, expected, bounds)
     for side in bounds:
         if side is not None:
             check(name, side, 0.0)
@@ -93,13 +123,30 @@ def check_bounds(name: str, bounds: Bounds | None) -> None:
     if any(side is None or isinstance(side, jax.core.Tracer) for side in bounds):
         return
     if low > high:  # type: ignore[operator]
-        raise ValueError(f"{name} must have low <= high, got {tuple(bounds)}")
+        raise ArgumentValueError(name, "have low <= high", tuple(bounds))
 
 
-def check_choice(kind: str, name: Any, names: Iterable[str]) -> None:
-    """Raises ``ValueError`` unless ``name`` is one of ``names``, with the nearest of them."""
+def check_choice(kind: str, name: Any, names: Iterable[str], *, argument: str = "") -> None:
+    """Raises unless ``name`` is one of ``names``; the error lists the nearest of them.
+
+    Args:
+      kind: what is chosen, for the message: ``optimizer``.
+      name: what was passed.
+      names: what is allowed.
+      argument: the name of the argument, where it is not ``kind``.
+
+    Raises:
+      ArgumentValueError: ``name`` is none of ``names``.
+    """
     names = list(names)
     if name not in names:
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"expected {', '.join(names)}"
-        raise ValueError(f"unknown {kind} {name!r}; {hint}")
+        advice = f"did you mean {' or '.join(near)}?" if near else f"expected {', '.join(names)}"
+        shown = kind if argument else "{argument}"
+        raise ArgumentValueError(
+            argument or kind,
+            f"be one of {', '.join(names)}",
+            name,
+            advice,
+            sentence=f"unknown {shown} {name!r}; {advice}",
+        )

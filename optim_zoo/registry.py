@@ -313,7 +313,7 @@ def get(name: str) -> Entry:
     """The entry of ``name``.
 
     Raises:
-      ValueError: there is none; the nearest names are listed.
+      ArgumentValueError: there is none; the nearest names are listed.
     """
-    ranges.check_choice("optimizer", name, OPTIMIZERS)
+    ranges.check_choice("optimizer", name, OPTIMIZERS, argument="name")
     return OPTIMIZERS[name]

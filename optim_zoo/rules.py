@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 from optim_zoo.tree import Tree, is_partial, leaf_paths, map_with_path
 
 Patterns = Sequence[str]
@@ -31,37 +32,60 @@ def optional(*patterns: str) -> OptionalPatterns:
 def check_patterns(name: str, patterns: Patterns) -> None:
     """Raises unless ``patterns`` is a sequence of regular expressions.
 
+    Args:
+      name: the name of the argument, as the caller wrote it.
+      patterns: what was passed.
+
     Raises:
-      TypeError: a bare string, of which Python would make one pattern a character, or no strings.
-      ValueError: a pattern is no regular expression.
+      ArgumentTypeError: ``patterns`` is a bare string, each character of which would be a pattern,
+        or it is not a sequence of strings.
+      ArgumentValueError: a pattern is not a regular expression.
     """
     if isinstance(patterns, str):
-        raise TypeError(
-            f"{name} must be a list of path patterns, got the string {patterns!r}: "
-            f"write [{patterns!r}]"
+        advice = f"write [{patterns!r}]"
+        raise ArgumentTypeError(
+            name,
+            "be a list of path patterns",
+            patterns,
+            advice,
+            sentence=f"{{argument}} must be a list of path patterns, got the string {patterns!r}: "
+            f"{advice}",
         )
     if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
-        raise TypeError(f"{name} must be a list of path patterns (strings), got {patterns!r}")
+        raise ArgumentTypeError(name, "be a list of path patterns (strings)", patterns)
     for pattern in patterns:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"{name}: {pattern!r} is not a regular expression: {error}") from None
+            raise ArgumentValueError(
+                name,
+                "be a list of regular expressions",
+                pattern,
+                sentence=f"{{argument}}: {pattern!r} is not a regular expression: {error}",
+            ) from None
 
 
 def check_rules(name: str, rules: Rules) -> None:
-    """Raises unless ``rules`` is a sequence of pairs ``(pattern, value)``."""
+    """Raises unless ``rules`` is a sequence of pairs ``(pattern, value)``.
+
+    Raises:
+      ArgumentTypeError: ``rules`` is not a sequence of pairs, or a pattern is not a string.
+      ArgumentValueError: a pattern is not a regular expression.
+    """
     pairs = isinstance(rules, (tuple, list))
     if not pairs or not all(isinstance(r, (tuple, list)) and len(r) == 2 for r in rules):
-        raise TypeError(f"{name} must be a list of pairs (path pattern, value), got {rules!r}")
+        raise ArgumentTypeError(name, "be a list of pairs (path pattern, value)", rules)
     check_patterns(name, [pattern for pattern, _ in rules])
 
 
 def check_matches(name: str, patterns: Patterns, tree: Tree) -> None:
-    """Raises ``ValueError`` where a pattern matches no leaf of ``tree``, with the nearest paths.
+    """Raises where a pattern matches no leaf of ``tree``; the error lists the nearest paths.
 
-    Not where the patterns are optional, nor where ``tree`` is empty or holds
-    ``optax.MaskedNode``: then it is a part of a larger tree, and the pattern may match elsewhere.
+    Nothing is raised where the patterns are optional, nor where ``tree`` is empty or holds
+    ``optax.MaskedNode``: it is then a part of a larger tree, and the pattern may match elsewhere.
+
+    Raises:
+      ArgumentValueError: as above; what it received are the patterns that match nothing.
     """
     if isinstance(patterns, OptionalPatterns) or is_partial(tree):
         return
@@ -69,12 +93,15 @@ def check_matches(name: str, patterns: Patterns, tree: Tree) -> None:
     paths = leaf_paths(jax.tree.map(lambda _: 0, tree, is_leaf=lambda x: x is None))
     unmatched = [p for p in patterns if not any(re.search(p, path) for path in paths)]
     if unmatched:
-        raise ValueError(
-            "; ".join(
-                f"{name}: {pattern!r} matches no leaf; the nearest paths are "
-                + ", ".join(_nearest(pattern, paths))
+        raise ArgumentValueError(
+            name,
+            "match a leaf with every pattern",
+            unmatched,
+            sentence="; ".join(
+                f"{{argument}}: {pattern!r} matches no leaf; the nearest paths are "
+                + ", ".join(nearest(pattern, paths))
                 for pattern in unmatched
-            )
+            ),
         )
 
 
@@ -92,7 +119,7 @@ def assign(name: str, rules: Rules, tree: Tree, default: Any = REQUIRED) -> Tree
     """A tree of the values that ``rules`` give to the leaves of ``tree``; the first match wins.
 
     Raises:
-      ValueError: no rule covers a leaf and there is no default; all such leaves are listed.
+      ArgumentValueError: no rule covers a leaf and there is no default; all such leaves are listed.
     """
     uncovered = []
 
@@ -104,8 +131,13 @@ def assign(name: str, rules: Rules, tree: Tree, default: Any = REQUIRED) -> Tree
 
     values = map_with_path(value_at, tree)
     if uncovered:
-        raise ValueError(
-            f"{name}: no rule covers {', '.join(uncovered)}; add one, or ('.*', value) as the last"
+        advice = "add one, or ('.*', value) as the last"
+        raise ArgumentValueError(
+            name,
+            "cover every leaf",
+            rules,
+            advice,
+            sentence=f"{{argument}}: no rule covers {', '.join(uncovered)}; {advice}",
         )
     return values
 
@@ -115,8 +147,8 @@ def first_match(rules: Rules, path: str, default: Any) -> Any:
     return next((value for pattern, value in rules if re.search(pattern, path)), default)
 
 
-def _nearest(pattern: str, paths: Sequence[str], count: int = 5) -> list[str]:
-    """The paths most like ``pattern``, by their segments as well as whole."""
+def nearest(pattern: str, paths: Sequence[str], count: int = 5) -> list[str]:
+    """The paths most like ``pattern``, whole or by their segments."""
     words = re.sub(r"[\\^$.*+?()\[\]{}|]+", " ", pattern).strip() or pattern
 
     def likeness(path: str) -> float:

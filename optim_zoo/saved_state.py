@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import KeyPath
 
+from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 from optim_zoo.tree import Tree
 
 VERSION = 1  # of the layout of this library's states: raised when a piece changes its fields
@@ -34,7 +35,7 @@ def describe(state: Tree) -> dict[str, Any]:
     of arrays, keys (``key<fry>()``), ``jax.ShapeDtypeStruct``, and may be traced.
 
     Raises:
-      TypeError: a leaf is none of these and no number.
+      ArgumentTypeError: a leaf is none of these and not a number.
     """
     leaves = jax.tree.leaves_with_path(state)
     arrays = {_name(path): _dtype_and_shape(path, leaf) for path, leaf in leaves}
@@ -48,7 +49,7 @@ def differences(saved: Mapping[str, Any], state: Tree) -> list[str]:
     version. Empty where ``saved`` fits.
 
     Raises:
-      ValueError: ``saved`` is no description.
+      ArgumentValueError: ``saved`` is not a description.
     """
     version, before = _read(saved)
     now = describe(state)["arrays"]
@@ -70,7 +71,8 @@ def check(saved: Mapping[str, Any], state: Tree) -> None:
     """Raises unless ``saved``, made by `describe`, is of a state like ``state``.
 
     Raises:
-      ValueError: they differ, the first few paths are named; or ``saved`` is no description.
+      ArgumentValueError: they differ, or ``saved`` is not a description. The message names the
+        first few paths; `differences` lists them all.
     """
     lines = differences(saved, state)
     if not lines:
@@ -83,9 +85,14 @@ def check(saved: Mapping[str, Any], state: Tree) -> None:
     else:
         advice = "take the optimizer and options it was saved with"
     more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    raise ValueError(
-        f"the saved state does not fit this optimizer and its parameters "
-        f"({'; '.join(lines[:_SHOWN] + more)}): {advice}"
+    raise ArgumentValueError(
+        "saved",
+        "fit this optimizer and its parameters",
+        saved,
+        advice,
+        sentence=f"the saved state does not fit this optimizer and its parameters "
+        f"({'; '.join(lines[:_SHOWN] + more)}): {advice}",
+        related=["state"],
     )
 
 
@@ -97,8 +104,12 @@ def _name(path: KeyPath) -> str:
 
 def _dtype_and_shape(path: KeyPath, leaf: Any) -> str:
     if not isinstance(leaf, int | float | complex) and not hasattr(leaf, "dtype"):
-        raise TypeError(
-            f"a state is made of arrays, got {type(leaf).__name__} at {_name(path) or 'its root'}"
+        where = _name(path) or "its root"
+        raise ArgumentTypeError(
+            "state",
+            "be made of arrays",
+            leaf,
+            sentence=f"a {{argument}} is made of arrays, got {type(leaf).__name__} at {where}",
         )
     dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     return f"{dtype}{tuple(jnp.shape(leaf))}"
@@ -111,7 +122,12 @@ def _read(saved: Any) -> tuple[int, dict[str, str]]:
             isinstance(text, str) for item in arrays.items() for text in item
         ):
             return version, dict(arrays)
-    raise ValueError(
-        f"expected a description made by saved_state.describe, got {str(saved)[:100]}: give the "
-        f"one that was saved with the state"
+    expected = "a description made by saved_state.describe"
+    advice = "give the one that was saved with the state"
+    raise ArgumentValueError(
+        "saved",
+        f"be {expected}",
+        saved,
+        advice,
+        sentence=f"expected {expected}, got {str(saved)[:100]}: {advice}",
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import ranges
+from optim_zoo.errors import ArgumentValueError
 
 Step = jax.typing.ArrayLike
 
@@ -45,7 +46,8 @@ def bert_warmup_polynomial(
       total_steps: N, at least W; the rate stays at ``end_learning_rate`` after it.
 
     Raises:
-      ValueError: an argument is out of range.
+      ArgumentTypeError: an argument is not a number.
+      ArgumentValueError: an argument is out of range.
     """
     _check_decay(learning_rate, warmup_steps, total_steps, power, end_learning_rate)
     decay = _polynomial(learning_rate, 0, total_steps, power, end_learning_rate)
@@ -129,8 +131,13 @@ def _check_decay(
     ranges.check_count("warmup_steps", warmup_steps)
     ranges.check_count("total_steps", total_steps, 1)
     if warmup_steps > total_steps:
-        raise ValueError(
-            f"warmup_steps must be at most total_steps, got {warmup_steps} of {total_steps}"
+        raise ArgumentValueError(
+            "warmup_steps",
+            "be at most total_steps",
+            warmup_steps,
+            sentence=f"{{argument}} must be at most total_steps, got {warmup_steps} of "
+            f"{total_steps}",
+            related=["total_steps"],
         )
 
 
@@ -157,12 +164,24 @@ def mixed_batch(stages: Sequence[Stage]) -> optax.Schedule:
     section 4.1, mixed-batch training).
 
     Raises:
-      ValueError: there is no stage, or one has no steps.
+      ArgumentValueError: there is no stage, or one has no steps.
     """
     if not stages:
-        raise ValueError("mixed_batch needs at least one stage, got none")
+        raise ArgumentValueError(
+            "stages",
+            "hold at least one stage",
+            stages,
+            sentence="mixed_batch needs at least one stage, got none",
+        )
     for stage in stages:
-        ranges.check_count("steps of a stage", stage.steps, 1)
+        ranges.check_count("steps", stage.steps)
+        if stage.steps < 1:
+            raise ArgumentValueError(
+                "stages",
+                "have steps >= 1 in every stage",
+                stage.steps,
+                sentence=f"steps of a stage must be >= 1, got {stage.steps}",
+            )
     ends = [sum(stage.steps for stage in stages[:i]) for i in range(1, len(stages))]
     return optax.join_schedules([stage.schedule for stage in stages], ends)
 
@@ -210,12 +229,15 @@ def lamb_recipe(batch_size: int) -> Recipe:
     tuning (arXiv 1904.00962, table 4).
 
     Raises:
-      ValueError: the batch size is none of the seven.
+      ArgumentValueError: the batch size is none of the seven.
     """
     if batch_size not in LAMB_BATCH_SIZES:
-        raise ValueError(
-            f"the recipe is for the batch sizes {', '.join(map(str, LAMB_BATCH_SIZES))}, "
-            f"got {batch_size}"
+        sizes = ", ".join(map(str, LAMB_BATCH_SIZES))
+        raise ArgumentValueError(
+            "batch_size",
+            f"be one of {sizes}",
+            batch_size,
+            sentence=f"the recipe is for the batch sizes {sizes}, got {batch_size}",
         )
     k = LAMB_BATCH_SIZES.index(batch_size)
     return Recipe(5 / (2 ** (3 - k / 2) * 10**3), 2**k / 320)

@@ -20,6 +20,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from optim_zoo import ranges, rules
+from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 from optim_zoo.tree import Tree, map_with_path, varying_axes, wide
 
 LossFn = Callable[[Tree, Tree], Any]
@@ -104,7 +105,7 @@ def _automatic(mesh: Mesh) -> Mesh:
 
 def _check_axis(name: str, axis: Any, mesh: Mesh) -> None:
     if axis is not None and axis not in mesh.shape:
-        raise ValueError(f"{name} must be one of {tuple(mesh.shape)}, got {axis!r}")
+        raise ArgumentValueError(name, f"be one of {tuple(mesh.shape)}", axis)
 
 
 def _spec(x: Any) -> PartitionSpec:
@@ -197,16 +198,22 @@ class DataParallelStep:
         """``(params, state, loss)`` after one step, and aux where the loss has it.
 
         Raises:
-          ValueError: the batch does not divide over devices and micro-batches.
+          ArgumentValueError: the batch does not divide over devices and micro-batches.
         """
         for x in jax.tree.leaves(batch):
             rows = jnp.shape(x)[0] if jnp.ndim(x) else 0
             if rows == 0 or rows % self.batch_divisor:
                 devices = self.batch_divisor // self._micro_batches
-                raise ValueError(
-                    f"the first axis of every array in the batch must divide by "
-                    f"{self.batch_divisor} ({devices} devices x {self._micro_batches} "
-                    f"micro-batches), got shape {jnp.shape(x)}"
+                expected = (
+                    f"divide by {self.batch_divisor} ({devices} devices x {self._micro_batches} "
+                    f"micro-batches)"
+                )
+                raise ArgumentValueError(
+                    "batch",
+                    f"have first axes that {expected}",
+                    jnp.shape(x),
+                    sentence=f"the first axis of every array in the {{argument}} must {expected}, "
+                    f"got shape {jnp.shape(x)}",
                 )
         return self._run(params, state, batch)
 
@@ -376,14 +383,22 @@ class _JitStep(DataParallelStep):
 
     def _checked(self, path: str, x: Any, spec: Any) -> NamedSharding:
         if not isinstance(spec, PartitionSpec):
-            raise TypeError(f"param_shardings: {path} must have a PartitionSpec, got {spec!r}")
+            raise ArgumentTypeError(
+                "param_shardings",
+                "give a PartitionSpec for every pattern",
+                spec,
+                sentence=f"{{argument}}: {path} must have a PartitionSpec, got {spec!r}",
+            )
         sharding = NamedSharding(self._mesh, spec)
         try:
             sharding.shard_shape(jnp.shape(x))
         except ValueError:
-            raise ValueError(
-                f"param_shardings: {path} of shape {jnp.shape(x)} cannot be cut by {spec} over "
-                f"the mesh {dict(self._mesh.shape)}"
+            raise ArgumentValueError(
+                "param_shardings",
+                "give a PartitionSpec that divides the leaf",
+                spec,
+                sentence=f"{{argument}}: {path} of shape {jnp.shape(x)} cannot be cut by {spec} "
+                f"over the mesh {dict(self._mesh.shape)}",
             ) from None
         return sharding
 
@@ -483,13 +498,25 @@ class _PmapStep(_MappedStep):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self._mesh.size != self._mesh.shape[self._batch_axis]:
-            raise ValueError(
-                f"mode 'pmap' must have the whole mesh along {self._batch_axis!r}, got "
-                f"{dict(self._mesh.shape)}: use 'jit' or 'shard_map'"
+            raise ArgumentValueError(
+                "mode",
+                "be 'jit' or 'shard_map' unless batch_axis is the whole mesh",
+                "pmap",
+                "use 'jit' or 'shard_map'",
+                sentence=f"{{argument}} 'pmap' must have the whole mesh along "
+                f"{self._batch_axis!r}, got {dict(self._mesh.shape)}: use 'jit' or 'shard_map'",
+                related=["mesh", "batch_axis"],
             )
         devices = list(self._mesh.devices.flat)
         if not self._replicated.is_fully_addressable:
-            raise ValueError("mode 'pmap' must have one process: use 'jit' or 'shard_map'")
+            advice = "use 'jit' or 'shard_map'"
+            raise ArgumentValueError(
+                "mode",
+                "be 'jit' or 'shard_map' with several processes",
+                "pmap",
+                advice,
+                sentence=f"{{argument}} 'pmap' must have one process: {advice}",
+            )
         self._step = jax.pmap(
             self._update, self._batch_axis, devices=devices, donate_argnums=(0, 1)
         )
@@ -600,8 +627,8 @@ def data_parallel(
         rows, scalars averaged over devices.
 
     Raises:
-      ValueError: an unknown mode or axis, or ``zero1`` or ``param_shardings`` in a mode that
-        replicates.
+      ArgumentValueError: the mode or an axis is unknown, or ``zero1`` or ``param_shardings`` is
+        passed with a mode that replicates.
     """
     ranges.check_choice("mode", mode, _MODES)
     _check_axis("batch_axis", batch_axis, mesh)
@@ -610,7 +637,13 @@ def data_parallel(
     if mode != "jit":
         for name, value in placing.items():
             if value:
-                raise ValueError(f"{name} belongs to mode 'jit', got it with {mode!r}")
+                raise ArgumentValueError(
+                    name,
+                    "be left out unless mode is 'jit'",
+                    value,
+                    sentence=f"{{argument}} belongs to mode 'jit', got it with {mode!r}",
+                    related=["mode"],
+                )
         placing = {}
     return _MODES[mode](
         loss_fn,

@@ -8,6 +8,7 @@ from pathlib import Path
 import optim_zoo
 
 ROWS = (
+    ("errors",),
     ("tree", "ranges"),
     ("rules", "schedules", "saved_state"),
     ("rows",),

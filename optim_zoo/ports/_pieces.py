@@ -11,6 +11,12 @@ import numpy as np
 import optax
 
 from optim_zoo import ranges, rules
+from optim_zoo.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ArgumentValueError,
+    parameters_missing,
+)
 from optim_zoo.transforms.moments import Direction, bias, scale_by_moments
 from optim_zoo.transforms.radam import rectification
 from optim_zoo.tree import Tree, wide
@@ -42,7 +48,11 @@ R = TypeVar("R")
 
 
 def in_source_words(port: Callable[P, R]) -> Callable[P, R]:
-    """Makes the errors of a port name the arguments that the port has: ``lr must be ...``."""
+    """Makes the errors of a port name the arguments that the port has: ``lr must be ...``.
+
+    The pieces of a port raise an `ArgumentError` about their own argument, such as ``b1``. It is
+    raised again about the argument that the port passes on as that one, such as ``betas[0]``.
+    """
     arguments = list(inspect.signature(port).parameters)
 
     def renamed(name: str) -> str:
@@ -52,22 +62,56 @@ def in_source_words(port: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(port)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = {**dict(zip(arguments, args, strict=False)), **kwargs}
+        for name, check in _CHECKS.items():
+            if name in arguments and name in given:
+                check(name, given[name])
         try:
-            if "betas" in arguments:
-                by_place = dict(zip(arguments, args, strict=False))
-                _check_pair("betas", {"betas": (0.0, 0.0), **by_place, **kwargs}["betas"])
             return port(*args, **kwargs)
-        except (TypeError, ValueError) as error:
-            name, space, rest = str(error).partition(" ")
-            error.args = (renamed(name) + space + rest,)
-            raise
+        except ArgumentError as error:
+            name = renamed(error.argument)
+            if name == error.argument:
+                raise
+            again = error.renamed(name).with_traceback(error.__traceback__)
+            raise again from error.__cause__
 
     return called
 
 
 def _check_pair(name: str, value: Any) -> None:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"{name} must be a pair of numbers, got {value!r}")
+        raise ArgumentTypeError(name, "be a pair of numbers", value)
+
+
+def _check_transformation(name: str, value: Any) -> None:
+    if not isinstance(value, optax.GradientTransformation):
+        raise ArgumentTypeError(name, "be an optax.GradientTransformation", value)
+
+
+# By the names that sources have for such an argument.
+_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+    "betas": _check_pair,
+    "optimizer": _check_transformation,
+    "base_optimizer": _check_transformation,
+}
+
+
+def check_nesterov(name: str, nesterov: bool, momentum: Any) -> None:
+    """Raises where Nesterov's step is asked for without momentum; a traced momentum passes.
+
+    Raises:
+      ArgumentValueError: ``momentum`` is 0.
+    """
+    if nesterov and not isinstance(momentum, jax.core.Tracer) and momentum == 0:
+        advice = "set momentum, such as 0.9"
+        raise ArgumentValueError(
+            name,
+            "be False without momentum",
+            nesterov,
+            advice,
+            sentence=f"{{argument}} needs a momentum above 0, got 0: {advice}",
+            related=["momentum"],
+        )
 
 
 def refuse(port: str, **arguments: tuple[Any, Any]) -> None:
@@ -104,7 +148,8 @@ def check_arguments(
 
     Raises:
       NotImplementedError: one that is not supported is not its default.
-      TypeError: one that the source has not either.
+      TypeError: the source does not have one either. As for every keyword that Python itself
+        refuses, there is no argument that an `ArgumentError` could name.
     """
     if unknown := sorted(set(given) - {*known, *refused}):
         raise TypeError(
@@ -278,7 +323,7 @@ def _decay(
         updates: Tree, state: DecayState, params: Tree | None = None
     ) -> tuple[Tree, DecayState]:
         if params is None:
-            raise ValueError("weight decay needs the parameters: update(grads, state, params)")
+            raise parameters_missing("weight decay")
         f = at(fraction, state.count)
         excluded = rules.mask(exclude, params)
         seen = params

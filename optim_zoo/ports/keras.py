@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import layers, ranges, rules
+from optim_zoo.errors import ArgumentValueError
 from optim_zoo.optimizers.adadelta import adadelta
 from optim_zoo.optimizers.adagrad import adagrad
 from optim_zoo.optimizers.rmsprop import rmsprop
@@ -320,7 +321,14 @@ def clipping(base: dict[str, Any]) -> optax.GradientTransformation | None:
     for name, value in given.items():
         ranges.check(name, value, 0.0, open_high=True)
     if len(given) > 1:
-        raise ValueError(f"only one of {', '.join(CLIPPING)} can be set, got {given}")
+        first, *others = given
+        raise ArgumentValueError(
+            first,
+            "be the only clipping that is set",
+            given,
+            sentence=f"only one of {', '.join(CLIPPING)} can be set, got {given}",
+            related=others,
+        )
     if base.get("clipnorm"):
         return optax.stateless(lambda grads, _: _clip_each(grads, base["clipnorm"]))
     if base.get("global_clipnorm"):

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from optim_zoo import ranges
+from optim_zoo.errors import ArgumentValueError
 from optim_zoo.ports._pieces import DecayState
 from optim_zoo.transforms import (
     ScaleByAdadeltaState,
@@ -76,7 +77,7 @@ def from_state_dict(
       after ``init``.
 
     Raises:
-      ValueError: a parameter or a field is missing, or a shape does not fit; it is named.
+      ArgumentValueError: a parameter or a field is missing, or a shape does not fit; it is named.
       NotImplementedError: the port keeps state that no torch state is known for.
     """
     if isinstance(source, str):
@@ -123,13 +124,14 @@ def from_param_groups(
       state, names: see `from_state_dict`.
 
     Raises:
-      ValueError: there is no such port, or the groups differ in more than their weight decay.
+      ArgumentValueError: there is no such port, or the groups differ in more than their weight
+        decay.
     """
     library, _, name = source.removeprefix("ports.").partition(".")
-    ranges.check_choice("library with a state_dict", library, _LIBRARIES)
+    ranges.check_choice("library with a state_dict", library, _LIBRARIES, argument="source")
     module = importlib.import_module(f"optim_zoo.ports.{library}")
     ports = [key for key, value in vars(module).items() if _is_port(module, key, value)]
-    ranges.check_choice(f"port of {library}", name, ports)
+    ranges.check_choice(f"port of {library}", name, ports, argument="source")
     port = getattr(module, name)
     groups = state["param_groups"]
     takes = set(inspect.signature(port).parameters)
@@ -137,10 +139,15 @@ def from_param_groups(
     arguments = [{k: v for k, v in g.items() if k in takes - {"weight_decay"}} for g in groups]
     decays = sorted({group.get("weight_decay", 0) for group in groups})
     if any(other != arguments[0] for other in arguments) or len([d for d in decays if d]) > 1:
-        raise ValueError(
-            f"{source}: the parameter groups must differ in nothing but a weight decay of 0, got "
-            f"{[{k: v for k, v in g.items() if k != 'params'} for g in groups]}: put one port a "
-            f"group together with optax.partition"
+        expected = "differ in nothing but a weight decay of 0"
+        differing = [{k: v for k, v in g.items() if k != "params"} for g in groups]
+        advice = "put one port a group together with optax.partition"
+        raise ArgumentValueError(
+            "state",
+            f"have parameter groups that {expected}",
+            differing,
+            advice,
+            sentence=f"{source}: the parameter groups must {expected}, got {differing}: {advice}",
         )
     chosen = dict(arguments[0])
     if "weight_decay" in takes:
@@ -167,12 +174,17 @@ def _by_path(state: StateDict, params: Tree, names: Names) -> dict[str, dict[str
                                                      strict=True)}  # fmt: skip
     indices = [index for group in state["param_groups"] for index in group["params"]]
     if len(names) != len(indices):
-        raise ValueError(
-            f"names must list the {len(indices)} parameters of the state_dict, got {len(names)}"
-        )
+        expected = f"list the {len(indices)} parameters of the state_dict"
+        raise ArgumentValueError("names", expected, len(names))
     apart = sorted(set(_paths(names)) ^ set(shapes))
     if apart:
-        raise ValueError(f"names and params must have the same paths; they differ at {apart}")
+        raise ArgumentValueError(
+            "names",
+            "have the paths of params",
+            apart,
+            sentence=f"{{argument}} and params must have the same paths; they differ at {apart}",
+            related=["params"],
+        )
     moments = {}
     for index, (name, target) in zip(sorted(indices), names.items(), strict=True):
         path, axes = (target, None) if isinstance(target, str) else target
@@ -196,17 +208,29 @@ def _fitted(
         return value.reshape(())
     fitted = value if axes is None else np.transpose(value, axes)
     if fitted.shape != shape:
-        advice = f'; give ("{path}", axes) to transpose it' if axes is None else ""
-        raise ValueError(f"{field} of {name} has shape {fitted.shape}, {path} has {shape}{advice}")
+        advice = f'give ("{path}", axes) to transpose it' if axes is None else ""
+        raise ArgumentValueError(
+            "names",
+            f"give {path} the shape {shape}",
+            fitted.shape,
+            advice,
+            sentence=f"{field} of {name} has shape {fitted.shape}, {path} has {shape}"
+            + (f"; {advice}" if advice else ""),
+        )
     return fitted
 
 
 def _moment(field: str, moments: Mapping[str, Mapping[str, np.ndarray]], like: Tree) -> Tree:
     def at(path: str, x: jax.Array) -> jax.Array:
         if field not in moments[path]:
-            raise ValueError(
-                f"the state_dict has no {field} for {path}, only {sorted(moments[path])}: has the "
-                f"run made a step, and is it this optimizer's?"
+            has = sorted(moments[path])
+            advice = "has the run made a step, and is it this optimizer's?"
+            raise ArgumentValueError(
+                "state",
+                f"hold {field} for every parameter",
+                has,
+                advice,
+                sentence=f"the state_dict has no {field} for {path}, only {has}: {advice}",
             )
         return jnp.asarray(moments[path][field], x.dtype)
 
@@ -221,9 +245,14 @@ def _steps_made(state: StateDict, step: int | None) -> int:
     counts = set(of_parameters or [float(g["step"]) for g in state["param_groups"] if "step" in g])
     if len(counts) != 1:
         found = f"it holds {sorted(counts)}" if counts else "it does not hold it"
-        raise ValueError(
-            f"the state_dict must say how many steps were made, the same for all parameters, but "
-            f"{found}: give step=..."
+        expected = "say how many steps were made, the same for all parameters"
+        raise ArgumentValueError(
+            "state",
+            expected,
+            sorted(counts),
+            "give step=...",
+            sentence=f"the state_dict must {expected}, but {found}: give step=...",
+            related=["step"],
         )
     return int(counts.pop())
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from optim_zoo.errors import ArgumentValueError
+
 Tree = dict[str, Any]  # nested dicts of arrays
 
 
@@ -78,12 +80,19 @@ def get(case_id: str) -> Case:
     """The case of ``case_id``.
 
     Raises:
-      ValueError: there is none.
+      ArgumentValueError: there is none.
     """
     for case in _cases():
         if case.id == case_id:
             return case
-    raise ValueError(f"no recorded case {case_id!r}; there are {len(_cases())}, see cases()")
+    advice = f"there are {len(_cases())}, see cases()"
+    raise ArgumentValueError(
+        "case_id",
+        "be the id of a recorded case",
+        case_id,
+        advice,
+        sentence=f"no recorded case {case_id!r}; {advice}",
+    )
 
 
 _FOLDER = resources.files(__name__)

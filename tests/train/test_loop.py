@@ -581,7 +581,7 @@ def test_too_many_refused_steps_end_the_run_which_goes_on_from_what_is_saved(
     with pytest.raises(UserError) as caught:
         train(tiny, folder, "guards.max_consecutive=3")
     assert str(caught.value) == (
-        "up to step 9, 3 steps in a row were refused, at most 2 are borne (3 in all); step 8 is "
+        "up to step 9, 3 steps in a row were refused, at most 2 are allowed (3 in all); step 8 is "
         "saved: lower schedule.learning_rate, warm up for longer, or raise guards.max_consecutive"
     )
     # The last two of what is saved were refused, and change nothing: mended, it is as step 6.

@@ -1,0 +1,129 @@
+"""Exceptions that carry data, so that no code has to read a message.
+
+A check that refuses an argument raises an `ArgumentError`. It is also a ``ValueError`` or a
+``TypeError``, and its parts can be used without looking at its text::
+
+    try:
+        optim_zoo.lamb(-1.0)
+    except optim_zoo.errors.ArgumentError as error:
+        print(error.argument, error.received)  # learning_rate -1.0
+
+`UserError` is the mistake of a person at the command line, which prints it without a traceback.
+"""
+
+import pickle
+from collections.abc import Sequence
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+
+class ArgumentError(Exception):
+    """An argument was refused. What is raised is `ArgumentValueError` or `ArgumentTypeError`.
+
+    The message is ``<caller>: <argument> must <expected>, got <received>: <advice>``, or
+    ``sentence`` where that does not read well. It is made from these parts when it is shown, so
+    that an error that is `renamed` speaks of the new name throughout.
+
+    Args:
+      argument: the name of the argument, as the caller wrote it; ``betas[0]`` for an item of it.
+      expected: what must be true of the argument, as it follows "must": ``be in [0, 1)``.
+      received: the value that was refused.
+      advice: what to do, where that does not follow from ``expected``.
+      sentence: the whole message, with ``{argument}`` where it names the argument.
+      related: the other arguments involved, where ``received`` is wrong only together with them.
+      caller: the function that was called, where the name of the argument does not tell enough.
+    """
+
+    def __init__(
+        self,
+        argument: str,
+        expected: str,
+        received: Any,
+        advice: str = "",
+        sentence: str = "",
+        related: Sequence[str] = (),
+        caller: str = "",
+    ) -> None:
+        # All of them and in this order: `pickle` and `copy` call the class with them.
+        super().__init__(argument, expected, received, advice, sentence, related, caller)
+        self.argument = argument
+        self.expected = expected
+        self.received = received
+        self.advice = advice
+        self.sentence = sentence
+        self.related = tuple(related)
+        self.caller = caller
+
+    def __str__(self) -> str:
+        if self.sentence:
+            return self.sentence.replace("{argument}", self.argument)
+        caller = f"{self.caller}: " if self.caller else ""
+        advice = f": {self.advice}" if self.advice else ""
+        return f"{caller}{self.argument} must {self.expected}, got {_shown(self.received)}{advice}"
+
+    def renamed(self, argument: str) -> Self:
+        """The same error about an argument of another name.
+
+        For a function that passes its own argument on under the name of another function.
+        """
+        return type(self)(
+            argument,
+            self.expected,
+            self.received,
+            self.advice,
+            self.sentence,
+            self.related,
+            self.caller,
+        )
+
+    def __copy__(self) -> Self:
+        return self.renamed(self.argument)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Replaces a received value that cannot be pickled, such as a lambda, by its text.
+
+        The error of a worker process then reaches its parent in any case.
+        """
+        try:
+            pickle.dumps(self.received)
+        except Exception:  # objects raise whatever they like when they are pickled
+            parts = (self.argument, self.expected, _Text(_shown(self.received)), self.advice)
+            return type(self), (*parts, self.sentence, self.related, self.caller)
+        return super().__reduce__()
+
+
+class ArgumentValueError(ArgumentError, ValueError):
+    """An argument has a value that is not allowed."""
+
+
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument is of a type that is not allowed."""
+
+
+def parameters_missing(caller: str) -> ArgumentValueError:
+    """Returns the error of ``update(grads, state)`` where the parameters are needed too."""
+    advice = "update(grads, state, params)"
+    sentence = f"{caller} needs the parameters: {advice}"
+    return ArgumentValueError("params", "be the parameters", None, advice, sentence, caller=caller)
+
+
+class UserError(Exception):
+    """A mistake of the user's, in one sentence: what was expected, what was received, what to do.
+
+    The command line prints the sentence and exits with code 2. Where an argument was refused, the
+    ``__cause__`` is the `ArgumentError`.
+    """
+
+
+class _Text(str):
+    """The text of a value that could not be pickled; it is shown without quotes."""
+
+    __slots__ = ()
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it: a number and a dtype as their text, the rest as its repr."""
+    plain = (int, float, np.number, np.ndarray, np.dtype, jax.Array, _Text)
+    return str(value) if isinstance(value, plain) else repr(value)

@@ -1,0 +1,248 @@
+"""Errors carry data."""
+
+import concurrent.futures
+import copy
+import inspect
+import multiprocessing
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optim_zoo as oz
+from optim_zoo import errors, guards, layers, ports, registry, rules, saved_state, schedules
+from optim_zoo.errors import ArgumentError, ArgumentTypeError, ArgumentValueError, UserError
+
+# The parts
+
+
+def test_an_error_is_made_of_its_parts() -> None:
+    error = ArgumentValueError("b1", "be in [0, 1)", 1.5, "try 0.9")
+    assert isinstance(error, ValueError)
+    assert isinstance(error, ArgumentError)
+    assert not isinstance(error, TypeError)
+    assert issubclass(ArgumentTypeError, TypeError)
+    assert (error.argument, error.expected) == ("b1", "be in [0, 1)")
+    assert (error.received, error.advice) == (1.5, "try 0.9")
+    assert str(error) == "b1 must be in [0, 1), got 1.5: try 0.9"
+    assert str(ArgumentTypeError("parts", "be a number", "2", caller="split")) == (
+        "split: parts must be a number, got '2'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("received", "shown"),
+    [
+        (1, "1"),
+        (np.float32(0.5), "0.5"),
+        (jnp.float32(0.5), "0.5"),
+        (jnp.dtype("bfloat16"), "bfloat16"),
+        ("bias", "'bias'"),
+        (None, "None"),
+        ((1.0, "x"), "(1.0, 'x')"),
+    ],
+)
+def test_how_a_received_value_is_shown(received: Any, shown: str) -> None:
+    assert str(ArgumentValueError("x", "be right", received)) == f"x must be right, got {shown}"
+
+
+def test_a_renamed_error_speaks_of_the_new_name_throughout() -> None:
+    error = ArgumentValueError(
+        "b1", "be small", 3, "lower it", "{argument}: 3; {argument}: 4", ["b2"], "adam"
+    )
+    renamed = error.renamed("betas[0]")
+    assert type(renamed) is ArgumentValueError
+    assert str(renamed) == "betas[0]: 3; betas[0]: 4"
+    assert renamed.argument == "betas[0]"
+    for part in ("expected", "received", "advice", "sentence", "related", "caller"):
+        assert getattr(renamed, part) == getattr(error, part)
+    assert str(error) == "b1: 3; b1: 4"
+    assert str(ArgumentTypeError("b1", "be a number", None).renamed("lr")) == (
+        "lr must be a number, got None"
+    )
+
+
+EXAMPLES: list[Exception] = [
+    ArgumentValueError("b1", "be in [0, 1)", 1.5),
+    ArgumentTypeError("x", "be a number", "1", "drop the quotes", caller="split"),
+    ArgumentValueError("x", "be small", np.float32(2), "", "{argument} is large", ["y"]),
+    guards.TooManyRefusals(3, 2, 7),
+    UserError("a sentence"),
+]
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))]
+)
+def test_errors_are_copied_and_pickled_whole(
+    error: Exception, copied: Callable[[Exception], Exception]
+) -> None:
+    again = copied(error)
+    assert type(again) is type(error)
+    assert vars(again) == vars(error)
+    assert str(again) == str(error)
+
+
+def test_a_value_that_cannot_be_pickled_is_sent_as_its_text() -> None:
+    error = ArgumentTypeError("inner", "be a number", lambda: None)
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error)
+    assert again.received == repr(error.received)
+    assert again.argument == "inner"
+    assert copy.copy(error).received is error.received
+    assert pickle.loads(pickle.dumps(again)).received == again.received
+
+
+def _refused(value: float) -> None:
+    raise ArgumentValueError("value", "be in [0, 1)", value, "lower it")
+
+
+def test_an_error_of_a_worker_process_comes_whole() -> None:
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+        error = pool.submit(_refused, 2.0).exception(timeout=120)
+    assert isinstance(error, ArgumentValueError)
+    assert (error.argument, error.received) == ("value", 2.0)
+    assert str(error) == "value must be in [0, 1), got 2.0: lower it"
+
+
+def test_a_cause_is_kept() -> None:
+    with pytest.raises(ArgumentValueError) as caught:
+        try:
+            int("x")
+        except ValueError as error:
+            raise ArgumentValueError("n", "be a number", "x") from error
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_a_user_error_is_no_error_of_an_argument() -> None:
+    """A check that turns a `ValueError` into a `UserError` lets one pass."""
+    assert not issubclass(UserError, (ValueError, TypeError))
+    assert not issubclass(ArgumentError, UserError)
+
+
+# Who raises them
+
+
+@pytest.mark.parametrize(
+    ("call", "argument", "received"),
+    [
+        (lambda: rules.check_patterns("exclude", "bias"), "exclude", "bias"),
+        (lambda: rules.check_patterns("exclude", ["a", "("]), "exclude", "("),
+        (lambda: rules.check_matches("tables", ["a", "b"], {"a": 1.0}), "tables", ["b"]),
+        (lambda: rules.assign("x", [], {"a": 1.0}), "x", []),
+        (lambda: registry.get("lamp"), "name", "lamp"),
+        (lambda: oz.stacked("0"), "axis", "0"),  # type: ignore[arg-type]
+        (lambda: oz.split(0, 0), "parts", 0),
+        (lambda: schedules.constant(-1.0), "learning_rate", -1.0),
+        (lambda: schedules.mixed_batch([]), "stages", []),
+        (lambda: schedules.lamb_recipe(256), "batch_size", 256),
+        (lambda: saved_state.check({}, {}), "saved", {}),
+        (lambda: oz.recorded.get("lambo"), "case_id", "lambo"),
+        (lambda: oz.sgd(0.1, 1.5), "momentum", 1.5),
+        (lambda: oz.lamb(0.1, phi_bounds=(2.0, 1.0)), "phi_bounds", (2.0, 1.0)),
+        (lambda: ports.torch.AdamW(betas=(0.9, 1.0)), "betas[1]", 1.0),
+        (lambda: ports.torch.AdamW(betas=0.9), "betas", 0.9),  # type: ignore[arg-type]
+        (lambda: ports.timm.Lookahead(3), "base_optimizer", 3),
+        (lambda: ports.tf1.MomentumOptimizer(0.1, 0.0, use_nesterov=True), "use_nesterov", True),
+        (lambda: ports.keras.Adam(clipnorm=-1.0), "clipnorm", -1.0),
+    ],
+)
+def test_the_data_of_an_error(call: Callable[[], Any], argument: str, received: Any) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        call()
+    assert caught.value.argument == argument
+    assert caught.value.received == received
+    assert caught.value.expected
+
+
+def test_from_scan_names_the_prefix_and_counts_the_layers() -> None:
+    params = {"layers": {"bias": jnp.ones((2, 4)), "kernel": jnp.ones((3, 4, 4))}}
+    with pytest.raises(ArgumentValueError) as caught:
+        layers.from_scan(params, "layers")
+    assert caught.value.argument == "prefix"
+    assert caught.value.received == {"layers/bias": 2, "layers/kernel": 3}
+    with pytest.raises(ArgumentValueError, match="prefix 'layer/' matches no leaf; the nearest"):
+        layers.from_scan(params, "layer/")
+    odd = {"layers (3)": {"a (2)": jnp.ones((2, 4)), "b (7)": jnp.ones((2, 4))}}
+    assert layers.from_scan(odd, "layers (3)")
+
+
+def test_too_many_refusals_carry_their_numbers() -> None:
+    tx = guards.skip_nonfinite(oz.sgd(0.1), max_consecutive=2)
+    params = {"a": jnp.ones(2)}
+    state = tx.init(params)
+    for scale in (jnp.nan, 1.0, jnp.nan, jnp.nan, jnp.inf):
+        _, state = tx.update({"a": jnp.ones(2) * scale}, state, params)
+    with pytest.raises(guards.TooManyRefusals) as caught:
+        guards.check(state)
+    error = caught.value
+    assert (error.in_a_row, error.limit, error.total) == (3, 2, 4)
+    assert str(error).startswith("3 steps in a row were refused, at most 1 are allowed (4 in all)")
+
+
+def _constructors() -> Iterator[tuple[str, Callable[..., Any]]]:
+    for name, entry in registry.OPTIMIZERS.items():
+        yield name, entry.constructor
+    for library in filter(inspect.ismodule, (getattr(ports, name) for name in ports.__all__)):
+        for name, value in vars(library).items():
+            own = inspect.isfunction(value) and value.__module__ == library.__name__
+            if own and (name[0].isupper() or name == "create_optimizer"):
+                yield f"{library.__name__.rpartition('.')[2]}.{name}", value
+
+
+# What some of them cannot do without, and a switch without which a number is not used.
+_NEEDED: dict[str, Any] = {"weight_decay": 0.1, "momentum": 0.9, "num_train_steps": 9}
+_NEEDED |= {"num_warmup_steps": 2, "total_steps": 9, "max_grad_norm": 1.0, "learning_rate": 0.1}
+_NEEDED |= {"pre_norm": True, "lr": 0.1, "init_lr": 0.1, "beta_1": 0.9, "beta_2": 0.99}
+
+
+def _wrong(name: str, parameter: inspect.Parameter) -> Any:
+    """A value out of range where the parameter is a number or a pair of numbers, else None."""
+    if isinstance(parameter.default, bool) or name in ("name", "seed"):
+        return None
+    if name == "betas":
+        return (0.9, -2.0)
+    numbers = name in _NEEDED or isinstance(parameter.default, (int, float))
+    whole = isinstance(parameter.default, int) or name.endswith("_steps")
+    return (-2 if whole else -2.0) if numbers else None
+
+
+# Numbers that have no range: a port takes them as its source does, or does not support them.
+_WITHOUT_RANGE = {"ema_momentum", "pytorch_optimizer.Lamb-n_sma_threshold"}
+
+
+@pytest.mark.parametrize(
+    ("constructor", "name"),
+    [
+        pytest.param(constructor, name, id=f"{label}-{name}")
+        for label, constructor in _constructors()
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if _wrong(name, parameter) is not None and not {name, f"{label}-{name}"} & _WITHOUT_RANGE
+    ],
+)
+def test_what_is_out_of_range_is_an_error_about_the_argument_as_the_caller_wrote_it(
+    constructor: Callable[..., Any], name: str
+) -> None:
+    takes = inspect.signature(constructor).parameters
+    arguments = {k: v for k, v in _NEEDED.items() if k in takes}
+    first = next(iter(takes))
+    if first in ("inner", "base", "optimizer", "base_optimizer"):
+        arguments[first] = oz.scale_by_adam() if first == "base" else oz.sgd(0.1)
+    arguments[name] = _wrong(name, takes[name])
+    with pytest.raises(ArgumentValueError) as caught:
+        constructor(**arguments).init({"a": jnp.ones(2)})
+    assert caught.value.argument.partition("[")[0] == name
+    assert str(caught.value).startswith(name)
+    assert caught.value.received == -2
+
+
+def test_the_errors_are_public() -> None:
+    assert oz.errors is errors
+    with pytest.raises(oz.errors.ArgumentError):
+        jax.eval_shape(lambda: oz.lamb(-1.0).init({"a": jnp.ones(2)}))
