@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from optim_zoo import ports, recorded, registry
+from optim_zoo.errors import UserError
 from optim_zoo.recorded.agreement import REFERENCE_NOISE
-from optim_zoo.train.errors import UserError
 
 WIDTH = 100  # of a page
 

@@ -93,7 +93,7 @@ def _look(parsed: argparse.Namespace) -> int:
     """The commands that write nothing but what they print."""
     # Here and not on top: jax takes a second.
     from optim_zoo import catalogue, verify
-    from optim_zoo.train.errors import UserError
+    from optim_zoo.errors import UserError
 
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     try:
@@ -114,8 +114,8 @@ def _train(path: Path, overrides: Sequence[str]) -> int:
     # Here and not on top: the library itself does without the extra `train`.
     import jax
 
+    from optim_zoo.errors import UserError
     from optim_zoo.train import config_file, loop, processes
-    from optim_zoo.train.errors import UserError
     from optim_zoo.train.signals import Stopped
 
     _quiet_orbax()

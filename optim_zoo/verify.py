@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from optim_zoo import catalogue, recorded, registry
 from optim_zoo.catalogue import Comparison, short_number
+from optim_zoo.errors import UserError
 from optim_zoo.recorded.agreement import REFERENCE_NOISE, Agreement, follow
-from optim_zoo.train.errors import UserError
 
 _REFERENCE_WIDTH = 30  # a line then fits into 100 columns
 

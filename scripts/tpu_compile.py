@@ -42,9 +42,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from optim_zoo import clip_by_global_norm, registry, sharding
+from optim_zoo.errors import UserError
 from optim_zoo.train import batches, bert, config_file, loop, optimization, tasks
 from optim_zoo.train.config import Config, Stage
-from optim_zoo.train.errors import UserError
 from optim_zoo.train.vocabulary import read_vocabulary
 from optim_zoo.tree import Tree, by_path
 

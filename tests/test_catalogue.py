@@ -4,7 +4,7 @@ import re
 import pytest
 
 from optim_zoo import catalogue, ports, recorded, registry
-from optim_zoo.train.errors import UserError
+from optim_zoo.errors import UserError
 
 MODULES = [name for name in ports.__all__ if inspect.ismodule(getattr(ports, name))]
 PORTS = [f"{library}.{name}" for library, made in catalogue.libraries().items() for name in made]

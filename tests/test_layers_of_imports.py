@@ -1,9 +1,15 @@
-"""Imports inside the package point down only (the rows below), and the core needs only jax."""
+"""Imports inside the package point down only (the rows below), and the core needs only jax.
+
+A part may use the rows above its own. A part that others of its kind use, such as ``errors``, has a
+row of its own.
+"""
 
 import ast
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import optim_zoo
 
@@ -19,10 +25,10 @@ ROWS = (
     ("precision", "accumulation", "guards", "metrics", "sharding"),
     ("registry", "recorded", "ports"),
     ("__init__",),  # the public names
-    ("train",),
-    ("lab", "catalogue"),
+    ("catalogue",),
     ("verify",),
-    ("cli", "__main__"),
+    ("train",),
+    ("cli",),
 )
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 ROOT = Path(optim_zoo.__file__).parent
@@ -41,6 +47,12 @@ def _imported(file: Path) -> set[str]:
     return {part if part in LEVEL else "__init__" for part in parts}
 
 
+def test_the_rows_are_the_parts_of_the_package() -> None:
+    files = {path.stem for path in ROOT.glob("*.py")}
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert files | folders == LEVEL.keys()
+
+
 def test_imports_point_down() -> None:
     wrong = []
     for file in ROOT.rglob("*.py"):
@@ -49,6 +61,32 @@ def test_imports_point_down() -> None:
             if LEVEL[used] >= LEVEL[part]:
                 wrong.append(f"{file.relative_to(ROOT)} imports {used}")
     assert not wrong, wrong
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("show", "lamb"), ("verify", "torch_sgd")])
+def test_the_commands_that_train_nothing_import_nothing_of_train(
+    arguments: tuple[str, ...],
+) -> None:
+    code = (
+        "import sys\nfrom optim_zoo import cli\n"
+        f"assert cli.main({list(arguments)}) == 0\n"
+        "print('imported:', *(m for m in sys.modules if m.startswith('optim_zoo.train')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *said, imported = done.stdout.splitlines()
+    assert said
+    assert imported.split() == ["imported:"]
+
+
+def test_a_mistake_at_these_commands_imports_nothing_of_train_either() -> None:
+    code = (
+        "import sys\nfrom optim_zoo import cli\n"
+        "assert cli.main(['show', 'lamp']) == cli.main(['verify', 'lamp']) == 2\n"
+        "print(*(m for m in sys.modules if m.startswith('optim_zoo.train')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+    assert done.stderr.count("did you mean") == 2
 
 
 def test_the_core_imports_jax_and_optax_only() -> None:

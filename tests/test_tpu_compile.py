@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from optim_zoo.errors import UserError
 from optim_zoo.train import config_file
-from optim_zoo.train.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "tpu_compile.py"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from optim_zoo import recorded, registry, verify
+from optim_zoo.errors import UserError
 from optim_zoo.recorded import agreement
-from optim_zoo.train.errors import UserError
 
 
 def change_last_step(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from optim_zoo import saved_state
-from optim_zoo.train.errors import UserError
+from optim_zoo.errors import UserError
 from optim_zoo.train.signals import Stopped
 from optim_zoo.tree import Tree
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from optim_zoo import ranges
-from optim_zoo.train.errors import UserError
+from optim_zoo.errors import UserError
 
 TASK_NAMES = ("bert_mlm",)  # those of optim_zoo.train.tasks, which builds on this file
 

@@ -14,9 +14,9 @@ from typing import Any
 import tomli_w
 
 from optim_zoo import ranges, registry, schedules
+from optim_zoo.errors import UserError
 from optim_zoo.train import optimization
 from optim_zoo.train.config import Choice, Config
-from optim_zoo.train.errors import UserError
 
 # Arguments that the job sets and a config cannot: the rate comes from the schedule, the schedule's
 # length from the stages, and what a layer is from the model.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from optim_zoo.errors import UserError
 from optim_zoo.train import batches, text
-from optim_zoo.train.errors import UserError
 from optim_zoo.train.vocabulary import (
     Tokens,
     Vocabulary,

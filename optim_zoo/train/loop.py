@@ -24,6 +24,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from optim_zoo import guards, metrics, sharding
+from optim_zoo.errors import UserError
 from optim_zoo.train import (
     config_file,
     optimization,
@@ -36,7 +37,6 @@ from optim_zoo.train import (
 )
 from optim_zoo.train.checkpoints import Checkpoints, saved_steps
 from optim_zoo.train.config import Config
-from optim_zoo.train.errors import UserError
 from optim_zoo.train.signals import SharedSignals, Signals, Stopped
 from optim_zoo.tree import Tree
 

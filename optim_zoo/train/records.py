@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from optim_zoo.train import errors
+from optim_zoo import errors
 
 Floats = npt.NDArray[np.float64]
 

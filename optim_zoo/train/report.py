@@ -7,8 +7,9 @@ import pathlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 
-from optim_zoo.train import errors, records
+from optim_zoo import errors
 from optim_zoo.train import plots as run_plots
+from optim_zoo.train import records
 
 
 def write(

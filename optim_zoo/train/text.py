@@ -16,7 +16,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from optim_zoo.train.errors import UserError
+from optim_zoo.errors import UserError
 
 # Folders that are not the library's own prose: installed packages, tests, and programs whose
 # comments are mostly test data.

@@ -19,10 +19,10 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optim_zoo
+from optim_zoo.errors import UserError
 from optim_zoo.precision import StochasticRoundingState
 from optim_zoo.train import checkpoints as checkpoints_module
 from optim_zoo.train.checkpoints import Checkpoints, Restored
-from optim_zoo.train.errors import UserError
 from optim_zoo.tree import Tree
 
 # Where Orbax fails it leaves coroutines and closed event loops behind, which Python then reports.

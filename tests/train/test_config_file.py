@@ -11,9 +11,9 @@ import pytest
 import tomli_w
 
 from optim_zoo import ranges, registry, rules, schedules
+from optim_zoo.errors import UserError
 from optim_zoo.train import config, config_file, optimization, tasks
 from optim_zoo.train.config import Config
-from optim_zoo.train.errors import UserError
 
 LEAST = "[schedule]\nlearning_rate = 0.01\nwarmup_steps = 4\n"
 TWO_STAGES = (

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from optim_zoo.errors import UserError
 from optim_zoo.train import corpus
 from optim_zoo.train.batches import held_out_batches
-from optim_zoo.train.errors import UserError
 from optim_zoo.train.vocabulary import SPECIAL_TOKENS, Vocabulary, encode, read_vocabulary
 from tests.train.small_text import SENTENCE, WORDS, windows, write_vocabulary
 

@@ -22,9 +22,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from optim_zoo import metrics
+from optim_zoo.errors import UserError
 from optim_zoo.train import config_file, loop, optimization, plots, tasks
 from optim_zoo.train.config import Config, Stage
-from optim_zoo.train.errors import UserError
 from optim_zoo.tree import Tree
 from tests.train.small_text import write_random_text
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from optim_zoo.errors import UserError
 from optim_zoo.train import processes, progress
-from optim_zoo.train.errors import UserError
 
 GLOO = "UNKNOWN: Gloo all-reduce failed: Connection closed by peer\nand more"
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optim_zoo.train import errors, records
+from optim_zoo import errors
+from optim_zoo.train import records
 
 QUERY = "trust_ratio/encoder/layers/attention/query/kernel"
 TABLE = "trust_ratio/embeddings/word_embeddings/embedding"

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from optim_zoo.train import errors, plots, records, report
+from optim_zoo import errors
+from optim_zoo.train import plots, records, report
 
 VOID = {"meta", "img", "wbr"}
 EVIL = "<script>alert('\"&')</script>"

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from optim_zoo.errors import UserError
 from optim_zoo.train import bert, config_file, tasks, vocabulary
 from optim_zoo.train.config import Config, Model, Stage
-from optim_zoo.train.errors import UserError
 from optim_zoo.tree import Tree
 from tests.train.small_text import PLAIN_WORDS, write_random_text
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from optim_zoo.errors import UserError
 from optim_zoo.train import text
-from optim_zoo.train.errors import UserError
 
 SOURCE = '''#!/usr/bin/env python
 # -*- coding: utf-8 -*-

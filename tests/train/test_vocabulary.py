@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optim_zoo.train.errors import UserError
+from optim_zoo.errors import UserError
 from optim_zoo.train.vocabulary import SPECIAL_TOKENS, Vocabulary, _blocks, encode, read_vocabulary
 from tests.train.small_text import write_vocabulary
 
