@@ -125,11 +125,11 @@ def _train(path: Path, overrides: Sequence[str]) -> int:
         processes.start(loaded.distributed, folder)
         loop.run(loaded, folder)
     except UserError as error:
-        return _leave(USER_ERROR, str(error))
+        return _leave(USER_ERROR, error)
     except Stopped as stopped:
-        return _leave(128 + stopped.signal_number, str(stopped) if processes.is_first() else "")
+        return _leave(128 + stopped.signal_number, stopped if processes.is_first() else "")
     except processes.Lost as lost:
-        return _leave(processes.LOST, str(lost))
+        return _leave(processes.LOST, lost)
     except Exception:
         if not jax.distributed.is_initialized():
             raise
@@ -138,9 +138,9 @@ def _train(path: Path, overrides: Sequence[str]) -> int:
     return _leave(0)
 
 
-def _leave(code: int, sentence: str = "") -> int:
-    """Says a sentence, and leaves together with the other processes of a run, if it has any."""
-    sentence = sentence and f"optim-zoo: {sentence}"
+def _leave(code: int, message: str | Exception = "") -> int:
+    """Prints a message, if any, and leaves with the other processes of a run, if it has any."""
+    sentence = f"optim-zoo: {message}" if message else ""
     processes = sys.modules.get("optim_zoo.train.processes")
     if processes is not None:
         return int(processes.leave(code, sentence))

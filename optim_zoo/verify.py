@@ -94,12 +94,16 @@ def _device() -> jax.Device:
     """The device that JAX uses unless told otherwise."""
     try:
         (device,) = jnp.zeros(()).devices()
-    # Some platforms that cannot be had are an assertion inside JAX.
-    except (RuntimeError, AssertionError) as error:
-        platforms = f" (JAX_PLATFORMS={p})" if (p := os.environ.get("JAX_PLATFORMS")) else ""
-        reason = f": {str(error).splitlines()[0]}" if str(error) else ""
-        raise UserError(f"JAX finds no device{platforms}{reason}") from error
+    except RuntimeError as error:
+        raise UserError(f"{_no_device()}: {error}") from error
+    except AssertionError as error:  # what JAX raises, without a text, for some platforms
+        raise UserError(_no_device()) from error
     return device
+
+
+def _no_device() -> str:
+    platforms = os.environ.get("JAX_PLATFORMS")
+    return f"JAX finds no device{f' (JAX_PLATFORMS={platforms})' if platforms else ''}"
 
 
 def _check_float64(chosen: Sequence[Comparison], device: jax.Device) -> None:

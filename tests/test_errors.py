@@ -1,11 +1,13 @@
-"""Errors carry data."""
+"""Errors carry data, and no code of the package reads an exception's text."""
 
+import ast
 import concurrent.futures
 import copy
 import inspect
 import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -240,6 +242,243 @@ def test_what_is_out_of_range_is_an_error_about_the_argument_as_the_caller_wrote
     assert caught.value.argument.partition("[")[0] == name
     assert str(caught.value).startswith(name)
     assert caught.value.received == -2
+
+
+# Nobody reads their text
+
+ROOT = Path(oz.__file__).parent
+# The one place that may, and says why: the errors of other libraries that carry nothing else.
+READS_FOREIGN_TEXT = "train/foreign_errors.py"
+
+_TEXTS = {"args", "message", "msg", "strerror", "error_message", "sentence", "advice", "expected"}
+_NAMES = {"error", "err", "exc", "exception", "cause"}  # of parameters that are exceptions
+_CAUSES = {"__cause__", "__context__"}
+_TAKES_TEXT = {"print", "say", "leave", "_leave"}  # beside the constructors of exceptions
+
+
+def _called(node: ast.Call) -> str:
+    """``partition`` for ``text.partition(":")``."""
+    function = node.func
+    return getattr(function, "id", None) or getattr(function, "attr", "")
+
+
+def _looks_like_an_exception(name: str) -> bool:
+    own = ("TooManyRefusals", "Lost", "Stopped", "_Damaged")
+    return name.endswith(("Error", "Exception")) or name in own
+
+
+class _Reader(ast.NodeVisitor):
+    """Finds where a function looks into the text of an exception.
+
+    It follows the names that are bound to an exception (``except ... as error``, parameters,
+    causes) or to its text. An exception may be shown, in an f-string that goes into another
+    exception or to the user, and its other attributes may be used. Everything else is reported.
+    """
+
+    def __init__(self, tree: ast.AST) -> None:
+        self.found: set[int] = set()  # lines
+        self._exceptions: set[str] = set()
+        self._texts: set[str] = set()
+        size = -1
+        while size < (size := len(self._exceptions) + len(self._texts)):  # until nothing is added
+            for node in ast.walk(tree):
+                self._bind(node)
+        self.visit(tree)
+
+    def _bind(self, node: ast.AST) -> None:
+        if isinstance(node, ast.ExceptHandler) and node.name:
+            self._exceptions.add(node.name)
+        elif isinstance(node, ast.arg):
+            names = [n for n in ast.walk(node.annotation or node) if n is not node]
+            types = {getattr(n, "id", getattr(n, "attr", "")) for n in names}
+            if node.arg in _NAMES or any(map(_looks_like_an_exception, types)):
+                self._exceptions.add(node.arg)
+        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr | ast.AugAssign):
+            if node.value is None:
+                return
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = {target.id for target in targets if isinstance(target, ast.Name)}
+            if self._is_exception(node.value):
+                self._exceptions |= names
+            elif self._is_text(node.value):
+                self._texts |= names
+
+    def _is_exception(self, node: ast.AST | None) -> bool:
+        match node:
+            case ast.Name(id=name):
+                return name in self._exceptions
+            case ast.Attribute(value=value, attr=attribute):
+                return attribute in _CAUSES and self._is_exception(value)
+            case ast.BoolOp(values=values):
+                return any(map(self._is_exception, values))
+            case ast.IfExp(body=body, orelse=other):
+                return self._is_exception(body) or self._is_exception(other)
+        return False
+
+    def _is_text(self, node: ast.AST | None) -> bool:
+        def shows(part: ast.AST | None) -> bool:
+            return self._is_exception(part) or self._is_text(part)
+
+        match node:
+            case ast.Name(id=name):
+                return name in self._texts
+            case ast.Attribute(value=value, attr=attribute):
+                return attribute in _TEXTS and self._is_exception(value)
+            case ast.JoinedStr(values=values) | ast.BoolOp(values=values):
+                return any(map(shows, values))
+            case ast.FormattedValue(value=value) | ast.Subscript(value=value):
+                return shows(value)
+            case ast.NamedExpr(value=value):
+                return self._is_text(value)
+            case ast.IfExp(body=body, orelse=other):
+                return self._is_text(body) or self._is_text(other)
+            case ast.BinOp(left=left, right=right):
+                return shows(left) or shows(right)
+            case ast.Tuple(elts=items):
+                return any(map(shows, items))
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="foreign_errors"), attr=name)):
+                return not name.startswith("is_")
+            case ast.Call(func=ast.Attribute(value=value, attr=name), args=arguments):
+                if self._is_text(value) or name == "__str__":
+                    return True
+                made = name in ("format", "join") or name.startswith("format_exc")
+                return made and any(map(shows, arguments))
+            case ast.Call(func=ast.Name(id=name), args=arguments):
+                return name in ("str", "repr", "ascii", "format") and any(map(shows, arguments))
+        return False
+
+    def _report(self, node: ast.AST, *parts: ast.AST | None) -> None:
+        if any(map(self._is_text, parts)):
+            self.found.add(node.lineno)  # type: ignore[attr-defined]
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        """``text.partition``, and ``error.args`` whatever is done with it."""
+        self._report(node, node.value)
+        if node.attr in ("args", "__str__") and self._is_exception(node.value):
+            self.found.add(node.lineno)
+        self.generic_visit(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        """``text[:100]``."""
+        self._report(node, node.value)
+        self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        """``"word" in text``, ``text == "..."``."""
+        self._report(node, node.left, *node.comparators)
+        equal = any(isinstance(op, ast.Eq | ast.NotEq | ast.In | ast.NotIn) for op in node.ops)
+        if equal and any(map(self._is_exception, [node.left, *node.comparators])):
+            self.found.add(node.lineno)
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        """``str(error)``, and a text that is passed to anything that may look into it."""
+        name = _called(node)
+        foreign = getattr(getattr(node.func, "value", None), "id", "") == "foreign_errors"
+        if not (foreign or name in _TAKES_TEXT or _looks_like_an_exception(name)):
+            self._report(node, node, *node.args, *(keyword.value for keyword in node.keywords))
+        self.generic_visit(node)
+
+    def visit_For(self, node: ast.For) -> None:
+        """``for word in text``."""
+        self._report(node, node.iter)
+        self.generic_visit(node)
+
+    def visit_comprehension(self, node: ast.comprehension) -> None:
+        """``[word for word in text]``."""
+        self._report(node.iter, node.iter)
+        self.generic_visit(node)
+
+    def visit_Match(self, node: ast.Match) -> None:
+        """``match text:``."""
+        self._report(node, node.subject)
+        self.generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        """``first, *rest = text``."""
+        if any(isinstance(target, ast.Tuple | ast.List) for target in node.targets):
+            self._report(node, node.value)
+        self.generic_visit(node)
+
+
+def _looks_into_text(source: str) -> set[int]:
+    """The lines of a module that look into the text of an exception, function by function."""
+    found = set()
+    module = ast.parse(source)
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    parts: list[ast.AST] = [node for node in ast.walk(module) if isinstance(node, functions)]
+    rest = [node for node in module.body if not isinstance(node, (*functions, ast.ClassDef))]
+    for part in [*parts, ast.Module(rest, [])]:
+        found |= _Reader(part).found
+    return found
+
+
+FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != READS_FOREIGN_TEXT])
+def test_no_code_inspects_the_text_of_an_exception(name: str) -> None:
+    lines = FILES[name].read_text("utf-8").splitlines()
+    found = [f"{name}:{at}: {lines[at - 1]}" for at in _looks_into_text("\n".join(lines))]
+    assert not found, "\n".join(found)
+
+
+def test_the_one_place_for_foreign_errors_is_needed() -> None:
+    assert _looks_into_text(FILES[READS_FOREIGN_TEXT].read_text("utf-8"))
+
+
+HANDLER = "def f():\n    try:\n        g()\n    except ValueError as error:\n        "
+INSPECTIONS = [
+    HANDLER + 'h("x" in str(error))',
+    HANDLER + 'sentence = str(error).partition(":")[0]',
+    HANDLER + "where = source(str(error))",
+    HANDLER + "text = f'{error}'\n        return text.startswith('a')",
+    HANDLER + "text = f'{error}'\n        return text[:9]",
+    HANDLER + "text = '%s' % error\n        return 'a' in text",
+    HANDLER + "text = '{}'.format(error)\n        return text == 'a'",
+    HANDLER + "name, *rest = error.args",
+    HANDLER + "error.args = ('a',)",
+    HANDLER + "return error.args[0]",
+    HANDLER + "return re.search('a', f'{error}')",
+    HANDLER + "return PATTERN.search(repr(error))",
+    HANDLER + "return [word for word in f'{error}']",
+    HANDLER + "for word in f'{error}':\n            h(word)",
+    HANDLER + "match f'{error}':\n            case 'a':\n                pass",
+    HANDLER + "return error.__str__()",
+    HANDLER + "return error.strerror == 'No space left on device'",
+    HANDLER + "return error.sentence.split()",
+    HANDLER + "return 'a' in traceback.format_exception(error)",
+    HANDLER + "cause = error.__cause__\n        return 'a' in f'{cause}'",
+    HANDLER + "return 'a' in foreign_errors.first_line(error)",
+    HANDLER + "if (text := f'{error}') != 'a':\n            pass",
+    "def f(problem: ValueError):\n    return str(problem).split()",
+    "def f(problem: BaseException | None):\n    while problem is not None:\n"
+    "        problem = problem.__cause__ or problem.__context__\n        h('a' in str(problem))",
+    "def f(error):\n    return lambda: str(error)[0]",
+    "try:\n    g()\nexcept OSError as error:\n    h(str(error).strip())",
+]
+USES = [
+    HANDLER + "raise UserError(f'cannot: {error}') from error",
+    HANDLER + "raise UserError(f'cannot: {error.strerror or error}') from error",
+    HANDLER + "print(f'cannot: {error}')",
+    HANDLER + "return error.errno == 28",
+    HANDLER + "return error.argument in ('b1', 'b2')",
+    HANDLER + "return isinstance(error, TypeError) and error.error_code == 8",
+    HANDLER + "raise error.renamed('lr').with_traceback(error.__traceback__) from error.__cause__",
+    HANDLER + "reason = foreign_errors.first_line(error)\n        raise UserError(f'{reason}')",
+    HANDLER + "return foreign_errors.is_lost_process(error)",
+    "def f(args, text):\n    return args[0] + text.partition(':')[0]",
+]
+
+
+@pytest.mark.parametrize("source", INSPECTIONS)
+def test_an_inspection_is_found(source: str) -> None:
+    assert _looks_into_text(source)
+
+
+@pytest.mark.parametrize("source", USES)
+def test_what_shows_an_error_or_uses_its_data_is_not_an_inspection(source: str) -> None:
+    assert not _looks_into_text(source)
 
 
 def test_the_errors_are_public() -> None:

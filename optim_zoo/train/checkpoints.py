@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from optim_zoo import saved_state
-from optim_zoo.errors import UserError
+from optim_zoo.errors import ArgumentValueError, UserError
+from optim_zoo.train import foreign_errors
 from optim_zoo.train.signals import Stopped
 from optim_zoo.tree import Tree
 
@@ -134,8 +134,8 @@ class Checkpoints:
                 info, training = self._read(step, {"params": params, "state": state}, check)
             except _Damaged as error:
                 if jax.process_count() > 1:
-                    raise self._damaged(step, str(error)) from error
-                damaged[step] = str(error)
+                    raise self._damaged(step, error.reason) from error
+                damaged[step] = error.reason
             else:
                 notes = [
                     f"the checkpoint of step {bad} is damaged ({reason}) and was moved to "
@@ -167,7 +167,7 @@ class Checkpoints:
         check(step, told["info"])
         try:
             saved_state.check(told["description"], training)
-        except ValueError as error:
+        except ArgumentValueError as error:
             raise UserError(
                 f"the checkpoint {self.folder / str(step)} is of another model or optimizer: "
                 f"{error}, or choose another folder with run.dir"
@@ -218,8 +218,9 @@ class Checkpoints:
             whole = saved_steps(self.folder.parent)
             saved = f"the last whole one is of step {whole[-1]}" if whole else "none is saved yet"
             raise UserError(
-                f"cannot write a checkpoint to {self.folder}: {_first_line(error)}; {saved}: make "
-                f"room, or make the folder writable, and start again"
+                f"cannot write a checkpoint to {self.folder}: "
+                f"{foreign_errors.why_not_written_or_read(error)}; {saved}: make room, or make "
+                f"the folder writable, and start again"
             ) from error
 
 
@@ -232,6 +233,10 @@ def saved_steps(folder: Path) -> list[int]:
 class _Damaged(Exception):
     """A checkpoint cannot be read, or is not what was saved."""
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
@@ -240,7 +245,7 @@ def _reading() -> Iterator[None]:
     except jax.errors.JaxRuntimeError:  # of the device, such as too little memory
         raise
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
-        raise _Damaged(_first_line(error)) from error
+        raise _Damaged(foreign_errors.why_not_written_or_read(error)) from error
 
 
 def _digest(told: Mapping[str, Any]) -> str:
@@ -276,11 +281,3 @@ def _checksum(x: jax.Array) -> jax.Array:
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # the last mixing of MurmurHash3
         words = (words ^ (words >> shift)) * jnp.uint32(factor)
     return jnp.sum(words ^ (words >> 16), dtype=jnp.uint32)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    # Tensorstore names the failed file at length before it says what the system said.
-    number = re.search(r"os_error_code='(\d+)'", text)
-    said = text.splitlines()[0].partition(". See full")[0]  # details that only a debugger has
-    return os.strerror(int(number[1])) if number else said[:200]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from optim_zoo import ranges
-from optim_zoo.errors import UserError
+from optim_zoo.errors import ArgumentValueError, UserError
 
 TASK_NAMES = ("bert_mlm",)  # those of optim_zoo.train.tasks, which builds on this file
 
@@ -26,7 +26,7 @@ class Run:
     def __post_init__(self) -> None:
         ranges.check_count("seed", self.seed)
         if self.seed >= 1 << 32:  # jax.random.key looks at no more bits
-            raise ValueError(f"seed must be below 2**32, got {self.seed}")
+            raise ArgumentValueError("seed", "be below 2**32", self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +73,13 @@ class Model:
         ranges.check("dropout", self.dropout, 0.0, 1.0, open_high=True)
         ranges.check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size must divide by num_heads, got {self.hidden_size} and {self.num_heads}"
+            sizes = f"{self.hidden_size} and {self.num_heads}"
+            raise ArgumentValueError(
+                "hidden_size",
+                "divide by num_heads",
+                self.hidden_size,
+                sentence=f"{{argument}} must divide by num_heads, got {sizes}",
+                related=["num_heads"],
             )
 
 
@@ -142,10 +147,8 @@ class Precision:
         wrappers = ("master_weights", "stochastic_rounding", "none")
         ranges.check_choice("wrapper", self.wrapper, wrappers)
         if not set(self.state.values()) <= {"bfloat16", "float16"}:
-            raise ValueError(
-                f'state must be fields with "bfloat16" or "float16", such as {{mu = "bfloat16"}}, '
-                f"got {self.state}"
-            )
+            expected = 'be fields with "bfloat16" or "float16", such as {mu = "bfloat16"}'
+            raise ArgumentValueError("state", expected, self.state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +166,15 @@ class Guards:
         ranges.check("factor", self.factor, 1.0, open_low=True, open_high=True)
         ranges.check_count("max_consecutive", self.max_consecutive, 1)
         if self.spikes and not self.nonfinite:
-            raise ValueError(
-                "spikes=true refuses what is not finite too, got it with nonfinite=false: leave "
-                "nonfinite out"
+            advice = "leave nonfinite out"
+            raise ArgumentValueError(
+                "spikes",
+                "be false where nonfinite is false",
+                self.spikes,
+                advice,
+                sentence="{argument}=true refuses what is not finite too, got it with "
+                f"nonfinite=false: {advice}",
+                related=["nonfinite"],
             )
 
 
@@ -194,7 +203,13 @@ class Parallel:
     def __post_init__(self) -> None:
         ranges.check_choice("mode", self.mode, ("jit", "shard_map", "pmap"))
         if self.zero1 and self.mode != "jit":
-            raise ValueError(f"zero1 belongs to mode 'jit', got it with mode {self.mode!r}")
+            raise ArgumentValueError(
+                "zero1",
+                "be false unless mode is 'jit'",
+                self.zero1,
+                sentence=f"{{argument}} belongs to mode 'jit', got it with mode {self.mode!r}",
+                related=["mode"],
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,18 +233,30 @@ class Distributed:
         ranges.check_count("start_seconds", self.start_seconds, 1)
         _, colon, port = self.coordinator.rpartition(":")
         if self.coordinator and not (colon and port.isdecimal() and 0 < int(port) < 1 << 16):
-            raise ValueError(f"coordinator must be host:port, got {self.coordinator!r}")
+            raise ArgumentValueError("coordinator", "be host:port", self.coordinator)
         unset = {"coordinator": "", "processes": 0, "index": -1}
         missing = [name for name, value in unset.items() if getattr(self, name) == value]
         if 0 < len(missing) < 3 and not (self.processes == 1 and len(missing) == 2):
-            raise ValueError(
-                f"coordinator, processes and index belong together: {' and '.join(missing)} must "
-                f"be set too"
+            given = {name: getattr(self, name) for name in unset if name not in missing}
+            advice = f"{' and '.join(missing)} must be set too"
+            raise ArgumentValueError(
+                next(iter(given)),
+                f"be set together with {' and '.join(missing)}",
+                given,
+                advice,
+                sentence=f"coordinator, processes and index belong together: {advice}",
+                related=[*given, *missing],
             )
         if self.index >= self.processes > 0:
-            raise ValueError(
-                f"index must be below processes, got {self.index} of {self.processes}: it counts "
-                f"from 0"
+            advice = "it counts from 0"
+            raise ArgumentValueError(
+                "index",
+                "be below processes",
+                self.index,
+                advice,
+                sentence=f"{{argument}} must be below processes, got {self.index} of "
+                f"{self.processes}: {advice}",
+                related=["processes"],
             )
 
 

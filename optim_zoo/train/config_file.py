@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import functools
 import inspect
-import re
 import tomllib
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +12,7 @@ from typing import Any
 import tomli_w
 
 from optim_zoo import ranges, registry, schedules
-from optim_zoo.errors import UserError
+from optim_zoo.errors import ArgumentError, ArgumentTypeError, ArgumentValueError, UserError
 from optim_zoo.train import optimization
 from optim_zoo.train.config import Choice, Config
 
@@ -42,21 +40,31 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"cannot read the config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from error
-    sources: dict[tuple[str, str], str] = {}
+    overridden: dict[tuple[str, str], str] = {}
     for override in overrides:
         section, key, value = _parse_override(override)
         if isinstance(tree.setdefault(section, {}), dict):
             tree[section][key] = value
-        sources[section, key] = f"command line ({override})"
-
-    def source(section: str, text: str = "") -> str:
-        """Where the first key that ``text`` names was overridden, else the file."""
-        overridden = (sources.get((section, word)) for word in re.findall(r"\w+", text))
-        return next(filter(None, overridden), str(path))
-
-    config = _build(tree, source)
-    _check_arguments(config, source)
+        overridden[section, key] = f"command line ({override})"
+    sources = _Sources(str(path), overridden)
+    config = _build(tree, sources)
+    _check_arguments(config, sources)
     return config
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sources:
+    """Where the values of a config come from, as messages name it."""
+
+    file: str
+    overridden: Mapping[tuple[str, str], str]  # (section, key) -> the override that set it
+
+    def of(self, section: str, *keys: str) -> str:
+        """The override of the first of these keys that has one, else the file."""
+        return next(
+            (self.overridden[section, key] for key in keys if (section, key) in self.overridden),
+            self.file,
+        )
 
 
 def _parse_override(override: str) -> tuple[str, str, Any]:
@@ -66,7 +74,7 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
         raise UserError(
             f"expected section.key=value, got {override!r}; for example train.steps=100"
         )
-    with _named(f"command line ({override})"):
+    with _user_errors(f"command line ({override})"):
         ranges.check_choice("section", section, typing.get_type_hints(Config))
     if _field_type(section, key) is str:
         return section, key, _unquoted(text.strip())
@@ -88,31 +96,31 @@ def _field_type(section: str, key: str) -> Any:
     return typing.get_type_hints(section_type).get(key)
 
 
-def _build(tree: Mapping[str, Any], source: Callable[..., str]) -> Config:
+def _build(tree: Mapping[str, Any], sources: _Sources) -> Config:
     section_types = typing.get_type_hints(Config)
     for section, values in tree.items():
-        with _named(source(section)):
+        with _user_errors(sources.of(section)):
             ranges.check_choice("section", section, section_types)
             if not isinstance(values, dict):
-                raise ValueError(f"[{section}] must be a section with keys, got {values!r}")
+                raise ArgumentTypeError(f"[{section}]", "be a section with keys", values)
     sections: dict[str, Any] = {}
     for section, section_type in section_types.items():
         values = tree.get(section, {})
         make = _build_choice if section_type is Choice else _build_section
-        sections[section] = make(section, section_type, values, source)
+        sections[section] = make(section, section_type, values, sources)
     return Config(**sections)
 
 
 def _build_section(
-    section: str, section_type: type, values: Mapping[str, Any], source: Callable[..., str]
+    section: str, section_type: type, values: Mapping[str, Any], sources: _Sources
 ) -> Any:
     types = typing.get_type_hints(section_type)
     arguments = {}
     for key, value in values.items():
-        with _named(source(section, key)):
+        with _user_errors(sources.of(section, key)):
             ranges.check_choice(f"key in [{section}]", key, types)
             arguments[key] = _typed(f"{section}.{key}", value, types[key])
-    with _named(functools.partial(source, section), section):
+    with _user_errors_in(section, sources):
         return section_type(**arguments)
 
 
@@ -126,29 +134,27 @@ def _typed(name: str, value: Any, kind: type) -> Any:
     if typing.get_origin(kind) is dict:
         return {k: _typed(f"{name}.{k}", v, str) for k, v in _typed(name, value, dict).items()}
     if type(value) is not kind:
-        raise TypeError(f"{name} must be {_KINDS[kind]}, got {value!r}")
+        raise ArgumentTypeError(name, f"be {_KINDS[kind]}", value)
     return value
 
 
-def _build_choice(
-    section: str, _: type, values: Mapping[str, Any], source: Callable[..., str]
-) -> Choice:
+def _build_choice(section: str, _: type, values: Mapping[str, Any], sources: _Sources) -> Choice:
     name = values.get("name", _DEFAULT_NAMES[section])
-    with _named(source(section, "name")):
+    with _user_errors(sources.of(section, "name")):
         constructor = _constructor(section, name)
     parameters = inspect.signature(constructor).parameters
     allowed = [p for p in parameters if p not in _SET_BY_JOB[section]]
     for key in values:
-        with _named(source(section, key)):
+        with _user_errors(sources.of(section, key)):
             ranges.check_choice(f"key in [{section}] for {name}", key, ["name", *allowed])
     arguments = {}
     for key in allowed:
         default = parameters[key].default
         if key in values:
-            with _named(source(section, key)):
+            with _user_errors(sources.of(section, key)):
                 arguments[key] = _argument(f"{section}.{key}", values[key], default)
         elif default is inspect.Parameter.empty:
-            raise UserError(f"{source(section)}: {section}.{key} is missing; {name} needs it")
+            raise UserError(f"{sources.file}: {section}.{key} is missing; {name} needs it")
         else:
             arguments[key] = default
     return Choice(name, arguments)
@@ -168,36 +174,52 @@ def _constructor(section: str, name: Any) -> Callable[..., Any]:
     if section == "optimizer":
         entry = registry.get(name)
         if entry.wraps:
-            raise ValueError(
-                f"{name} wraps another transformation, which a config has no words for: name an "
-                f"optimizer that stands by itself, such as ranger or lamb"
+            advice = "name an optimizer that stands by itself, such as ranger or lamb"
+            raise ArgumentValueError(
+                "name",
+                "be an optimizer that wraps no other transformation",
+                name,
+                advice,
+                sentence=f"{name} wraps another transformation, which a config has no words for: "
+                f"{advice}",
             )
         return entry.constructor
-    ranges.check_choice("schedule", name, schedules.SCHEDULES)
+    ranges.check_choice("schedule", name, schedules.SCHEDULES, argument="name")
     return schedules.SCHEDULES[name]
 
 
 @contextlib.contextmanager
-def _named(source: str | Callable[[str], str], section: str = "") -> Iterator[None]:
-    """Turns what a check raises into a `UserError` that says where the value stands.
+def _user_errors(source: str) -> Iterator[None]:
+    """Turns the error of a check into a `UserError` that says where the value comes from."""
+    try:
+        yield
+    except ArgumentError as error:
+        raise UserError(f"{source}: {error}") from error
 
-    A function as ``source`` is asked for the place of a key that the error names.
+
+@contextlib.contextmanager
+def _user_errors_in(section: str, sources: _Sources) -> Iterator[None]:
+    """The same for a constructor whose arguments are the keys of a section.
+
+    An error that carries no argument is said to come from the file.
     """
     try:
         yield
+    except ArgumentError as error:
+        source = sources.of(section, error.argument, *error.related)
+        raise UserError(f"{source}: [{section}] {error}") from error
     except (TypeError, ValueError) as error:
-        where = source if isinstance(source, str) else source(str(error))
-        raise UserError(f"{where}: {f'[{section}] ' if section else ''}{error}") from error
+        raise UserError(f"{sources.file}: [{section}] {error}") from error
 
 
-def _check_arguments(config: Config, source: Callable[..., str]) -> None:
+def _check_arguments(config: Config, sources: _Sources) -> None:
     """Makes schedules and optimizer once: what they refuse is told before any work is done."""
     for index, section in enumerate(("schedule", "second_stage")[: len(config.stages)]):
-        with _named(functools.partial(source, section), section):
+        with _user_errors_in(section, sources):
             optimization.stage_schedule(config, index)
-    with _named(functools.partial(source, "optimizer"), "optimizer"):
+    with _user_errors_in("optimizer", sources):
         optimizer = optimization.make_optimizer(config, ())
-    with _named(functools.partial(source, "precision"), "precision"):
+    with _user_errors_in("precision", sources):
         optimization.wrapped(config, optimizer)
 
 

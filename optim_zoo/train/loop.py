@@ -27,6 +27,7 @@ from optim_zoo import guards, metrics, sharding
 from optim_zoo.errors import UserError
 from optim_zoo.train import (
     config_file,
+    foreign_errors,
     optimization,
     plots,
     processes,
@@ -59,7 +60,7 @@ def run(config: Config, folder: Path) -> Mapping[str, str]:
             processes.wait_for_all("the end")
             return figures
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not foreign_errors.is_out_of_memory(error):
             raise
         raise UserError(
             "a step does not fit into memory: raise train.micro_batches (in a second stage "
@@ -236,10 +237,10 @@ class _Course:
         try:
             guards.check(state)
         except guards.TooManyRefusals as error:
-            sentence = str(error).partition(":")[0]
             raise UserError(
-                f"up to step {done}, {sentence}; {self._kept()}: lower schedule.learning_rate, "
-                f"warm up for longer, or raise guards.max_consecutive"
+                f"up to step {done}, {error.in_a_row} steps in a row were refused, at most "
+                f"{error.limit - 1} are allowed ({error.total} in all); {self._kept()}: lower "
+                f"schedule.learning_rate, warm up for longer, or raise guards.max_consecutive"
             ) from error
 
     def _kept(self) -> str:

@@ -15,6 +15,7 @@ from optim_zoo import (
     rules,
     schedules,
 )
+from optim_zoo.errors import ArgumentValueError
 from optim_zoo.train.config import Config
 
 
@@ -37,9 +38,12 @@ def stage_schedule(config: Config, index: int) -> optax.Schedule:
         second = config.second_stage
         own = {"learning_rate": second.learning_rate, "warmup_steps": second.warmup_steps}
         if second.warmup_steps and "warmup_steps" not in takes:
-            raise ValueError(
-                f"warmup_steps must be 0, since the schedule {config.schedule.name} has no warmup, "
-                f"got {second.warmup_steps}"
+            expected = f"be 0, since the schedule {config.schedule.name} has no warmup,"
+            raise ArgumentValueError(
+                "warmup_steps",
+                "be 0 with a schedule that has no warmup",
+                second.warmup_steps,
+                sentence=f"{{argument}} must {expected} got {second.warmup_steps}",
             )
         arguments |= {key: value for key, value in own.items() if key in takes}
     if "total_steps" in takes:
@@ -63,10 +67,16 @@ def wrapped(config: Config, tx: optax.GradientTransformation) -> optax.GradientT
 
     So a guard sees the mean of the batches of a step, and a refused step moves neither master
     weights nor the random numbers of rounding.
+
+    Raises:
+      ArgumentValueError: a dtype in ``precision.state`` is not allowed for its field.
     """
     tx = metrics.with_metrics(tx)
     if config.precision.state:
-        tx = precision.store_state(tx, config.precision.state, seed=config.run.seed)
+        try:
+            tx = precision.store_state(tx, config.precision.state, seed=config.run.seed)
+        except ArgumentValueError as error:
+            raise error.renamed("state") from None  # the key of the config
     if config.precision.parameters != "float32":
         tx = {
             "master_weights": precision.master_weights,

@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import hashlib
 import os
-import re
 import signal
 import socket
 import sys
@@ -30,6 +29,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from optim_zoo.errors import UserError
+from optim_zoo.train import foreign_errors
 from optim_zoo.train.checkpoints import saved_steps
 from optim_zoo.train.config import Distributed
 
@@ -37,22 +37,29 @@ LOST = os.EX_TEMPFAIL  # the exit code where another process is lost: starting a
 NO_START = 2  # as for every mistake of the user's
 # All processes leave within moments of each other; who has not come by then is not coming.
 _LEAVING_SECONDS = 5
-# What collectives and barriers fail with when somebody does not come; other errors are bugs.
-_SIGNS_OF_LOSS = re.compile(
-    r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|onnection|arrier|heartbeat"
-)
 
 
 class Lost(Exception):
-    """Another process of this run has failed or is gone."""
+    """Another process of this run has failed or is gone.
+
+    Args:
+      folder: the run folder, which holds the checkpoints.
+      reason: what is known about it, if anything.
+    """
 
     def __init__(self, folder: Path, reason: str = "") -> None:
+        super().__init__(folder, reason)  # for `pickle` and `copy`
+        self.folder = folder
+        self.reason = reason
         steps = saved_steps(folder)
         saved = f"step {steps[-1]} is saved in {folder}" if steps else "no checkpoint was saved"
-        super().__init__(
+        self.sentence = (
             f"another process of this run has failed or is gone{f' ({reason})' if reason else ''}; "
             f"{saved}: start all processes again, by the same commands, to go on from there"
         )
+
+    def __str__(self) -> str:
+        return self.sentence
 
 
 # Starting
@@ -96,11 +103,11 @@ def _initialize(settings: Distributed) -> bool:
             **explicit,
         )
     except (RuntimeError, ValueError) as error:
-        # Without a cluster JAX misses a value; in a program that has computed it is too late.
-        alone = re.search("should be defined|must be defined|must be called before", str(error))
-        if alone and not explicit and "JAX_COORDINATOR_ADDRESS" not in os.environ:
+        asked = explicit or "JAX_COORDINATOR_ADDRESS" in os.environ
+        if not asked and foreign_errors.is_single_process(error):
             return False
-        raise UserError(f"[distributed] cannot start: {_first_line(error)}") from error
+        reason = foreign_errors.first_line(error)
+        raise UserError(f"[distributed] cannot start: {reason}") from error
     return True
 
 
@@ -215,13 +222,13 @@ def watched(folder: Path) -> Iterator[None]:
         cause = _of_a_lost_one(error)
         if cause is None:
             raise
-        raise Lost(folder, _first_line(cause)) from error
+        raise Lost(folder, foreign_errors.first_line(cause)) from error
 
 
 def _of_a_lost_one(error: BaseException | None) -> BaseException | None:
     """The error by which JAX tells that another process is lost, where that is the cause."""
     while error is not None and several():
-        if isinstance(error, jax.errors.JaxRuntimeError) and _SIGNS_OF_LOSS.search(str(error)):
+        if foreign_errors.is_lost_process(error):
             return error
         error = error.__cause__ or error.__context__
     return None
@@ -315,50 +322,22 @@ class _LastWords:
         if self._code is not None:
             os._exit(self._code)
         log = self._log()
-        if log and "JAX distributed service" not in log:  # another matter
+        if not foreign_errors.is_of_the_coordination_service(log):
             os.write(self._errors, log.encode())
             self._libc.signal(signal.SIGABRT, None)
             os.abort()
-        code, sentence = (
-            (LOST, str(Lost(self._folder, _why_lost(log))))
-            if self._started
-            else (NO_START, _why_no_start(log, self._settings))
-        )
+        if self._started:
+            code, sentence = LOST, Lost(self._folder, foreign_errors.why_lost(log)).sentence
+        else:
+            code, sentence = NO_START, _no_start(log, self._settings)
         os.write(self._errors, f"optim-zoo: {sentence}\n".encode())
         os._exit(code)
 
 
-def _why_no_start(log: str, settings: Distributed) -> str:
-    reasons = {
-        "newer incarnation": "another one has the same distributed.index",
-        "Unexpected task": "distributed.processes is smaller in the process of index 0",
-        "DEADLINE_EXCEEDED": f"not all of them came in {settings.start_seconds} s",
-    }
-    status = _status(log)
-    reason = next((reason for text, reason in reasons.items() if text in status), status)
+def _no_start(log: str, settings: Distributed) -> str:
+    reason = foreign_errors.why_not_started(log, settings.start_seconds)
     return (
         f"the processes did not come together ({reason}): start as many as distributed.processes "
         f"says, each with an index of its own from 0 on, and all with the same "
         f"distributed.coordinator"
     )
-
-
-def _why_lost(log: str) -> str:
-    silent = re.search(r"stopped sending heartbeats\):\n((?:\d+\n)+)", log)
-    if silent:
-        return f"no heartbeat of process {', '.join(silent[1].split())}"
-    if "Failed to send RPC to coordination service" in log:
-        return "no answer from process 0"
-    if "different incarnation" in log:
-        return "another one was started with the same index"
-    return _status(log)
-
-
-def _status(log: str) -> str:
-    """The reason that C++ gave for an abort."""
-    told = re.search(r"absl::Status: (.*)", log)
-    return told[1][:200] if told else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

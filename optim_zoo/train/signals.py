@@ -11,14 +11,25 @@ from jax.experimental import multihost_utils
 
 
 class Stopped(Exception):
-    """A run left early because a signal asked it to; everything is saved."""
+    """A run left early because a signal asked it to; everything is saved.
+
+    Args:
+      signal_number: the signal.
+      step: the steps made, which are saved.
+      folder: the run folder.
+    """
 
     def __init__(self, signal_number: int, step: int, folder: Path) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(signal_number).name}; step {step} is saved in {folder}, "
-            f"and the same command goes on from there"
-        )
+        super().__init__(signal_number, step, folder)  # for `pickle` and `copy`
         self.signal_number = signal_number
+        self.step = step
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return (
+            f"stopped by {signal.Signals(self.signal_number).name}; step {self.step} is saved in "
+            f"{self.folder}, and the same command goes on from there"
+        )
 
 
 class Signals:

@@ -11,7 +11,7 @@ import pytest
 import tomli_w
 
 from optim_zoo import ranges, registry, rules, schedules
-from optim_zoo.errors import UserError
+from optim_zoo.errors import ArgumentValueError, UserError
 from optim_zoo.train import config, config_file, optimization, tasks
 from optim_zoo.train.config import Config
 
@@ -528,3 +528,42 @@ def test_seeds_are_those_that_random_numbers_take(path: Path) -> None:
 def test_check_choice_is_the_one_the_registry_uses() -> None:
     with pytest.raises(ValueError, match="did you mean lamb"):
         ranges.check_choice("optimizer", "lam", registry.OPTIMIZERS)
+
+
+@pytest.mark.parametrize(
+    ("override", "argument"),
+    [
+        ("model.num_heads=3", "hidden_size"),
+        ("guards.nonfinite=false", "spikes"),
+        ("parallel.mode=pmap", "zero1"),
+        ("distributed.processes=2", "index"),
+    ],
+)
+def test_an_override_that_is_wrong_together_with_another_key_is_named(
+    override: str, argument: str, path: Path
+) -> None:
+    write(
+        path,
+        LEAST + "[guards]\nspikes = true\n[parallel]\nzero1 = true\n"
+        '[distributed]\ncoordinator = "here:1"\nindex = 5\nprocesses = 6\n',
+    )
+    with pytest.raises(UserError) as caught:
+        config_file.load(path, [override])
+    assert str(caught.value).startswith(f"command line ({override}): [{override.split('.')[0]}] ")
+    assert isinstance(caught.value.__cause__, ArgumentValueError)
+    assert caught.value.__cause__.argument == argument
+
+
+def test_an_override_whose_key_only_occurs_in_a_message_is_not_named(path: Path) -> None:
+    """The broken pattern of the file holds the name of a key that is overridden."""
+    write(path, LEAST + '[optimizer]\nexclude_from_weight_decay = ["(b1"]\n')
+    said = message(path, "optimizer.b1=0.8")
+    assert said.startswith(f"{path}: [optimizer] exclude_from_weight_decay: '(b1' is not a regular")
+
+
+def test_the_cause_of_a_user_error_carries_the_argument(path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        config_file.load(path, ['precision.state={nu="float16"}'])
+    cause = caught.value.__cause__
+    assert isinstance(cause, ArgumentValueError)
+    assert (cause.argument, cause.received) == ("state", "float16")
