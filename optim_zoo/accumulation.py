@@ -69,6 +69,7 @@ def accumulate(
       TypeError: a parameter is not floating-point; in ``update``, the inner state changes a shape
         or dtype in a step.
     """
+    ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
     if not callable(every):
         ranges.check_count("every", every, 1)

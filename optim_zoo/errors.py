@@ -11,8 +11,9 @@ A check that refuses an argument raises an `ArgumentError`. It is also a ``Value
 `UserError` is the mistake of a person at the command line, which prints it without a traceback.
 """
 
+import contextlib
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -100,6 +101,28 @@ class ArgumentValueError(ArgumentError, ValueError):
 
 class ArgumentTypeError(ArgumentError, TypeError):
     """An argument is of a type that is not allowed."""
+
+
+@contextlib.contextmanager
+def renaming(names: Mapping[str, str]) -> Iterator[None]:
+    """Renames the argument of an `ArgumentError` that is raised inside the ``with`` block.
+
+    For a function that passes its own argument on under the name of another function::
+
+        with errors.renaming({"decay": "momentum"}):
+            trace = trace_momentum(momentum)
+
+    Args:
+      names: from the name in the inner function to that in the outer one; others are kept.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        name = names.get(error.argument, error.argument)
+        if name == error.argument:
+            raise
+        again = error.renamed(name).with_traceback(error.__traceback__)
+        raise again from error.__cause__
 
 
 def parameters_missing(caller: str) -> ArgumentValueError:

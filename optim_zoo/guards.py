@@ -86,6 +86,7 @@ def skip_nonfinite(
       ArgumentTypeError: ``max_consecutive`` is not a whole number; in ``update``, the inner state
         changes a shape or dtype in a step.
     """
+    ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
     ranges.check_count("max_consecutive", max_consecutive, 1)
     layers.check_axis_name(axis_name)
@@ -137,6 +138,7 @@ def skip_spikes(
       ValueError: an argument is out of range; see `skip_nonfinite`.
       TypeError: see `skip_nonfinite`.
     """
+    ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
     ranges.check_count("window", window, 2)
     ranges.check("factor", factor, 1.0, open_low=True, open_high=True)

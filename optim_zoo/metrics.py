@@ -62,6 +62,7 @@ def with_metrics(
     Raises:
       ArgumentValueError: ``every`` is below 1; in ``update``, the parameters are missing.
     """
+    ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
     ranges.check_count("every", every, 1)
     layers.check_axis_name(axis_name)

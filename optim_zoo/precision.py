@@ -51,6 +51,7 @@ def master_weights(
       ValueError: in ``update``, the parameters are missing, or a gradient has another shape than
         its parameter.
     """
+    ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Tree) -> MasterWeightsState:
@@ -129,6 +130,7 @@ def stochastic_rounding(
       TypeError: ``key`` is no key, or a parameter is not floating-point.
       ValueError: see `master_weights`.
     """
+    ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
     if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key) or jnp.shape(key):
         raise ArgumentTypeError("key", "be one key, such as jax.random.key(0)", key)
@@ -232,6 +234,7 @@ def store_state(
       ArgumentValueError: a dtype is not allowed for its field; in ``init``, the state has no such
         field, or the field holds nothing floating-point.
     """
+    ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
     for name, dtype in dtypes.items():
         allowed = _NARROW if name in _FIRST_MOMENTS else ("bfloat16",)

@@ -1,4 +1,4 @@
-"""Checks of numbers a user passes, made only where they are still numbers."""
+"""Checks of arguments: numbers (where they are not traced), choices and transformations."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 
@@ -124,6 +125,12 @@ def check_bounds(name: str, bounds: Bounds | None) -> None:
         return
     if low > high:  # type: ignore[operator]
         raise ArgumentValueError(name, "have low <= high", tuple(bounds))
+
+
+def check_transformation(name: str, value: Any) -> None:
+    """Raises `ArgumentTypeError` unless ``value`` is an ``optax.GradientTransformation``."""
+    if not isinstance(value, optax.GradientTransformation):
+        raise ArgumentTypeError(name, "be an optax.GradientTransformation", value)
 
 
 def check_choice(kind: str, name: Any, names: Iterable[str], *, argument: str = "") -> None:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optim_zoo import rules
+from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 from optim_zoo.tree import (
     Tree,
     by_path,
@@ -81,25 +82,33 @@ class SparseRows:
     ) -> None:
         """Raises ``TypeError`` or ``ValueError`` where the three do not fit one another."""
         if isinstance(num_rows, bool) or not isinstance(num_rows, (int, np.integer)):
-            raise TypeError(f"SparseRows: num_rows must be a whole number, got {num_rows!r}")
+            raise ArgumentTypeError("num_rows", "be a whole number", num_rows, caller="SparseRows")
         if not 0 <= num_rows < 2**31:
-            raise ValueError(f"SparseRows: num_rows must be in [0, 2**31), got {num_rows}")
+            raise ArgumentValueError("num_rows", "be in [0, 2**31)", num_rows, caller="SparseRows")
         ids = ids if isinstance(ids, jax.Array) else np.asarray(ids)
         rows = rows if isinstance(rows, jax.Array) else np.asarray(rows)
         if not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise TypeError(f"SparseRows: ids must be integers, got {ids.dtype}")
+            raise ArgumentTypeError("ids", "be integers", ids.dtype, caller="SparseRows")
         if ids.ndim != 1 or rows.ndim < 1 or len(ids) != len(rows):
-            raise ValueError(
-                f"SparseRows: ids must have shape (n,) and rows (n, ...), got {ids.shape} "
-                f"and {rows.shape}"
+            raise ArgumentValueError(
+                "ids",
+                "have shape (n,) and rows (n, ...)",
+                ids.shape,
+                sentence=f"SparseRows: {{argument}} must have shape (n,) and rows (n, ...), got "
+                f"{ids.shape} and {rows.shape}",
+                related=["rows"],
             )
         if not isinstance(ids, jax.core.Tracer):
             values = np.asarray(ids)
             wrong = values[(values < 0) | (values > num_rows)]
             if wrong.size:
-                raise ValueError(
-                    f"SparseRows: ids must be in [0, {num_rows}], {num_rows} being padding, "
-                    f"got {wrong[0]}"
+                raise ArgumentValueError(
+                    "ids",
+                    f"be in [0, {num_rows}], {num_rows} being padding",
+                    int(wrong[0]),
+                    sentence=f"SparseRows: {{argument}} must be in [0, {num_rows}], {num_rows} "
+                    f"being padding, got {wrong[0]}",
+                    related=["num_rows"],
                 )
         # Counted from the end, so that zeros are padding.
         stored = num_rows - _in_range(ids, num_rows)
@@ -212,9 +221,14 @@ def check_updates(piece: str, updates: Tree, like: Tree, *, sparse: bool = False
     if not sparse:
         for path, u in given:
             if is_sparse(u):
-                raise TypeError(
-                    f"{piece} takes no SparseRows, which the gradient of {path} is: "
-                    f"use lazy_adam for it (optax.partition), or its to_dense()"
+                advice = "use lazy_adam for it (optax.partition), or its to_dense()"
+                raise ArgumentTypeError(
+                    "updates",
+                    "be arrays",
+                    u,
+                    advice,
+                    sentence=f"{piece} takes no SparseRows, which the gradient of {path} is: "
+                    f"{advice}",
                 )
     structure: Any = jax.tree.structure(updates, is_leaf=is_sparse)
     try:
@@ -225,18 +239,31 @@ def check_updates(piece: str, updates: Tree, like: Tree, *, sparse: bool = False
         ours, theirs = leaf_paths(like), [path for path, _ in given]
         apart = sorted(set(ours) ^ set(theirs))
         what = f"they differ at {', '.join(apart[:5])}" if apart else "their containers differ"
-        raise ValueError(f"{piece}: gradients must be a tree like the parameters; {what}")
+        raise ArgumentValueError(
+            "updates",
+            "be a tree like the parameters",
+            apart,
+            sentence=f"{piece}: gradients must be a tree like the parameters; {what}",
+            related=["params"],
+        )
     for (path, u), x in zip(given, expected, strict=True):
         dtype = u.dtype if is_sparse(u) else jnp.result_type(u)
         if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"{piece}: gradients must be real and floating-point, that of "
-                f"{path or 'the parameter'} has dtype {dtype}"
+            raise ArgumentTypeError(
+                "updates",
+                "be real and floating-point",
+                dtype,
+                sentence=f"{piece}: gradients must be real and floating-point, that of "
+                f"{path or 'the parameter'} has dtype {dtype}",
             )
         if jnp.shape(u) != jnp.shape(x) and not is_partial(x):
-            raise ValueError(
-                f"{piece}: the gradient of {path or 'the parameter'} has shape "
-                f"{jnp.shape(u)}, its parameter {jnp.shape(x)}"
+            raise ArgumentValueError(
+                "updates",
+                "have the shapes of the parameters",
+                jnp.shape(u),
+                sentence=f"{piece}: the gradient of {path or 'the parameter'} has shape "
+                f"{jnp.shape(u)}, its parameter {jnp.shape(x)}",
+                related=["params"],
             )
 
 
@@ -286,9 +313,12 @@ class Table:
         if not isinstance(ids, (int, np.integer, np.ndarray, jax.Array)) or not jnp.issubdtype(
             jnp.result_type(ids), jnp.integer
         ):
-            raise TypeError(
-                f"rows.value_and_grad: the table {self._path} is read by an array of integer ids, "
-                f"got {ids!r}"
+            raise ArgumentTypeError(
+                "ids",
+                "be an array of integers",
+                ids,
+                sentence=f"rows.value_and_grad: the table {self._path} is read by an array of "
+                f"integer ids, got {ids!r}",
             )
         ids = _in_range(ids, len(self))
         rows = self._table.at[ids].get(mode="fill", fill_value=0)
@@ -379,7 +409,12 @@ def value_and_grad(
 
         def without_table(path: str, table: bool, x: Any) -> Any:
             if table and arrays[path].ndim == 0:
-                raise ValueError(f"rows.value_and_grad: {path} has no rows, its shape is ()")
+                raise ArgumentValueError(
+                    "tables",
+                    "match arrays of at least one axis",
+                    path,
+                    sentence=f"rows.value_and_grad: {path} has no rows, its shape is ()",
+                )
             # None would change the structure; a zero of no size does not.
             return jnp.zeros((), arrays[path].dtype) if table else x
 

@@ -20,20 +20,47 @@ Rules = Sequence[tuple[str, Any]]
 REQUIRED: Any = object()  # default of `assign`: every leaf must be covered
 
 
-class OptionalPatterns(tuple[str, ...]):
-    """Patterns that need not match any leaf: a constructor's own default exclusions."""
+class AnnotatedPatterns(tuple[str, ...]):
+    """Patterns together with what the checks below need to know about them."""
+
+    argument: str = ""  # the caller's argument, where a function passes it on under another name
+    is_optional: bool = False  # whether each of them may match no leaf
 
 
-def optional(*patterns: str) -> OptionalPatterns:
-    """``patterns`` that may match no leaf without that being an error."""
-    return OptionalPatterns(patterns)
+def optional(*patterns: str) -> AnnotatedPatterns:
+    """Returns ``patterns`` that may match no leaf: a constructor's own default exclusions."""
+    annotated = AnnotatedPatterns(patterns)
+    annotated.is_optional = True
+    return annotated
+
+
+def named(argument: str, patterns: Patterns) -> AnnotatedPatterns:
+    """Returns ``patterns`` that errors, also those of ``init``, call ``argument``.
+
+    For a function that passes its own argument on under the name of another function::
+
+        exclude = rules.named("exclude_from_weight_decay", exclude_from_weight_decay)
+        decay = add_decayed_weights(weight_decay, exclude)
+
+    Raises:
+      ArgumentTypeError, ArgumentValueError: see `check_patterns`.
+    """
+    check_patterns(argument, patterns)
+    annotated = AnnotatedPatterns(patterns)
+    annotated.argument = _name(argument, patterns)  # the outermost caller's name
+    annotated.is_optional = getattr(patterns, "is_optional", False)
+    return annotated
+
+
+def _name(argument: str, patterns: Patterns) -> str:
+    return getattr(patterns, "argument", "") or argument
 
 
 def check_patterns(name: str, patterns: Patterns) -> None:
     """Raises unless ``patterns`` is a sequence of regular expressions.
 
     Args:
-      name: the name of the argument, as the caller wrote it.
+      name: of the argument that the patterns were passed as, unless they are `named`.
       patterns: what was passed.
 
     Raises:
@@ -41,6 +68,7 @@ def check_patterns(name: str, patterns: Patterns) -> None:
         or it is not a sequence of strings.
       ArgumentValueError: a pattern is not a regular expression.
     """
+    name = _name(name, patterns)
     if isinstance(patterns, str):
         advice = f"write [{patterns!r}]"
         raise ArgumentTypeError(
@@ -87,8 +115,9 @@ def check_matches(name: str, patterns: Patterns, tree: Tree) -> None:
     Raises:
       ArgumentValueError: as above; what it received are the patterns that match nothing.
     """
-    if isinstance(patterns, OptionalPatterns) or is_partial(tree):
+    if getattr(patterns, "is_optional", False) or is_partial(tree):
         return
+    name = _name(name, patterns)
     # None, a place left free by whoever took a part of the tree out, may be matched too.
     paths = leaf_paths(jax.tree.map(lambda _: 0, tree, is_leaf=lambda x: x is None))
     unmatched = [p for p in patterns if not any(re.search(p, path) for path in paths)]

@@ -10,7 +10,11 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, KeyPath, SequenceKey
 
+from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
+
 Tree = Any  # any pytree; the signature that uses it says what its leaves are
+
+_COMPLEX_ADVICE = "hold real and imaginary part apart"
 
 # Flax wraps an array in a variable or in a box of metadata, whose field ``value`` names nothing.
 # They are looked up where Flax has already been imported, because the core must not import it.
@@ -89,7 +93,13 @@ def check_distinct(paths: list[str]) -> None:
     """Raises ``ValueError`` where a path occurs more than once."""
     twice = sorted(path for path, count in Counter(paths).items() if count > 1)
     if twice:
-        raise ValueError(f"several leaves have the path {', '.join(twice)}: rename one of them")
+        raise ArgumentValueError(
+            "params",
+            "have leaves with distinct paths",
+            twice,
+            advice := "rename one of them",
+            sentence=f"several leaves have the path {', '.join(twice)}: {advice}",
+        )
 
 
 def map_with_path(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
@@ -141,7 +151,13 @@ def wide_dtype(x: jax.typing.ArrayLike) -> jnp.dtype:
       TypeError: ``x`` is complex; squares and norms here are those of real numbers.
     """
     if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
-        raise TypeError("complex parameters are not supported: hold real and imaginary part apart")
+        raise ArgumentTypeError(
+            "params",
+            "be real",
+            jnp.result_type(x),
+            _COMPLEX_ADVICE,
+            sentence=f"complex parameters are not supported: {_COMPLEX_ADVICE}",
+        )
     return jnp.promote_types(jnp.result_type(x), jnp.float32)
 
 
@@ -155,13 +171,17 @@ def check_floating(params: Tree) -> None:
         dtype = jnp.result_type(x)
         if not jnp.issubdtype(dtype, jnp.floating):
             advice = (
-                "hold real and imaginary part apart"
+                _COMPLEX_ADVICE
                 if jnp.issubdtype(dtype, jnp.complexfloating)
                 else "leave it out with optax.masked or optax.partition"
             )
-            raise TypeError(
-                f"parameters must be floating-point, {path or 'the parameter'} has dtype {dtype}: "
-                f"{advice}"
+            raise ArgumentTypeError(
+                "params",
+                "be floating-point",
+                dtype,
+                advice,
+                sentence=f"parameters must be floating-point, {path or 'the parameter'} has dtype "
+                f"{dtype}: {advice}",
             )
 
 

@@ -16,7 +16,20 @@ import numpy as np
 import pytest
 
 import optim_zoo as oz
-from optim_zoo import errors, guards, layers, ports, registry, rules, saved_state, schedules
+from optim_zoo import (
+    accumulation,
+    errors,
+    guards,
+    layers,
+    metrics,
+    ports,
+    precision,
+    registry,
+    rules,
+    saved_state,
+    schedules,
+    transforms,
+)
 from optim_zoo.errors import ArgumentError, ArgumentTypeError, ArgumentValueError, UserError
 
 # The parts
@@ -188,9 +201,25 @@ def test_too_many_refusals_carry_their_numbers() -> None:
     assert str(error).startswith("3 steps in a row were refused, at most 1 are allowed (4 in all)")
 
 
+WRAPPERS: tuple[Callable[..., Any], ...] = (
+    accumulation.accumulate,
+    guards.skip_nonfinite,
+    guards.skip_spikes,
+    metrics.with_metrics,
+    precision.master_weights,
+    precision.stochastic_rounding,
+    precision.store_state,
+)
+
+
 def _constructors() -> Iterator[tuple[str, Callable[..., Any]]]:
     for name, entry in registry.OPTIMIZERS.items():
         yield name, entry.constructor
+    for name in transforms.__all__:
+        if inspect.isfunction(getattr(transforms, name)) and name != "chain_leaf_by_leaf":
+            yield name, getattr(transforms, name)
+    for wrapper in WRAPPERS:
+        yield wrapper.__name__, wrapper
     for library in filter(inspect.ismodule, (getattr(ports, name) for name in ports.__all__)):
         for name, value in vars(library).items():
             own = inspect.isfunction(value) and value.__module__ == library.__name__
@@ -202,6 +231,8 @@ def _constructors() -> Iterator[tuple[str, Callable[..., Any]]]:
 _NEEDED: dict[str, Any] = {"weight_decay": 0.1, "momentum": 0.9, "num_train_steps": 9}
 _NEEDED |= {"num_warmup_steps": 2, "total_steps": 9, "max_grad_norm": 1.0, "learning_rate": 0.1}
 _NEEDED |= {"pre_norm": True, "lr": 0.1, "init_lr": 0.1, "beta_1": 0.9, "beta_2": 0.99}
+_NEEDED |= {"max_norm": 1.0, "every": 2}
+_DTYPES = {"momentum": "bfloat16"}
 
 
 def _wrong(name: str, parameter: inspect.Parameter) -> Any:
@@ -211,12 +242,23 @@ def _wrong(name: str, parameter: inspect.Parameter) -> Any:
     if name == "betas":
         return (0.9, -2.0)
     numbers = name in _NEEDED or isinstance(parameter.default, (int, float))
-    whole = isinstance(parameter.default, int) or name.endswith("_steps")
+    whole = isinstance(parameter.default, int) or name.endswith("_steps") or name == "every"
     return (-2 if whole else -2.0) if numbers else None
 
 
 # Numbers that have no range: a port takes them as its source does, or does not support them.
-_WITHOUT_RANGE = {"ema_momentum", "pytorch_optimizer.Lamb-n_sma_threshold"}
+_WITHOUT_RANGE = {"ema_momentum", "output_axis", "pytorch_optimizer.Lamb-n_sma_threshold"}
+
+
+def _arguments(constructor: Callable[..., Any]) -> dict[str, Any]:
+    """What the constructor cannot do without."""
+    takes = inspect.signature(constructor).parameters
+    arguments = {k: v for k, v in _NEEDED.items() if k in takes}
+    if first := set(takes) & {"inner", "base", "optimizer", "base_optimizer"}:
+        arguments[first.pop()] = oz.scale_by_adam() if "base" in takes else oz.momentum(0.1, 0.9)
+    arguments |= {k: v for k, v in {"dtypes": _DTYPES, "key": jax.random.key(0)}.items()
+                  if k in takes}  # fmt: skip
+    return arguments
 
 
 @pytest.mark.parametrize(
@@ -231,17 +273,51 @@ _WITHOUT_RANGE = {"ema_momentum", "pytorch_optimizer.Lamb-n_sma_threshold"}
 def test_what_is_out_of_range_is_an_error_about_the_argument_as_the_caller_wrote_it(
     constructor: Callable[..., Any], name: str
 ) -> None:
-    takes = inspect.signature(constructor).parameters
-    arguments = {k: v for k, v in _NEEDED.items() if k in takes}
-    first = next(iter(takes))
-    if first in ("inner", "base", "optimizer", "base_optimizer"):
-        arguments[first] = oz.scale_by_adam() if first == "base" else oz.sgd(0.1)
-    arguments[name] = _wrong(name, takes[name])
+    arguments = _arguments(constructor)
+    arguments[name] = _wrong(name, inspect.signature(constructor).parameters[name])
     with pytest.raises(ArgumentValueError) as caught:
         constructor(**arguments).init({"a": jnp.ones(2)})
     assert caught.value.argument.partition("[")[0] == name
     assert str(caught.value).startswith(name)
     assert caught.value.received == -2
+
+
+def _paths(constructor: Callable[..., Any]) -> Iterator[tuple[str, Any, type[ArgumentError]]]:
+    """Arguments made of path patterns, with wrong values and what is raised."""
+    for name in inspect.signature(constructor).parameters:
+        if name.startswith("exclude") or name == "skip_list":
+            yield name, "bias", ArgumentTypeError  # a string, of which every letter would be one
+            yield name, [3], ArgumentTypeError
+            if name != "skip_list":  # parts of a path, no regular expressions
+                yield name, ["("], ArgumentValueError
+            yield name, ["absent"], ArgumentValueError
+        elif name == "layers":
+            yield name, [("a", 0)], ArgumentTypeError
+            yield name, [("absent", oz.stacked(0))], ArgumentValueError
+            yield name, [("a", oz.stacked(5))], ArgumentValueError
+        elif name == "axis_name":
+            yield name, 3, ArgumentTypeError
+            yield name, [("absent", "data")], ArgumentValueError
+        elif name in ("inner", "base", "optimizer", "base_optimizer"):
+            yield name, None, ArgumentTypeError
+
+
+@pytest.mark.parametrize(
+    ("constructor", "name", "value", "kind"),
+    [
+        pytest.param(constructor, *row, id=f"{label}-{row[0]}-{i}")
+        for label, constructor in _constructors()
+        for i, row in enumerate(_paths(constructor))
+    ],
+)
+def test_wrong_patterns_are_an_error_about_the_argument_as_the_caller_wrote_it(
+    constructor: Callable[..., Any], name: str, value: Any, kind: type[ArgumentError]
+) -> None:
+    """Some are found in ``init`` only, when the function that named them has long returned."""
+    with pytest.raises(kind) as caught:
+        constructor(**_arguments(constructor) | {name: value}).init({"a": jnp.ones(2)})
+    assert caught.value.argument == name
+    assert str(caught.value).startswith(name)
 
 
 # Nobody reads their text

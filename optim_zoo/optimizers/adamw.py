@@ -39,6 +39,8 @@ def adamw(
     """
     return optax.chain(
         scale_by_adam(b1, b2, eps, bias_correction=bias_correction),
-        add_decayed_weights(weight_decay, exclude_from_weight_decay),
+        add_decayed_weights(
+            weight_decay, rules.named("exclude_from_weight_decay", exclude_from_weight_decay)
+        ),
         scale_by_learning_rate(learning_rate),
     )

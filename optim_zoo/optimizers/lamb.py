@@ -57,11 +57,13 @@ def lamb(
     """
     return chain_leaf_by_leaf(
         scale_by_adam(b1, b2, eps, bias_correction=bias_correction),
-        add_decayed_weights(weight_decay, exclude_from_weight_decay),
+        add_decayed_weights(
+            weight_decay, rules.named("exclude_from_weight_decay", exclude_from_weight_decay)
+        ),
         scale_by_trust_ratio(
             phi_bounds=phi_bounds,
             ratio_bounds=ratio_bounds,
-            exclude=exclude_from_layer_adaptation,
+            exclude=rules.named("exclude_from_layer_adaptation", exclude_from_layer_adaptation),
             layers=layers,
             axis_name=axis_name,
         ),

@@ -3,8 +3,8 @@
 import jax
 import optax
 
+from optim_zoo import errors, rules
 from optim_zoo import layers as layers_lib
-from optim_zoo import ranges, rules
 from optim_zoo.transforms import (
     cast_like_params,
     scale_by_lars_trust_ratio,
@@ -55,17 +55,17 @@ def lars(
     Raises:
       ValueError: see `scale_by_lars_trust_ratio`, `trace_momentum` and `scale_by_learning_rate`.
     """
-    ranges.check_decay("momentum", momentum)
+    with errors.renaming({"decay": "momentum"}):
+        trace = trace_momentum(momentum, nesterov=nesterov)
     ratio = scale_by_lars_trust_ratio(
         weight_decay,
         trust_coefficient,
         eps,
         exclude_from_weight_decay=exclude_from_weight_decay,
-        exclude=exclude_from_layer_adaptation,
+        exclude=rules.named("exclude_from_layer_adaptation", exclude_from_layer_adaptation),
         layers=layers,
         axis_name=axis_name,
     )
-    trace = trace_momentum(momentum, nesterov=nesterov)
     if not lr_inside_momentum:
         return optax.chain(ratio, trace, scale_by_learning_rate(learning_rate))
     rate = scale_by_learning_rate(learning_rate, last=False)

@@ -3,8 +3,8 @@
 import jax
 import optax
 
+from optim_zoo import errors, ranges, rules
 from optim_zoo import layers as layers_lib
-from optim_zoo import ranges, rules
 from optim_zoo.transforms import (
     add_decayed_weights,
     scale_by_learning_rate,
@@ -47,14 +47,17 @@ def lars_ema(
     Raises:
       ValueError: see the pieces.
     """
-    ranges.check_decay("b1", b1)
+    with errors.renaming({"decay": "b1"}):
+        average = trace_momentum(b1, ema=True)
     return optax.chain(
-        add_decayed_weights(weight_decay, exclude_from_weight_decay),
-        trace_momentum(b1, ema=True),
+        add_decayed_weights(
+            weight_decay, rules.named("exclude_from_weight_decay", exclude_from_weight_decay)
+        ),
+        average,
         scale_by_trust_ratio(
             phi_bounds=phi_bounds,
             ratio_bounds=ratio_bounds,
-            exclude=exclude_from_layer_adaptation,
+            exclude=rules.named("exclude_from_layer_adaptation", exclude_from_layer_adaptation),
             layers=layers,
             axis_name=axis_name,
         ),

@@ -7,6 +7,7 @@ import optax
 
 from optim_zoo import layers as layers_lib
 from optim_zoo import ranges, rules
+from optim_zoo.errors import ArgumentValueError
 from optim_zoo.transforms import (
     ScaleByLearningRateState,
     scale_by_learning_rate,
@@ -46,17 +47,19 @@ def layerwise_adaptive(
       TypeError: ``base`` is no ``optax.GradientTransformation``.
       ValueError: ``base`` is an optimizer; see `scale_by_trust_ratio`.
     """
-    if not isinstance(base, optax.GradientTransformation):
-        raise TypeError(f"base must be an optax.GradientTransformation, got {base!r}")
+    ranges.check_transformation("base", base)
     base = optax.with_extra_args_support(base)
 
     def init(params: Tree) -> Any:
         state = base.init(params)
         kinds = jax.tree.leaves(state, is_leaf=_has_learning_rate)
         if any(map(_has_learning_rate, kinds)):
-            raise ValueError(
-                "base must be a direction such as scale_by_adam(), got an optimizer with a "
-                "learning rate of its own, whose updates point downhill already"
+            raise ArgumentValueError(
+                "base",
+                "be a direction such as scale_by_adam()",
+                base,
+                sentence="{argument} must be a direction such as scale_by_adam(), got an "
+                "optimizer with a learning rate of its own, whose updates point downhill already",
             )
         return state
 
@@ -65,7 +68,7 @@ def layerwise_adaptive(
         scale_by_trust_ratio(
             phi_bounds=phi_bounds,
             ratio_bounds=ratio_bounds,
-            exclude=exclude_from_layer_adaptation,
+            exclude=rules.named("exclude_from_layer_adaptation", exclude_from_layer_adaptation),
             layers=layers,
             axis_name=axis_name,
         ),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import ranges, rows
+from optim_zoo.errors import parameters_missing
 from optim_zoo.tree import Tree, check_floating, map_to_several, wide, wide_dtype
 
 
@@ -72,8 +73,7 @@ def synchronize(
       slow_starts_at_zero: the defect of some of them; else slow starts as the parameters.
       after: (is due, state of inner) -> state of inner.
     """
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(f"inner must be an optax.GradientTransformation, got {inner!r}")
+    ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Tree) -> LookaheadState:
@@ -87,7 +87,7 @@ def synchronize(
         updates: Tree, state: LookaheadState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, LookaheadState]:
         if params is None:
-            raise ValueError("lookahead needs the parameters: update(grads, state, params)")
+            raise parameters_missing("lookahead")
         rows.check_updates("lookahead", updates, params)
         steps, inner_state = inner.update(updates, state.inner, params, **extra_args)
         t = _next_step(state.count, period)

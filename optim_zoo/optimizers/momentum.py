@@ -3,6 +3,7 @@
 import jax
 import optax
 
+from optim_zoo import errors
 from optim_zoo.transforms import scale_by_learning_rate, trace_momentum
 
 
@@ -31,4 +32,6 @@ def momentum(
     Raises:
       ValueError: see `trace_momentum` and `scale_by_learning_rate`.
     """
-    return optax.chain(trace_momentum(momentum, ema=ema), scale_by_learning_rate(learning_rate))
+    with errors.renaming({"decay": "momentum"}):
+        trace = trace_momentum(momentum, ema=ema)
+    return optax.chain(trace, scale_by_learning_rate(learning_rate))

@@ -54,7 +54,9 @@ def ranger(
     inner = optax.chain(
         *centralized,
         scale_by_radam(b1, b2, eps, threshold),
-        add_decayed_weights(weight_decay, exclude_from_weight_decay),
+        add_decayed_weights(
+            weight_decay, rules.named("exclude_from_weight_decay", exclude_from_weight_decay)
+        ),
         scale_by_learning_rate(learning_rate),
     )
     return lookahead(inner, sync_period, slow_step_size)

@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from optim_zoo import ranges
+from optim_zoo import errors
 from optim_zoo.transforms import (
     cast_like_params,
     scale_by_learning_rate,
@@ -43,7 +43,8 @@ def rmsprop(
     Raises:
       ValueError: see `scale_by_rms`, `trace_momentum` and `scale_by_learning_rate`.
     """
-    ranges.check_decay("momentum", momentum)
+    with errors.renaming({"decay": "momentum"}):
+        trace = trace_momentum(momentum, nesterov=nesterov)
     rms = scale_by_rms(
         decay, eps, eps_in_sqrt=eps_in_sqrt, initial_scale=initial_scale, centered=centered
     )
@@ -52,6 +53,6 @@ def rmsprop(
     return optax.chain(
         rms,
         scale_by_learning_rate(learning_rate, last=False),
-        trace_momentum(momentum, nesterov=nesterov),
+        trace,
         cast_like_params(),
     )

@@ -3,6 +3,7 @@
 import jax
 import optax
 
+from optim_zoo import errors
 from optim_zoo.transforms import scale_by_learning_rate, trace_momentum
 
 
@@ -32,10 +33,8 @@ def sgd(
     Raises:
       ValueError: see `trace_momentum` and `scale_by_learning_rate`.
     """
+    with errors.renaming({"decay": "momentum"}):
+        trace = trace_momentum(momentum, nesterov=nesterov, dampening=dampening)
     if not nesterov and isinstance(momentum, (int, float)) and momentum == 0:
-        trace_momentum(momentum, dampening=dampening)  # for its checks
         return optax.chain(scale_by_learning_rate(learning_rate))
-    return optax.chain(
-        trace_momentum(momentum, nesterov=nesterov, dampening=dampening),
-        scale_by_learning_rate(learning_rate),
-    )
+    return optax.chain(trace, scale_by_learning_rate(learning_rate))

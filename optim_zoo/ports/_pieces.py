@@ -10,14 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optim_zoo import ranges, rules
-from optim_zoo.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    ArgumentValueError,
-    parameters_missing,
-)
+from optim_zoo import errors, ranges, rules
+from optim_zoo.errors import ArgumentTypeError, parameters_missing
 from optim_zoo.transforms.moments import Direction, bias, scale_by_moments
+from optim_zoo.transforms.momentum import trace_momentum
 from optim_zoo.transforms.radam import rectification
 from optim_zoo.tree import Tree, wide
 
@@ -55,10 +51,16 @@ def in_source_words(port: Callable[P, R]) -> Callable[P, R]:
     """
     arguments = list(inspect.signature(port).parameters)
 
-    def renamed(name: str) -> str:
+    def own_name(name: str) -> str:
         others = [other for names in _NAMES if name in names for other in names]
         own = [other for other in (name, *others) if other.partition("[")[0] in arguments]
         return own[0] if own else name
+
+    own_names = {name: own_name(name) for names in _NAMES for name in names}
+
+    def named(name: str, value: Any) -> Any:
+        is_patterns = name.startswith("exclude_from_") and value is not None
+        return rules.named(name, value) if is_patterns else value
 
     @functools.wraps(port)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -66,14 +68,10 @@ def in_source_words(port: Callable[P, R]) -> Callable[P, R]:
         for name, check in _CHECKS.items():
             if name in arguments and name in given:
                 check(name, given[name])
-        try:
-            return port(*args, **kwargs)
-        except ArgumentError as error:
-            name = renamed(error.argument)
-            if name == error.argument:
-                raise
-            again = error.renamed(name).with_traceback(error.__traceback__)
-            raise again from error.__cause__
+        placed: Any = [named(*item) for item in zip(arguments, args, strict=False)]
+        others: Any = {name: named(name, value) for name, value in kwargs.items()}
+        with errors.renaming(own_names):
+            return port(*(*placed, *args[len(placed) :]), **others)
 
     return called
 
@@ -83,35 +81,20 @@ def _check_pair(name: str, value: Any) -> None:
         raise ArgumentTypeError(name, "be a pair of numbers", value)
 
 
-def _check_transformation(name: str, value: Any) -> None:
-    if not isinstance(value, optax.GradientTransformation):
-        raise ArgumentTypeError(name, "be an optax.GradientTransformation", value)
-
-
 # By the names that sources have for such an argument.
 _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "betas": _check_pair,
-    "optimizer": _check_transformation,
-    "base_optimizer": _check_transformation,
+    "optimizer": ranges.check_transformation,
+    "base_optimizer": ranges.check_transformation,
 }
 
 
-def check_nesterov(name: str, nesterov: bool, momentum: Any) -> None:
-    """Raises where Nesterov's step is asked for without momentum; a traced momentum passes.
-
-    Raises:
-      ArgumentValueError: ``momentum`` is 0.
-    """
-    if nesterov and not isinstance(momentum, jax.core.Tracer) and momentum == 0:
-        advice = "set momentum, such as 0.9"
-        raise ArgumentValueError(
-            name,
-            "be False without momentum",
-            nesterov,
-            advice,
-            sentence=f"{{argument}} needs a momentum above 0, got 0: {advice}",
-            related=["momentum"],
-        )
+def momentum_trace(momentum: Any, *, nesterov: bool = False) -> optax.GradientTransformation | None:
+    """Returns `trace_momentum` with the argument's name of the sources; None where it is 0."""
+    if is_zero(momentum):
+        return None
+    with errors.renaming({"decay": "momentum"}):
+        return trace_momentum(momentum, nesterov=nesterov)
 
 
 def refuse(port: str, **arguments: tuple[Any, Any]) -> None:

@@ -29,7 +29,7 @@ from optim_zoo.ports._pieces import (
     decay_before,
     epsilon_hat,
     in_source_words,
-    is_zero,
+    momentum_trace,
     refuse,
     scale_by_adam_epsilon_hat,
     times,
@@ -42,7 +42,6 @@ from optim_zoo.transforms import (
     scale_by_learning_rate,
     scale_by_scheduled_nadam,
     scale_by_trust_ratio,
-    trace_momentum,
 )
 from optim_zoo.transforms.amsgrad import scale_by_largest_moments
 from optim_zoo.transforms.leafwise import Declaration, Leaf, leafwise, zeros
@@ -117,7 +116,7 @@ def sgd_inside(
     """
     return chain(
         scale_by_learning_rate(learning_rate, last=False),
-        None if is_zero(momentum) else trace_momentum(momentum, nesterov=nesterov),
+        momentum_trace(momentum, nesterov=nesterov),
         cast_like_params(),
     )
 

@@ -11,7 +11,7 @@ import optax
 from optim_zoo import rules
 from optim_zoo.optimizers.lamb import lamb
 from optim_zoo.optimizers.lars import lars
-from optim_zoo.ports._pieces import Rate, check_nesterov, in_source_words, patterns
+from optim_zoo.ports._pieces import Rate, in_source_words, patterns
 
 
 @in_source_words
@@ -63,8 +63,7 @@ def LARSOptimizer(
     1e-9 in float64.
     """
     rules.check_patterns("skip_list", patterns(skip_list))
-    check_nesterov("use_nesterov", use_nesterov, momentum)
-    skipped = [re.escape(part) for part in patterns(skip_list)]
+    skipped = rules.named("skip_list", [re.escape(part) for part in patterns(skip_list)])
     return lars(
         learning_rate,
         momentum,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optim_zoo import ranges, rules
+from optim_zoo import errors, ranges, rules
 from optim_zoo.optimizers.lookahead import synchronize
 from optim_zoo.ports import michaelrzhang
 from optim_zoo.ports._pieces import (
@@ -114,9 +114,10 @@ def LARS(
         "pytorch_optimizer.LARS", ratio, weight_decay=weight_decay, exclude=(), layers=(),
         axis_name=None,
     )  # fmt: skip
-    trace = trace_with_gain(
-        "pytorch_optimizer.LARS", momentum, lambda count: 1 - dampening, nesterov=nesterov
-    )
+    with errors.renaming({"decay": "momentum"}):
+        trace = trace_with_gain(
+            "pytorch_optimizer.LARS", momentum, lambda count: 1 - dampening, nesterov=nesterov
+        )
     return chain(
         negated(maximize),
         optax.masked(adapted, lambda params: jax.tree.map(lambda x: jnp.ndim(x) > 1, params)),

@@ -10,7 +10,6 @@ from optim_zoo import optimizers
 from optim_zoo.ports._pieces import (
     Rate,
     chain,
-    check_nesterov,
     in_source_words,
     refuse,
     scale_by_adam_epsilon_hat,
@@ -53,7 +52,6 @@ def MomentumOptimizer(
 ) -> optax.GradientTransformation:
     """`momentum`, or `nesterov`: the learning rate stands outside."""
     refuse("tf1.MomentumOptimizer", use_locking=(use_locking, False))
-    check_nesterov("use_nesterov", use_nesterov, momentum)
     rule = optimizers.nesterov if use_nesterov else optimizers.momentum
     return rule(learning_rate, momentum)
 

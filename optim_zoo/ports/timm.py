@@ -23,6 +23,7 @@ from optim_zoo.ports._pieces import (
     decay_before,
     in_source_words,
     is_zero,
+    momentum_trace,
     negated,
     refuse,
     times,
@@ -34,7 +35,6 @@ from optim_zoo.transforms import (
     scale_by_learning_rate,
     scale_by_rms,
     scale_by_trust_ratio,
-    trace_momentum,
 )
 from optim_zoo.transforms.adam import adam_direction
 from optim_zoo.transforms.lars import lars_ratio
@@ -374,7 +374,7 @@ def RMSpropTF(
            corrected_weight_decay=(corrected_weight_decay, False))  # fmt: skip
     ranges.check_learning_rate(lr)
     rms = scale_by_rms(alpha, eps, initial_scale=1.0, centered=centered)
-    trace = None if is_zero(momentum) else trace_momentum(momentum)
+    trace = momentum_trace(momentum)
     if lr_in_momentum:
         step = chain(rms, scale_by_learning_rate(lr, last=False), trace, cast_like_params())
     else:

@@ -17,6 +17,7 @@ from optim_zoo.ports._pieces import (
     chain,
     in_source_words,
     is_zero,
+    momentum_trace,
     negated,
     radam_epsilon_hat,
     refuse,
@@ -30,7 +31,6 @@ from optim_zoo.transforms import (
     scale_by_learning_rate,
     scale_by_rms,
     scale_by_scheduled_nadam,
-    trace_momentum,
 )
 from optim_zoo.transforms.moments import scale_by_moments
 
@@ -182,7 +182,7 @@ def RMSprop(
         negated(maximize),
         add_decayed_weights(weight_decay, exclude_from_weight_decay),
         scale_by_rms(alpha, eps, eps_in_sqrt=False, centered=centered),
-        None if is_zero(momentum) else trace_momentum(momentum),
+        momentum_trace(momentum),
         scale_by_learning_rate(lr),
     )
 

@@ -166,7 +166,7 @@ def _argument(name: str, value: Any, default: Any) -> Any:
         return _typed(name, value, bool)
     if isinstance(value, list):
         value = tuple(value)
-    # The default itself, because default exclusions may match nothing (rules.OptionalPatterns).
+    # The default itself, because default exclusions may match nothing (rules.optional).
     return default if value == default else value
 
 

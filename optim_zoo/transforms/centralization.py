@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import rules
+from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise
 from optim_zoo.tree import Tree, map_with_path, wide
 
@@ -29,21 +30,19 @@ def centralize_gradients(output_axis: int = -1, exclude: rules.Patterns = ()) ->
         no leaf.
     """
     if isinstance(output_axis, bool) or not isinstance(output_axis, int):
-        raise TypeError(f"output_axis must be a whole number, got {output_axis!r}")
-    rules.check_patterns("exclude_from_centralization", exclude)
+        raise ArgumentTypeError("output_axis", "be a whole number", output_axis)
+    rules.check_patterns("exclude", exclude)
 
     def centralized(path: str, x: jax.Array) -> bool:
         return jnp.ndim(x) >= 2 and not rules.matches(exclude, path)
 
     def check_axis(path: str, x: jax.Array) -> None:
         if centralized(path, x) and not -jnp.ndim(x) <= output_axis < jnp.ndim(x):
-            raise ValueError(
-                f"output_axis must be an axis of every leaf, got {output_axis}: {path} has shape "
-                f"{jnp.shape(x)}; exclude it"
-            )
+            advice = f"{path} has shape {jnp.shape(x)}; exclude it"
+            raise ArgumentValueError("output_axis", "be an axis of every leaf", output_axis, advice)
 
     def check(params: Tree) -> None:
-        rules.check_matches("exclude_from_centralization", exclude, params)
+        rules.check_matches("exclude", exclude, params)
         map_with_path(check_axis, params)
 
     def update(

@@ -57,14 +57,14 @@ def scale_by_layer(
     """
     ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
     rules.check_patterns("exclude_from_weight_decay", exclude_from_weight_decay)
-    rules.check_patterns("exclude_from_layer_adaptation", exclude)
+    rules.check_patterns("exclude", exclude)
     layers_lib.check_layer_rules(layers)
     layers_lib.check_axis_name(axis_name)
     decays = not (isinstance(weight_decay, (int, float)) and weight_decay == 0)
 
     def check(params: Tree) -> None:
         rules.check_matches("exclude_from_weight_decay", exclude_from_weight_decay, params)
-        rules.check_matches("exclude_from_layer_adaptation", exclude, params)
+        rules.check_matches("exclude", exclude, params)
         layers_lib.check_matches(layers, params)
         layers_lib.check_axis_matches(axis_name, params)
 

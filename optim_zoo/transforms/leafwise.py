@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import rows
+from optim_zoo.errors import ArgumentValueError, parameters_missing
 from optim_zoo.tree import Tree, check_distinct, check_floating, leaf_paths, wide_dtype
 
 
@@ -24,6 +25,20 @@ class Leaf(NamedTuple):
     path: str  # see `optim_zoo.tree.leaves_with_path`
     parameter: Any  # the array; None where `update` was called without parameters
     shared: Any  # what the declaration's `begin` computed once for all leaves
+
+
+def _no_fields(path: str, x: jax.Array) -> Mapping[str, Any]:
+    """The `Declaration.init` of a piece without a field of its leaves."""
+    return {}
+
+
+def _begin_without_change(state: Any) -> tuple[Any, Any]:
+    """The `Declaration.begin` of a piece without a shared field that changes."""
+    return state, None
+
+
+def _accept(params: Tree) -> None:
+    """The `Declaration.check` of a piece that takes any parameters."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,10 +74,10 @@ class Declaration:
     state: Callable[..., Any] = optax.EmptyState
     like_params: tuple[str, ...] = ()
     by_path: tuple[str, ...] = ()
-    init: Callable[[str, jax.Array], Mapping[str, Any]] = lambda path, x: {}
+    init: Callable[[str, jax.Array], Mapping[str, Any]] = _no_fields
     init_shared: Callable[[], Mapping[str, Any]] = dict
-    begin: Callable[[Any], tuple[Any, Any]] = lambda state: (state, None)
-    check: Callable[[Tree], None] = lambda params: None
+    begin: Callable[[Any], tuple[Any, Any]] = _begin_without_change
+    check: Callable[[Tree], None] = _accept
     needs_params: bool = False
     takes_rows: bool = False
     waits_for: str | None = None
@@ -146,7 +161,7 @@ def chain_leaf_by_leaf(
       ValueError: there is no piece.
     """
     if not pieces:
-        raise ValueError("chain_leaf_by_leaf must be given at least one piece, got none")
+        raise ArgumentValueError("pieces", "be at least one transformation", pieces)
     pieces = tuple(map(optax.with_extra_args_support, pieces))
     chain = optax.with_extra_args_support(optax.chain(*pieces))
     groups = [
@@ -224,7 +239,7 @@ def _check(
     """Raises unless updates, states and parameters are of one tree and every piece takes them."""
     for piece, state in zip(pieces, states, strict=True):
         if piece.needs_params and params is None:
-            raise ValueError(f"{piece.name} needs the parameters: update(grads, state, params)")
+            raise parameters_missing(piece.name)
         like = [getattr(state, field) for field in piece.like_params[:1]]
         if params is not None and (piece.needs_params or not like):
             like.append(params)

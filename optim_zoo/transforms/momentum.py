@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optim_zoo import ranges
+from optim_zoo.errors import ArgumentValueError
 from optim_zoo.transforms.leafwise import (
     Declaration,
     Leaf,
@@ -60,12 +61,33 @@ def trace_momentum(
     damped = isinstance(dampening, jax.core.Tracer) or bool(dampening != 0)
     if nesterov:
         if not isinstance(decay, jax.core.Tracer) and decay == 0:
-            raise ValueError("nesterov needs a momentum above 0, got 0: set momentum, such as 0.9")
+            raise ArgumentValueError(
+                "nesterov",
+                "be False without momentum",
+                nesterov,
+                advice := "set momentum, such as 0.9",
+                sentence=f"{{argument}} needs a momentum above 0, got 0: {advice}",
+                related=["decay", "momentum"],
+            )
         if damped or ema:
             what = "ema" if ema else f"dampening {dampening}"
-            raise ValueError(f"nesterov is of the undamped heavy ball, got {what}: leave one out")
+            raise ArgumentValueError(
+                "nesterov",
+                "be False with dampening or ema",
+                nesterov,
+                advice := "leave one out",
+                sentence=f"{{argument}} is of the undamped heavy ball, got {what}: {advice}",
+                related=["ema" if ema else "dampening"],
+            )
     if ema and damped:
-        raise ValueError(f"dampening is of the heavy ball, got {dampening} with ema: leave one out")
+        raise ArgumentValueError(
+            "dampening",
+            "be 0 with ema",
+            dampening,
+            advice := "leave one out",
+            sentence=f"{{argument}} is of the heavy ball, got {dampening} with ema: {advice}",
+            related=["ema"],
+        )
 
     def gain(count: jax.Array) -> jax.typing.ArrayLike:
         if ema:
@@ -83,7 +105,7 @@ def trace_with_gain(
     nesterov: bool,
 ) -> Leafwise:
     """`trace_momentum` with any gain: m <- decay m + gain(step) g, the first step being 0."""
-    ranges.check_decay("momentum", decay)
+    ranges.check_decay("decay", decay)
 
     def begin(state: TraceMomentumState) -> tuple[TraceMomentumState, jax.typing.ArrayLike]:
         return count_step(state)[0], gain(state.count)

@@ -26,7 +26,7 @@ def add_decayed_weights(
         ``update``, the parameters are missing or an update has another shape than its parameter.
     """
     ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
-    rules.check_patterns("exclude_from_weight_decay", exclude)
+    rules.check_patterns("exclude", exclude)
 
     nothing = isinstance(weight_decay, (int, float)) and weight_decay == 0
 
@@ -41,7 +41,7 @@ def add_decayed_weights(
         Declaration(
             name="add_decayed_weights",
             update=update,
-            check=lambda params: rules.check_matches("exclude_from_weight_decay", exclude, params),
+            check=lambda params: rules.check_matches("exclude", exclude, params),
             needs_params=True,
         )
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tomli_w
 
-from optim_zoo import ranges, registry, rules, schedules
+from optim_zoo import ranges, registry, schedules
 from optim_zoo.errors import ArgumentValueError, UserError
 from optim_zoo.train import config, config_file, optimization, tasks
 from optim_zoo.train.config import Config
@@ -426,7 +426,7 @@ def test_optional_patterns_stay_optional_when_read_back(path: Path, tmp_path: Pa
     loaded = config_file.load(path, ["optimizer.name=bert_adamw"])
     again = config_file.load(write(tmp_path / "again.toml", config_file.to_toml(loaded)))
     patterns = again.optimizer.arguments["exclude_from_weight_decay"]
-    assert isinstance(patterns, rules.OptionalPatterns)
+    assert patterns.is_optional
     params = {"kernel": np.ones(3), "bias": np.ones(3)}
     optimization.make_optimizer(again, ()).init(params)
 

@@ -42,7 +42,7 @@ def test_errors() -> None:
         tx.update(UPDATES, tx.init(PARAMS))
     with pytest.raises(ValueError, match="weight_decay must be in"):
         add_decayed_weights(-0.1)
-    with pytest.raises(TypeError, match="exclude_from_weight_decay must be a list"):
+    with pytest.raises(TypeError, match=r"^exclude must be a list"):
         add_decayed_weights(0.1, exclude="bias")
     with pytest.raises(ValueError, match="'norm' matches no leaf; the nearest paths are dense"):
         add_decayed_weights(0.1, exclude=["norm"]).init(PARAMS)
