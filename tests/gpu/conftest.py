@@ -1,9 +1,13 @@
 """The device these tests run on is the one OPTIM_ZOO_TEST_DEVICE names: see test_gpu.py."""
 
 import os
+import sys
+from pathlib import Path
 
 import jax
 import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts" / "bench"))  # for hlo_kernels
 
 DEVICE = os.environ.get("OPTIM_ZOO_TEST_DEVICE", "")
 if DEVICE == "gpu":

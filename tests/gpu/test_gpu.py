@@ -8,10 +8,10 @@ Without the variable all of it is skipped.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hlo_kernels
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,41 +151,5 @@ def test_kernels_on_a_large_leaf(formula: str, device: jax.Device) -> None:
     for dtype, most in zip(("float32", "bfloat16"), KERNELS[device.platform][formula], strict=True):
         text = _compiled(FORMULAS[formula](), dtype).as_text()
         for shape in LARGE.values():
-            kernels = _kernels_on(text, math.prod(shape))
-            assert 1 <= len(kernels) <= most, "\n".join(kernels)
-
-
-COMPUTATION = re.compile(r"(?:ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$")
-INSTRUCTION = re.compile(
-    r"  (?:ROOT )?%?(?P<name>[\w.-]+) = (?P<type>\(.*?\)|\S+) "
-    r"(?P<opcode>[\w-]+)\((?P<operands>.*?)\)"
-)
-# What names arrays, or runs instructions that are counted where they stand.
-NO_KERNEL = {"parameter", "tuple", "get-tuple-element", "bitcast", "call", "while", "conditional"}
-
-
-def _kernels_on(text: str, entries: int) -> list[str]:
-    """The instructions of an optimized HLO module that read or write an array of so many entries.
-
-    A fusion is one kernel, whatever is inside.
-    """
-    fused = set(re.findall(r" fusion\(.*?calls=%?([\w.-]+)", text))
-    kernels, large, computation = [], set(), ""
-    for line in text.splitlines():
-        if header := COMPUTATION.match(line):
-            computation = header["name"]
-        instruction = INSTRUCTION.match(line)
-        if instruction is None or computation in fused:
-            continue
-        if entries in _sizes(instruction["type"]):
-            large.add(instruction["name"])
-        touched = {instruction["name"], *re.findall(r"%?([\w.-]+)", instruction["operands"])}
-        if instruction["opcode"] not in NO_KERNEL and touched & large:
-            kernels.append(line)
-    return kernels
-
-
-def _sizes(array_types: str) -> list[int]:
-    """The entries of each array in ``(f32[2,3]{1,0}, s32[])``."""
-    shapes = re.findall(r"\w+\[([\d,]*)\]", array_types)
-    return [math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes]
+            kernels = hlo_kernels.kernels_on(text, math.prod(shape))
+            assert 1 <= len(kernels) <= most, "\n".join(kernel.line for kernel in kernels)
