@@ -1,6 +1,7 @@
 """What the benchmarks share: compiled steps, peers that take turns, memory, trees of parameters."""
 
 import json
+import math
 import os
 import statistics
 import sys
@@ -59,6 +60,11 @@ class Step:
         """Bytes read and written in a step, by XLA's cost model."""
         return self._step.cost_analysis()["bytes accessed"]
 
+    @property
+    def text(self) -> str:
+        """The optimized program, as HLO text."""
+        return self._step.as_text()
+
     def start(self, params: Tree, *inputs: Sequence[Tree]) -> None:
         """Gives it parameters, which it donates, and the inputs of the first step, the second, ...
 
@@ -93,16 +99,30 @@ def update(
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], Tree]], rounds: int
+    candidates: Mapping[str, Callable[[], Tree]],
+    rounds: int,
+    *,
+    calls: int | None = None,
+    until: float = math.inf,
 ) -> dict[str, list[float]]:
     """Milliseconds of each call, the candidates taking turns, so that noise hits all alike.
 
     On a GPU each turn is several calls, queued as in a training job, and this is their mean:
     else the time would be that of the host, which waits for every one of many small kernels.
+
+    Args:
+      candidates: what to time, keyed by name. A candidate may return any object that has
+        ``block_until_ready()``.
+      rounds: how many turns of each candidate are measured.
+      calls: how many calls one turn has. None means 10 on a GPU and 1 elsewhere.
+      until: the ``time.monotonic()`` after which no further round starts; two are always measured.
     """
-    calls = 10 if jax.default_backend() == "gpu" else 1
+    if calls is None:
+        calls = 10 if jax.default_backend() == "gpu" else 1
     milliseconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(WARMUP_ROUNDS + rounds):
+        if turn >= WARMUP_ROUNDS + 2 and time.monotonic() > until:
+            break
         for name, call in candidates.items():
             began = time.perf_counter()
             for _ in range(calls):

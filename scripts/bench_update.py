@@ -161,11 +161,23 @@ class TorchStep:
             x.grad = g
             params.append(x)
         self._optimizer = make(params)
+        self._step = self._optimizer.step
         self._wait = torch.cuda.synchronize if gradients[0].is_cuda else lambda: None
 
-    def __call__(self) -> None:
-        """One step."""
+    def __call__(self) -> "TorchStep":
+        """Starts one step. On a GPU it may still run when this returns."""
+        self._step()
+        return self
+
+    def compile(self) -> None:
+        """Makes the state by one eager step, then compiles all further steps as one program."""
+        import torch
+
         self._optimizer.step()
+        self._step = torch.compile(self._optimizer.step)
+
+    def block_until_ready(self) -> None:
+        """Waits until all started steps are done."""
         self._wait()
 
     @property
@@ -180,8 +192,8 @@ class ReadAndWrite:
 
     num_bytes = 2**30  # far more than any cache
 
-    def __init__(self) -> None:
-        self._array = jnp.ones(self.num_bytes // 4, jnp.float32)
+    def __init__(self, num_bytes: int | None = None) -> None:
+        self._array = jnp.ones((num_bytes or self.num_bytes) // 4, jnp.float32)
         self._negate = jax.jit(jnp.negative, donate_argnums=0)
 
     def __call__(self) -> jax.Array:

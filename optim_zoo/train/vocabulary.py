@@ -5,12 +5,15 @@ import importlib.resources
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from optim_zoo.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -86,12 +89,15 @@ def read_vocabulary(path: str) -> Vocabulary:
     return Vocabulary(tokens, pad, unk, cls, sep, mask, digest_of(tokens))
 
 
-def tokenizer(vocabulary: Vocabulary) -> Tokenizer:
+def tokenizer(vocabulary: Vocabulary) -> "Tokenizer":
     """BERT's WordPiece tokenizer, without [CLS] and [SEP] around the text.
 
     Text is lowercased unless the vocabulary has the token "A", as every cased one does. A special
     token spelled out in the text ("[MASK]") stays plain text.
     """
+    # Imported here, because a program that encodes no text must run without tokenizers.
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
     built = Tokenizer(models.WordPiece(vocab=ids, unk_token="[UNK]"))
     built.normalizer = normalizers.BertNormalizer(lowercase="A" not in ids)
@@ -126,7 +132,7 @@ def _vocabulary_bytes(path: str) -> bytes:
         ) from error
 
 
-def _encode_one(document: str, encoder: Tokenizer, dtype: np.dtype[np.unsignedinteger]) -> Tokens:
+def _encode_one(document: str, encoder: "Tokenizer", dtype: np.dtype[np.unsignedinteger]) -> Tokens:
     """Token ids of one document: no token crosses a line, so its blocks of lines encode alone."""
     encodings = encoder.encode_batch_fast(list(_blocks(document)), add_special_tokens=False)
     return np.concatenate([np.array(encoding.ids, dtype) for encoding in encodings])
