@@ -310,8 +310,10 @@ def nans_in_a_row() -> Row:
 
 def negative_zero() -> Row:
     """A gradient that must not move parameters: NaN for a guard, the first of a micro-batch."""
-    params = jnp.array([-0.0, 0.0, 1.0])
-    bad, good = jnp.array([jnp.nan, 1.0, 1.0]), jnp.ones(3)
+    # `MultiSteps` multiplies the update by 0. A product of 0.0 changes a parameter of -0.0, and a
+    # product of -0.0 does not. XLA's version decides which sign of the gradient gives 0.0.
+    params = jnp.array([-0.0, -0.0, 0.0, 1.0])
+    bad, good = jnp.array([jnp.nan, 1.0, 1.0, 1.0]), jnp.array([1.0, -1.0, 1.0, 1.0])
 
     def changed(tx: Any, gradient: jax.Array) -> bool:
         return not _same_bits(_run(tx, params, [gradient])[-1], params)
