@@ -56,7 +56,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def environment() -> dict[str, str]:
     own = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    return {**own, "JAX_PLATFORMS": "cpu"}
+    return {**own, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "default"}
 
 
 def command(tiny: Path, folder: Path, *overrides: str) -> list[str]:
@@ -329,6 +329,7 @@ def finished(
     return folder, run(tiny, folder)
 
 
+@pytest.mark.newest
 def test_a_run_prints_plain_lines_into_a_pipe_and_nothing_else(
     finished: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:

@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 from optim_zoo import adam, registry, rules, scale_by_adam, schedules, stacked, transforms
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
+newest = pytest.mark.newest  # the tests that depend most on JAX, optax, Flax and Orbax
 
 Make = Callable[..., optax.GradientTransformation]  # takes at least a learning rate
 
@@ -201,6 +202,7 @@ def _assert_close(actual: Any, expected: Any, rtol: float = 2e-6, atol: float = 
 # Types.
 
 
+@newest
 @full
 @pytest.mark.parametrize("dtypes", DTYPES, ids="-".join)
 def test_updates_are_like_the_parameters_and_state_keeps_its_types(
@@ -299,6 +301,7 @@ def test_eps_does_not_vanish_in_float16(make: Make, eps: float | None) -> None:
         states = (low, high)
 
 
+@newest
 @full
 @pytest.mark.parametrize("dtypes", [DTYPES[0], DTYPES[3]], ids="-".join)
 def test_runs_in_a_scan(make: Make, dtypes: tuple[str, str]) -> None:
@@ -321,6 +324,7 @@ def test_runs_in_a_scan(make: Make, dtypes: tuple[str, str]) -> None:
     assert _types(scanned[1]) == _types(looped[1])
 
 
+@newest
 @full
 def test_float64_stays_float64(make: Make) -> None:
     with jax.enable_x64(True):
@@ -338,6 +342,7 @@ def test_float64_stays_float64(make: Make) -> None:
 # Compiled.
 
 
+@newest
 @full
 def test_nothing_compiles_twice(make: Make) -> None:
     tx = make(schedules.warmup_cosine(0.1, 2, 10))
@@ -355,6 +360,7 @@ def test_nothing_compiles_twice(make: Make) -> None:
     assert len(traces) == step._cache_size() == 1
 
 
+@newest
 @full
 def test_compiled_equals_eager(make: Make) -> None:
     """Compiled as users have it."""
@@ -397,6 +403,7 @@ def test_a_schedule_sees_step_0_first(make: Make) -> None:
         assert (x != y).any()
 
 
+@newest
 @every
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_donated_step_right_after_init(make: Make, dtype: str) -> None:
@@ -444,6 +451,7 @@ def _injected(make: Make) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return _jit(injected.init), _jit(injected.update)
 
 
+@newest
 @plain
 def test_inject_hyperparams(make: Make) -> None:
     values = _numeric(make)
@@ -570,6 +578,7 @@ def test_a_bare_array_is_a_tree(make: Make) -> None:
     assert updates.shape == (3,)
 
 
+@newest
 @full
 def test_masked_and_partition(make: Make) -> None:
     """Each part is handled as if it were alone; patterns that match elsewhere are no error."""
@@ -605,6 +614,7 @@ def test_masked_and_partition(make: Make) -> None:
 # In other people's wrappers.
 
 
+@newest
 @full
 def test_multi_steps(make: Make) -> None:
     """Two halves of a gradient are one whole; between them nothing moves."""
@@ -622,6 +632,7 @@ def test_multi_steps(make: Make) -> None:
     _assert_close(updates, expected, rtol=1e-5, atol=1e-6)
 
 
+@newest
 @full
 def test_apply_if_finite(make: Make) -> None:
     """A refused step leaves no trace."""
@@ -639,6 +650,7 @@ def test_apply_if_finite(make: Make) -> None:
     _assert_equal(after_refusal, without)
 
 
+@newest
 @full
 def test_tree_map_params_sees_what_is_like_the_parameters(make: Make) -> None:
     """How shardings of an optimizer's state are made from those of the parameters."""
@@ -699,6 +711,7 @@ def _flax_make(make: Make) -> Make:
     return make
 
 
+@newest
 @full
 def test_linen_and_nnx_train_alike(make: Make) -> None:
     model = NnxModel(nnx.Rngs(0))
@@ -726,6 +739,7 @@ def test_linen_and_nnx_train_alike(make: Make) -> None:
     assert all(jax.tree.leaves(moved))
 
 
+@newest
 @full
 def test_nnx_models_with_sharding_annotations(make: Make) -> None:
     """State that is not like the parameters must not inherit their annotations."""
@@ -744,6 +758,7 @@ def test_nnx_models_with_sharding_annotations(make: Make) -> None:
         assert model.dense.kernel[...].sharding.spec == P(None, "model")
 
 
+@newest
 @full
 def test_linen_models_with_sharding_annotations(make: Make) -> None:
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
@@ -766,6 +781,7 @@ def test_linen_models_with_sharding_annotations(make: Make) -> None:
 # On disk.
 
 
+@newest
 @full
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_checkpoint_gives_back_every_bit(make: Make, dtype: str, tmp_path: Path) -> None:
@@ -784,6 +800,7 @@ def test_a_checkpoint_gives_back_every_bit(make: Make, dtype: str, tmp_path: Pat
     )
 
 
+@newest
 @full
 def test_flax_serialization_gives_back_every_bit(make: Make) -> None:
     tx, step = _compiled(make)
@@ -883,6 +900,7 @@ def test_default_patterns_need_not_match(make: Make) -> None:
     tx.update(params, tx.init(params), params)
 
 
+@newest
 @full
 def test_init_traces_without_numbers(make: Make) -> None:
     """State can be planned from shapes alone, as sharded initialisation needs."""

@@ -11,6 +11,8 @@ import optim_zoo
 from optim_zoo import recorded
 from optim_zoo.recorded.agreement import REFERENCE_NOISE, follow, steps
 
+pytestmark = pytest.mark.newest
+
 every_case = pytest.mark.parametrize("case", recorded.cases(), ids=lambda case: case.id)
 
 # What the references call their state, and the fields of ours that it may be.

@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from optim_zoo import accumulation, lamb, lars, metrics, ranger, sharding
 
+pytestmark = pytest.mark.newest
+
 # SGD beside LAMB: a trust ratio would hide a gradient of the wrong scale.
 OPTIMIZERS = {
     "sgd": lambda: optax.sgd(0.1, momentum=0.9),

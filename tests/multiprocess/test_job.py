@@ -217,6 +217,7 @@ def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # One run, by any number of processes
 
 
+@pytest.mark.newest
 def test_the_first_process_writes_and_speaks(two: tuple[Path, list[Any]]) -> None:
     folder, ((code, out, err), *others) = two
     assert (code, err) == (0, "")
@@ -231,6 +232,7 @@ def test_the_first_process_writes_and_speaks(two: tuple[Path, list[Any]]) -> Non
     assert "distributed" not in (folder / "config.toml").read_text()
 
 
+@pytest.mark.newest
 def test_two_processes_give_the_losses_of_one(two: tuple[Path, Any], one: Path) -> None:
     np.testing.assert_allclose(losses(two[0]), losses(one), rtol=RTOL)
 
