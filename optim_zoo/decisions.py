@@ -158,7 +158,10 @@ def _check_kept(before: Tree, after: Tree) -> None:
     if structure != jax.tree.structure(after):
         expected = "keep the structure of its state in a step"
         raise ArgumentTypeError(
-            "inner", expected, after, sentence=f"the inner transformation must {expected}"
+            "inner",
+            expected,
+            str(jax.tree.structure(after)),
+            sentence=f"the inner transformation must {expected}",
         )
     changed = [
         f"{path or 'state'} from {_kind(x)} to {_kind(y)}"

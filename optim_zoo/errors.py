@@ -12,6 +12,7 @@ A check that refuses an argument raises an `ArgumentError`. It is also a ``Value
 """
 
 import contextlib
+import copy
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -21,7 +22,7 @@ import numpy as np
 
 
 class ArgumentError(Exception):
-    """An argument was refused. What is raised is `ArgumentValueError` or `ArgumentTypeError`.
+    """Base class of `ArgumentValueError` and `ArgumentTypeError`; it is not raised itself.
 
     The message is ``<caller>: <argument> must <expected>, got <received>: <advice>``, or
     ``sentence`` where that does not read well. It is made from these parts when it is shown, so
@@ -34,7 +35,7 @@ class ArgumentError(Exception):
       advice: what to do, where that does not follow from ``expected``.
       sentence: the whole message, with ``{argument}`` where it names the argument.
       related: the other arguments involved, where ``received`` is wrong only together with them.
-      caller: the function that was called, where the name of the argument does not tell enough.
+      caller: the function that was called, if the argument's name alone is ambiguous.
     """
 
     def __init__(
@@ -64,28 +65,27 @@ class ArgumentError(Exception):
         advice = f": {self.advice}" if self.advice else ""
         return f"{caller}{self.argument} must {self.expected}, got {_shown(self.received)}{advice}"
 
-    def renamed(self, argument: str) -> Self:
-        """The same error about an argument of another name.
+    def renamed(self, argument: str, related: Sequence[str] | None = None) -> Self:
+        """Returns a copy about an argument of another name, and with other related arguments.
 
         For a function that passes its own argument on under the name of another function.
         """
-        return type(self)(
-            argument,
-            self.expected,
-            self.received,
-            self.advice,
-            self.sentence,
-            self.related,
-            self.caller,
-        )
+        again = copy.copy(self)
+        again.argument = argument
+        again.related = self.related if related is None else tuple(related)
+        again.args = (argument, *self.args[1:5], again.related, *self.args[6:])
+        return again
 
     def __copy__(self) -> Self:
-        return self.renamed(self.argument)
+        # Not by calling the class: a subclass may have an __init__ of its own, and notes are kept.
+        again = type(self).__new__(type(self), *self.args)
+        again.__dict__.update(self.__dict__)
+        return again
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         """Replaces a received value that cannot be pickled, such as a lambda, by its text.
 
-        The error of a worker process then reaches its parent in any case.
+        This lets a worker process send the error to its parent.
         """
         try:
             pickle.dumps(self.received)
@@ -105,7 +105,7 @@ class ArgumentTypeError(ArgumentError, TypeError):
 
 @contextlib.contextmanager
 def renaming(names: Mapping[str, str]) -> Iterator[None]:
-    """Renames the argument of an `ArgumentError` that is raised inside the ``with`` block.
+    """Renames the arguments of an `ArgumentError` that is raised inside the ``with`` block.
 
     For a function that passes its own argument on under the name of another function::
 
@@ -118,10 +118,10 @@ def renaming(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except ArgumentError as error:
-        name = names.get(error.argument, error.argument)
-        if name == error.argument:
+        argument, *related = (names.get(x, x) for x in (error.argument, *error.related))
+        if (argument, *related) == (error.argument, *error.related):
             raise
-        again = error.renamed(name).with_traceback(error.__traceback__)
+        again = error.renamed(argument, related).with_traceback(error.__traceback__)
         raise again from error.__cause__
 
 

@@ -209,7 +209,7 @@ def check(state: Tree) -> None:
         raise ArgumentTypeError(
             "state",
             "hold numbers",
-            state,
+            "a traced state",
             advice,
             sentence=f"guards.check reads numbers: {advice}",
         )

@@ -132,7 +132,8 @@ def stochastic_rounding(
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
-    if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key) or jnp.shape(key):
+    is_array = isinstance(key, jax.Array)
+    if not is_array or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
         raise ArgumentTypeError("key", "be one key, such as jax.random.key(0)", key)
 
     def init(params: Tree) -> StochasticRoundingState:
@@ -236,6 +237,10 @@ def store_state(
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
+    given: Any = dtypes
+    if not isinstance(given, Mapping):
+        expected = "be a mapping from fields of the state to dtypes"
+        raise ArgumentTypeError("dtypes", expected, given)
     for name, dtype in dtypes.items():
         allowed = _NARROW if name in _FIRST_MOMENTS else ("bfloat16",)
         ranges.check_choice(f"dtype for {name}", dtype, allowed, argument="dtypes")

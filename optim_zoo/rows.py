@@ -247,6 +247,16 @@ def check_updates(piece: str, updates: Tree, like: Tree, *, sparse: bool = False
             related=["params"],
         )
     for (path, u), x in zip(given, expected, strict=True):
+        if not jax.tree_util.all_leaves([x], is_sparse) and not is_partial(x):
+            name, kind = path or "the parameter", type(x).__name__
+            raise ArgumentValueError(
+                "updates",
+                "be a tree like the parameters",
+                type(u).__name__,
+                sentence=f"{piece}: gradients must be a tree like the parameters; that of {name} "
+                f"is an array, its parameter is in a {kind}",
+                related=["params"],
+            )
         dtype = u.dtype if is_sparse(u) else jnp.result_type(u)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ArgumentTypeError(

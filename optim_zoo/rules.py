@@ -35,7 +35,7 @@ def optional(*patterns: str) -> AnnotatedPatterns:
 
 
 def named(argument: str, patterns: Patterns) -> AnnotatedPatterns:
-    """Returns ``patterns`` that errors, also those of ``init``, call ``argument``.
+    """Returns ``patterns`` that errors, including those from ``init``, report as ``argument``.
 
     For a function that passes its own argument on under the name of another function::
 
@@ -101,7 +101,9 @@ def check_rules(name: str, rules: Rules) -> None:
       ArgumentValueError: a pattern is not a regular expression.
     """
     pairs = isinstance(rules, (tuple, list))
-    if not pairs or not all(isinstance(r, (tuple, list)) and len(r) == 2 for r in rules):
+    if not pairs or not all(
+        isinstance(r, (tuple, list)) and len(r) == 2 and isinstance(r[0], str) for r in rules
+    ):
         raise ArgumentTypeError(name, "be a list of pairs (path pattern, value)", rules)
     check_patterns(name, [pattern for pattern, _ in rules])
 

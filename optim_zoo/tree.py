@@ -14,9 +14,9 @@ from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 
 Tree = Any  # any pytree; the signature that uses it says what its leaves are
 
-_COMPLEX_ADVICE = "hold real and imaginary part apart"
+_COMPLEX_ADVICE = "store the real and imaginary parts as separate arrays"
 
-# Flax wraps an array in a variable or in a box of metadata, whose field ``value`` names nothing.
+# Flax wraps arrays in variables or metadata boxes. Their field ``value`` is not part of a path.
 # They are looked up where Flax has already been imported, because the core must not import it.
 _BOXES = (("flax.nnx", "Variable"), ("flax.core.meta", "AxisMetadata"))
 
@@ -28,9 +28,10 @@ def leaves_with_path(
 
     A path is the keys, attributes and indices from the root to the leaf, joined by ``/``:
     ``encoder/layer_0/attention/query/kernel``. The field ``value`` of a Flax variable
-    (``nnx.Variable``) or metadata box (``nn.Partitioned``, ``nn.LogicallyPartitioned``) is left
-    out, so that a dict of arrays, a dict of boxes and an ``nnx.State`` of the same model have the
-    same paths. A field ``value`` of any other node is part of the path.
+    (``nnx.Variable``) or metadata box (``flax.core.meta.AxisMetadata``: ``nn.Partitioned`` and
+    ``nn.LogicallyPartitioned``) is left out, also where it is not the last key, so that a dict of
+    arrays, a dict of boxes and an ``nnx.State`` of the same model have the same paths. A field
+    ``value`` of any other node is part of the path.
 
     Args:
       tree: any pytree.
@@ -139,7 +140,7 @@ def is_partial(tree: Tree) -> bool:
 
 
 def wide(x: jax.typing.ArrayLike) -> jax.Array:
-    """``x`` in float32, or as it is where its dtype is wider."""
+    """Returns ``x`` in float32, or unchanged if its dtype is wider."""
     x = jnp.asarray(x)
     return x.astype(wide_dtype(x))
 
@@ -188,6 +189,6 @@ def check_floating(params: Tree) -> None:
 def varying_axes(x: jax.typing.ArrayLike) -> frozenset[str]:
     """The mesh axes that ``x`` varies over by its type under ``shard_map``.
 
-    Empty under ``jit`` and ``pmap``, and where ``check_vma=False`` leaves it untold.
+    Empty under ``jit`` and ``pmap``, and with ``check_vma=False``, which does not record them.
     """
     return frozenset(jax.typeof(x).manual_axis_type.varying)

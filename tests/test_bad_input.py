@@ -146,7 +146,7 @@ def _trees() -> Iterator[Row]:
             )
         for dtype, advice in (
             ("int32", "leave it out with optax.masked"),
-            ("complex64", "hold real and imaginary part apart"),
+            ("complex64", "store the real and imaginary parts as separate arrays"),
         ):
             params = _tree(embed=jnp.ones((5, 2), dtype))
             yield (
@@ -242,11 +242,11 @@ TABLE: list[Row] = [
     ("lars-nesterov", lambda: oz.lars(0.1, 0.0, nesterov=True), ValueError, NO_MOMENTUM),
     ("trace-nesterov", lambda: oz.trace_momentum(0.0, nesterov=True), ValueError, NO_MOMENTUM),
     ("sgd-nesterov-dampening", lambda: oz.sgd(0.1, 0.9, True, 0.5), ValueError,
-     "^nesterov is of the undamped heavy ball, got dampening 0.5"),
+     "^nesterov cannot be combined with dampening, got 0.5"),
     ("trace-nesterov-ema", lambda: oz.trace_momentum(ema=True, nesterov=True), ValueError,
-     "^nesterov is of the undamped heavy ball, got ema"),
+     "^nesterov cannot be combined with ema"),
     ("trace-ema-dampening", lambda: oz.trace_momentum(ema=True, dampening=0.5), ValueError,
-     "^dampening is of the heavy ball, got 0.5 with ema"),
+     "^dampening cannot be combined with ema, got 0.5"),
     ("sgd-dampening", lambda: oz.sgd(0.1, 0.9, dampening=2), ValueError,
      r"^dampening must be in \[0, 1\], got 2"),
     # Lookahead and what wraps.

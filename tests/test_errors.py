@@ -81,6 +81,38 @@ def test_a_renamed_error_speaks_of_the_new_name_throughout() -> None:
     )
 
 
+class _Own(ArgumentValueError):
+    """A subclass whose ``__init__`` takes other arguments."""
+
+    def __init__(self, argument: str) -> None:
+        super().__init__(argument, "be small", 3, related=["b2", "b3"])
+
+
+def test_renaming_keeps_everything_else() -> None:
+    error = _Own("b1")
+    error.add_note("a note")
+    with pytest.raises(_Own) as caught, errors.renaming({"b1": "beta1", "b2": "beta2"}):
+        raise error
+    assert caught.value.argument == "beta1"
+    assert caught.value.related == ("beta2", "b3")
+    assert caught.value.__notes__ == ["a note"]
+    assert (error.argument, error.related) == ("b1", ("b2", "b3"))
+    with pytest.raises(_Own) as caught, errors.renaming({"other": "name"}):
+        raise error
+    assert caught.value is error
+
+
+def test_related_arguments_are_those_of_the_caller() -> None:
+    for call, related in (
+        (lambda: oz.nesterov(0.1, 0.0), ("momentum",)),
+        (lambda: ports.torch.SGD(0.1, 0.0, nesterov=True), ("momentum",)),
+        (lambda: oz.trace_momentum(0.0, nesterov=True), ("decay",)),
+    ):
+        with pytest.raises(ArgumentValueError) as caught:
+            call()
+        assert caught.value.related == related
+
+
 EXAMPLES: list[Exception] = [
     ArgumentValueError("b1", "be in [0, 1)", 1.5),
     ArgumentTypeError("x", "be a number", "1", "drop the quotes", caller="split"),
@@ -164,6 +196,9 @@ def test_a_user_error_is_no_error_of_an_argument() -> None:
         (lambda: ports.torch.AdamW(betas=(0.9, 1.0)), "betas[1]", 1.0),
         (lambda: ports.torch.AdamW(betas=0.9), "betas", 0.9),  # type: ignore[arg-type]
         (lambda: ports.timm.Lookahead(3), "base_optimizer", 3),
+        (lambda: ports.tf1.AdamOptimizer(beta_1=2.0), "beta_1", 2.0),
+        (lambda: ports.tf1.AdamOptimizer(beta1=2.0), "beta1", 2.0),
+        (lambda: ports.tf1.AdamOptimizer(beta2=2.0), "beta2", 2.0),
         (lambda: ports.tf1.MomentumOptimizer(0.1, 0.0, use_nesterov=True), "use_nesterov", True),
         (lambda: ports.keras.Adam(clipnorm=-1.0), "clipnorm", -1.0),
     ],
@@ -286,13 +321,22 @@ def _paths(constructor: Callable[..., Any]) -> Iterator[tuple[str, Any, type[Arg
     """Arguments made of path patterns, with wrong values and what is raised."""
     for name in inspect.signature(constructor).parameters:
         if name.startswith("exclude") or name == "skip_list":
+            if inspect.signature(constructor).parameters[name].default is not None:
+                yield name, None, ArgumentTypeError
             yield name, "bias", ArgumentTypeError  # a string, of which every letter would be one
             yield name, [3], ArgumentTypeError
             if name != "skip_list":  # parts of a path, no regular expressions
                 yield name, ["("], ArgumentValueError
             yield name, ["absent"], ArgumentValueError
+        elif name == "dtypes":
+            yield name, None, ArgumentTypeError
+            yield name, {"absent": "bfloat16"}, ArgumentValueError
+        elif name == "key":
+            yield name, None, ArgumentTypeError
+            yield name, jnp.zeros(2, "uint32"), ArgumentTypeError
         elif name == "layers":
             yield name, [("a", 0)], ArgumentTypeError
+            yield name, [(3, oz.stacked(0))], ArgumentTypeError
             yield name, [("absent", oz.stacked(0))], ArgumentValueError
             yield name, [("a", oz.stacked(5))], ArgumentValueError
         elif name == "axis_name":
@@ -317,7 +361,7 @@ def test_wrong_patterns_are_an_error_about_the_argument_as_the_caller_wrote_it(
     with pytest.raises(kind) as caught:
         constructor(**_arguments(constructor) | {name: value}).init({"a": jnp.ones(2)})
     assert caught.value.argument == name
-    assert str(caught.value).startswith(name)
+    assert str(caught.value).startswith(name) or name == "dtypes"  # which names the field
 
 
 # Nobody reads their text

@@ -49,7 +49,8 @@ def in_source_words(port: Callable[P, R]) -> Callable[P, R]:
     The pieces of a port raise an `ArgumentError` about their own argument, such as ``b1``. It is
     raised again about the argument that the port passes on as that one, such as ``betas[0]``.
     """
-    arguments = list(inspect.signature(port).parameters)
+    parameters = inspect.signature(port).parameters
+    arguments = list(parameters)
 
     def own_name(name: str) -> str:
         others = [other for names in _NAMES if name in names for other in names]
@@ -59,8 +60,11 @@ def in_source_words(port: Callable[P, R]) -> Callable[P, R]:
     own_names = {name: own_name(name) for names in _NAMES for name in names}
 
     def named(name: str, value: Any) -> Any:
-        is_patterns = name.startswith("exclude_from_") and value is not None
-        return rules.named(name, value) if is_patterns else value
+        if not name.startswith("exclude_from_"):
+            return value
+        if value is None and name in parameters and parameters[name].default is None:
+            return None
+        return rules.named(name, value)
 
     @functools.wraps(port)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:

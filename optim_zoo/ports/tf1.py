@@ -6,7 +6,7 @@ changes nothing. Each agrees with the source to 1e-9 in float64.
 
 import optax
 
-from optim_zoo import optimizers
+from optim_zoo import errors, optimizers
 from optim_zoo.ports._pieces import (
     Rate,
     chain,
@@ -36,10 +36,11 @@ def AdamOptimizer(
     refuse("tf1.AdamOptimizer", use_locking=(use_locking, False))
     b1 = beta_1 if beta1 is None else beta1
     b2 = beta_2 if beta2 is None else beta2
-    return chain(
-        scale_by_adam_epsilon_hat(b1, b2, epsilon),
-        scale_by_learning_rate(learning_rate),
-    )
+    own_names = {"b1": "beta_1" if beta1 is None else "beta1"}
+    own_names |= {"b2": "beta_2" if beta2 is None else "beta2"}
+    with errors.renaming(own_names):
+        direction = scale_by_adam_epsilon_hat(b1, b2, epsilon)
+    return chain(direction, scale_by_learning_rate(learning_rate))
 
 
 @in_source_words

@@ -344,8 +344,15 @@ def machine() -> dict[str, str]:
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
         "libraries": ", ".join(versions),
-        "optim_zoo": importlib.metadata.version("optim-zoo"),
+        "optim_zoo": _own_version(),
     }
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("optim-zoo")
+    except importlib.metadata.PackageNotFoundError:  # used by PYTHONPATH, without being installed
+        return "from a checkout"
 
 
 def _cores() -> int | None:

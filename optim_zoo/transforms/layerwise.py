@@ -105,7 +105,7 @@ def scale_by_layer(
             by_path=ScaleByTrustRatioState._fields,
             init=init,
             check=check,
-            needs_params=True,
+            params="required",
             waits_for="trust_ratio",
         )
     )

@@ -1,6 +1,6 @@
-"""Pieces that treat every array alone: each is declared for one array and lifted to trees here.
+"""Lifts pieces that are declared for one array to trees of arrays.
 
-A piece declares how it changes the update of one array and what its state is made of. From this
+A piece declares how it changes the update of one array and what its state consists of. From this
 declaration `leafwise` makes an ordinary optax transformation, and `chain_leaf_by_leaf` can run
 several pieces on one leaf before it begins the next.
 """
@@ -8,7 +8,7 @@ several pieces on one leaf before it begins the next.
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,31 +23,31 @@ class Leaf(NamedTuple):
     """What a piece may read about the leaf that it updates."""
 
     path: str  # see `optim_zoo.tree.leaves_with_path`
-    parameter: Any  # the array; None where `update` was called without parameters
+    parameter: Any  # the array; None where the piece declares that it does not use it
     shared: Any  # what the declaration's `begin` computed once for all leaves
 
 
 def _no_fields(path: str, x: jax.Array) -> Mapping[str, Any]:
-    """The `Declaration.init` of a piece without a field of its leaves."""
+    """Default of `Declaration.init`: a leaf has no fields of its own."""
     return {}
 
 
 def _begin_without_change(state: Any) -> tuple[Any, Any]:
-    """The `Declaration.begin` of a piece without a shared field that changes."""
+    """Default of `Declaration.begin`: changes nothing."""
     return state, None
 
 
 def _accept(params: Tree) -> None:
-    """The `Declaration.check` of a piece that takes any parameters."""
+    """Default of `Declaration.check`: accepts any parameters."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """How a piece treats one array, and which fields its state has.
+    """Describes how a piece treats one array, and which fields its state has.
 
     The state of a tree is a NamedTuple. The state of one leaf is the same NamedTuple, in which a
     field like the parameters holds one array, a field keyed by path holds the value of this leaf
-    (None where it has none), and a shared field holds what it holds for the tree.
+    (None if it has none), and a shared field has the same value for every leaf.
 
     Attributes:
       name: of the piece, for messages.
@@ -61,12 +61,13 @@ class Declaration:
         entry in the fields keyed by path leaves them out.
       init_shared: ``() -> {field: value}``, for the shared fields.
       begin: ``state -> (state, shared)``, called once for each update: returns the state with
-        its shared fields as they are after the step, and what `Leaf.shared` will be.
-      check: called with the parameters in ``init``; raises where the piece does not fit them.
-      needs_params: whether ``update`` must be given the parameters.
-      takes_rows: whether ``update`` takes `SparseRows`.
-      waits_for: the field keyed by path that a leaf computes from all of its update, such as the
-        trust ratio. In `chain_leaf_by_leaf` the next leaf begins when it is known.
+        updated shared fields, and the value for `Leaf.shared`.
+      check: called with the parameters in ``init``; raises if the piece does not fit them.
+      params: whether the piece uses the parameters in ``update``: ``"unused"``, ``"optional"``
+        (`Leaf.parameter` is then None where they were not passed) or ``"required"``.
+      takes_rows: whether ``update`` accepts `SparseRows`.
+      waits_for: a field keyed by path, such as the trust ratio, whose computation reads the whole
+        update of the leaf. `chain_leaf_by_leaf` starts the next leaf after it.
     """
 
     name: str
@@ -78,63 +79,66 @@ class Declaration:
     init_shared: Callable[[], Mapping[str, Any]] = dict
     begin: Callable[[Any], tuple[Any, Any]] = _begin_without_change
     check: Callable[[Tree], None] = _accept
-    needs_params: bool = False
+    params: Literal["unused", "optional", "required"] = "unused"
     takes_rows: bool = False
     waits_for: str | None = None
 
 
 class Leafwise(optax.GradientTransformationExtraArgs):
-    """A transformation that treats every array alone, and says how; made by `leafwise`.
+    """A transformation that carries the `Declaration` of its piece; made by `leafwise`.
 
     Its ``update`` accepts and ignores extra arguments.
     """
 
     leaf: Declaration
 
+    def _replace(self, **functions: Any) -> optax.GradientTransformationExtraArgs:
+        # What has another init or update is no longer what the declaration describes.
+        return optax.GradientTransformationExtraArgs(*self)._replace(**functions)
 
-def leafwise(leaf: Declaration) -> Leafwise:
+
+def leafwise(declaration: Declaration) -> Leafwise:
     """Lifts a piece that is declared for one array to trees of arrays.
 
-    The state keeps the containers that the parameters have in ``init``. Updates keep theirs.
+    The state has the containers that the parameters have in ``init``, and keeps them. Updates keep
+    their own.
 
     Raises:
-      TypeError: in ``init``, a parameter is not floating-point; in ``update``, a gradient is not,
-        or is `SparseRows` where the piece does not take them.
-      ValueError: in ``init``, two leaves share a path and the state is keyed by path; in
-        ``update``, the parameters are missing where they are needed, or an update does not fit its
-        parameter.
+      ArgumentTypeError: in ``init``, a parameter is not floating-point; in ``update``, a gradient
+        is not, or it is `SparseRows` and the piece does not accept them.
+      ArgumentValueError: in ``init``, two leaves share a path and the state is keyed by path; in
+        ``update``, required parameters are missing, or an update does not fit its parameter.
     """
 
     def init(params: Tree) -> Any:
         check_floating(params)
-        leaf.check(params)
+        declaration.check(params)
         paths = leaf_paths(params)
-        arrays = jax.tree.leaves(params)
         structure: Any = jax.tree.structure(params)
-        made = [leaf.init(path, x) for path, x in zip(paths, arrays, strict=True)]
-        fields = {field: structure.unflatten([of[field] for of in made])
-                  for field in leaf.like_params}  # fmt: skip
-        if leaf.by_path:
+        of_leaves = list(map(declaration.init, paths, jax.tree.leaves(params)))
+        fields: dict[str, Any] = {}
+        for field in declaration.like_params:
+            fields[field] = structure.unflatten([made[field] for made in of_leaves])
+        if declaration.by_path:
             check_distinct(paths)
-        for field in leaf.by_path:
-            # optax.tree.map_params asks with a tree without leaves which parts of the state are
-            # like the parameters, and recognizes one that is not only where it has a leaf.
-            fields[field] = (
-                {path: of[field] for path, of in zip(paths, made, strict=True) if field in of}
-                if made
-                else jnp.zeros((), jnp.float32)
-            )
-        return leaf.state(**leaf.init_shared(), **fields)
+        for field in declaration.by_path:
+            made_by_path = zip(paths, of_leaves, strict=True)
+            fields[field] = {path: made[field] for path, made in made_by_path if field in made}
+            if not of_leaves:
+                # optax.tree.map_params calls init with a tree without leaves to find the parts of
+                # the state that are like the parameters. Another part needs a leaf to be seen.
+                fields[field] = jnp.zeros((), jnp.float32)
+        return declaration.state(**declaration.init_shared(), **fields)
 
     def update(
         updates: Tree, state: Any, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, Any]:
         del extra
-        updates, (state,) = _update_leaves([leaf], updates, [state], params, in_order=False)
+        updates, (state,) = _update_leaves([declaration], updates, [state], params, in_order=False)
         return updates, state
 
     made = Leafwise(init, update)
-    made.leaf = leaf
+    made.leaf = declaration
     return made
 
 
@@ -149,16 +153,20 @@ def chain_leaf_by_leaf(
     the trust ratio of the leaf before it, so that one direction exists at a time and is still in
     the cache when it is scaled.
 
-    On other devices nothing waits. Neither does anything under a mesh of several devices or inside
-    ``shard_map`` or ``pmap``, where reductions over devices that wait for one another could not be
-    combined. Numbers and state are those of ``optax.chain`` in every case.
+    On other devices no leaf waits. Nor does a leaf wait where ``jax.set_mesh`` has set a mesh of
+    several devices (`sharding.data_parallel` does so), or inside ``shard_map`` or ``pmap``:
+    reductions over devices that wait for one another cannot be combined. Updates and state are
+    those of ``optax.chain`` in every case.
+
+    The saving is that of an update whose gradients are arguments. In a whole training step the
+    gradients exist together anyway, because the first leaf needs the end of backpropagation.
 
     Args:
       pieces: any transformations. Neighbours that are `leafwise` run leaf by leaf; a piece that
         reads several leaves at once, such as clipping by the global norm, runs on the whole tree.
 
     Raises:
-      ValueError: there is no piece.
+      ArgumentValueError: there is no piece.
     """
     if not pieces:
         raise ArgumentValueError("pieces", "be at least one transformation", pieces)
@@ -179,9 +187,9 @@ def chain_leaf_by_leaf(
         after: list[Any] = []
         for declared, group in groups:
             if declared:
-                leaf_rules = [pieces[i].leaf for i in group]
+                declarations = [pieces[i].leaf for i in group]
                 before = [state[i] for i in group]
-                updates, made = _update_leaves(leaf_rules, updates, before, params, in_order=True)
+                updates, made = _update_leaves(declarations, updates, before, params, in_order=True)
                 after += made
                 continue
             for i in group:
@@ -210,7 +218,8 @@ def _update_leaves(
     _check(pieces, updates, states, params)
     structure: Any = jax.tree.structure(updates, is_leaf=rows.is_sparse)
     paths = leaf_paths(updates, is_leaf=rows.is_sparse)
-    parameters = [None] * len(paths) if params is None else structure.flatten_up_to(params)
+    uses_params = params is not None and any(piece.params != "unused" for piece in pieces)
+    parameters = structure.flatten_up_to(params) if uses_params else [None] * len(paths)
     begun = [piece.begin(state) for piece, state in zip(pieces, states, strict=True)]
     before = [_split(piece, state, structure, paths)
               for piece, (state, _) in zip(pieces, begun, strict=True)]  # fmt: skip
@@ -218,7 +227,7 @@ def _update_leaves(
     made, known = [], None
     for i, u in enumerate(structure.flatten_up_to(updates)):
         if in_order and known is not None:
-            u = rows.on_rows(_wait, u, known)
+            u = rows.on_rows(_wait_if_traced, u, known)
         for k, piece in enumerate(pieces):
             leaf = Leaf(paths[i], parameters[i], begun[k][1])
             u, state = piece.update(u, before[k][i], leaf)
@@ -238,10 +247,10 @@ def _check(
 ) -> None:
     """Raises unless updates, states and parameters are of one tree and every piece takes them."""
     for piece, state in zip(pieces, states, strict=True):
-        if piece.needs_params and params is None:
+        if piece.params == "required" and params is None:
             raise parameters_missing(piece.name)
         like = [getattr(state, field) for field in piece.like_params[:1]]
-        if params is not None and (piece.needs_params or not like):
+        if params is not None and piece.params != "unused":
             like.append(params)
         for tree in like or [updates]:
             rows.check_updates(piece.name, updates, tree, sparse=piece.takes_rows)
@@ -252,6 +261,7 @@ def _split(piece: Declaration, state: Any, structure: Any, paths: Sequence[str])
     columns = {field: structure.flatten_up_to(getattr(state, field)) for field in piece.like_params}
     for field in piece.by_path:
         values = getattr(state, field)
+        values = values if isinstance(values, Mapping) else {}  # an array if init saw no leaf
         columns[field] = [values.get(path) for path in paths]
     return [
         state._replace(**{field: column[i] for field, column in columns.items()})
@@ -264,16 +274,21 @@ def _join(piece: Declaration, state: Any, paths: Sequence[str], of_leaves: Seque
     fields: dict[str, Any] = {}
     for field in piece.like_params:
         structure: Any = jax.tree.structure(getattr(state, field))
-        fields[field] = structure.unflatten([getattr(leaf, field) for leaf in of_leaves])
+        fields[field] = structure.unflatten([getattr(made, field) for made in of_leaves])
     for field in piece.by_path if paths else ():
-        values = {path: getattr(leaf, field) for path, leaf in zip(paths, of_leaves, strict=True)}
-        fields[field] = {path: value for path, value in values.items() if value is not None}
+        values = zip(paths, [getattr(made, field) for made in of_leaves], strict=True)
+        fields[field] = {path: value for path, value in values if value is not None}
     return state._replace(**fields)
+
+
+def _wait_if_traced(x: jax.Array, known: jax.Array) -> jax.Array:
+    """Returns ``x``. Outside ``jit`` the leaves are computed one after another in any case."""
+    return _wait(x, jax.lax.stop_gradient(known)) if isinstance(x, jax.core.Tracer) else x
 
 
 @jax.jit  # so that it is traced once for each shape
 def _wait(x: jax.Array, known: jax.Array) -> jax.Array:
-    """Returns ``x``, on a CPU not before ``known`` is computed; its value does not matter.
+    """Returns ``x``. On a CPU the result also depends on ``known``, though not on its value.
 
     XLA on a CPU drops an ``optimization_barrier``, but cannot assume that a number times zero is
     zero. A value that is not finite is replaced, because it would make ``x`` NaN.

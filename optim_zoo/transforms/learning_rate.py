@@ -67,6 +67,7 @@ def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule, *, last: bool 
             state=ScaleByLearningRateState,
             init_shared=init_shared,
             begin=begin,
+            params="optional",
             takes_rows=True,
         )
     )
@@ -80,4 +81,4 @@ def cast_like_params() -> Leafwise:
     ) -> tuple[jax.Array, optax.EmptyState]:
         return (u if leaf.parameter is None else u.astype(leaf.parameter.dtype)), state
 
-    return leafwise(Declaration(name="cast_like_params", update=update))
+    return leafwise(Declaration(name="cast_like_params", update=update, params="optional"))

@@ -65,18 +65,18 @@ def trace_momentum(
                 "nesterov",
                 "be False without momentum",
                 nesterov,
-                advice := "set momentum, such as 0.9",
-                sentence=f"{{argument}} needs a momentum above 0, got 0: {advice}",
-                related=["decay", "momentum"],
+                "set momentum, such as 0.9",
+                sentence="{argument} needs a momentum above 0, got 0: set momentum, such as 0.9",
+                related=["decay"],
             )
         if damped or ema:
-            what = "ema" if ema else f"dampening {dampening}"
+            what = "ema" if ema else f"dampening, got {dampening}"
             raise ArgumentValueError(
                 "nesterov",
                 "be False with dampening or ema",
                 nesterov,
-                advice := "leave one out",
-                sentence=f"{{argument}} is of the undamped heavy ball, got {what}: {advice}",
+                "leave one out",
+                sentence=f"{{argument}} cannot be combined with {what}: leave one out",
                 related=["ema" if ema else "dampening"],
             )
     if ema and damped:
@@ -84,8 +84,8 @@ def trace_momentum(
             "dampening",
             "be 0 with ema",
             dampening,
-            advice := "leave one out",
-            sentence=f"{{argument}} is of the heavy ball, got {dampening} with ema: {advice}",
+            "leave one out",
+            sentence=f"{{argument}} cannot be combined with ema, got {dampening}: leave one out",
             related=["ema"],
         )
 

@@ -42,6 +42,6 @@ def add_decayed_weights(
             name="add_decayed_weights",
             update=update,
             check=lambda params: rules.check_matches("exclude", exclude, params),
-            needs_params=True,
+            params="required",
         )
     )

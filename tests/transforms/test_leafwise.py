@@ -1,13 +1,16 @@
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from flax.core import freeze
 
-from optim_zoo import lamb, lookahead, stacked
+from optim_zoo import adam, lamb, lookahead, stacked
+from optim_zoo.errors import ArgumentValueError
 from optim_zoo.transforms import (
     add_decayed_weights,
     chain_leaf_by_leaf,
@@ -212,6 +215,68 @@ def test_any_pieces_give_the_chain(
     assert jax.tree.structure(trained) == jax.tree.structure(expected)
     # Outside of jit every operation is rounded by itself: bit for bit.
     jax.tree.map(np.testing.assert_array_equal, trained, expected)
+
+
+def test_derivatives_are_those_of_the_chain() -> None:
+    """A layer of zeros has a norm without a derivative, which must not reach other layers."""
+    params = {"a": jnp.zeros(3), "b": jnp.array([1.0, 2.0]), "c": jnp.array([3.0, 4.0])}
+    gradients = {"a": jnp.ones(3), "b": jnp.array([0.1, 0.2]), "c": jnp.array([0.3, 0.1])}
+
+    def loss(params: Any, tx: optax.GradientTransformation) -> jax.Array:
+        return _steps(tx, params, [gradients])[0]["c"].sum()
+
+    chains = (chain_leaf_by_leaf(*_pieces()), optax.chain(*_pieces()))
+    by_leaf, plain = (jax.grad(loss)(params, tx) for tx in chains)
+    jax.tree.map(np.testing.assert_array_equal, by_leaf, plain)
+
+
+def test_outside_of_jit_leaves_may_be_on_different_devices() -> None:
+    first, second = jax.devices()[:2]
+    params = {"a": jax.device_put(jnp.ones(3), first), "b": jax.device_put(jnp.ones(2), second)}
+    tx = lamb(0.1)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["a"].devices() == {first}
+    assert updates["b"].devices() == {second}
+
+
+def test_a_replaced_function_is_called() -> None:
+    """``_replace`` of a NamedTuple: what it returns is no longer what the piece declares."""
+    tx = scale_by_adam()
+    doubled = tx._replace(
+        update=lambda u, state, params=None: tx.update(jax.tree.map(lambda x: 2 * x, u), state)
+    )
+    pieces = [doubled, scale_by_trust_ratio(), scale_by_learning_rate(0.1)]
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    trained = _steps(chain_leaf_by_leaf(*pieces), params, [params])
+    jax.tree.map(
+        np.testing.assert_array_equal, trained, _steps(optax.chain(*pieces), params, [params])
+    )
+    assert trained[1][0].mu["a"][0] == np.float32(0.2)
+
+
+def test_a_piece_that_does_not_use_the_parameters_does_not_look_at_them() -> None:
+    gradients = {"a": jnp.ones(2), "b": None}
+    tx = scale_by_adam()
+    for other in ({"a": jnp.ones(2), "b": jnp.ones(1)}, freeze(gradients), {"z": 1}):
+        updates, _ = tx.update(gradients, tx.init(gradients), other)
+        np.testing.assert_allclose(updates["a"], 1.0, rtol=1e-6)
+    for optimizer in (adam(0.1), lamb(0.1)):
+        with pytest.raises(ArgumentValueError, match="must be a tree like the parameters; they"):
+            optimizer.update(gradients, optimizer.init(gradients), {"z": jnp.ones(2)})
+
+
+def test_a_box_around_a_parameter_must_be_around_its_gradient() -> None:
+    params = {"a": nn.Partitioned(jnp.ones(3), names=(None,))}
+    tx = lamb(0.1)
+    with pytest.raises(ArgumentValueError, match="that of a is an array, its parameter is in"):
+        tx.update({"a": jnp.ones(3)}, tx.init(params), params)
+
+
+def test_a_trust_ratio_after_an_init_without_leaves() -> None:
+    tx, params = scale_by_trust_ratio(), {"a": jnp.ones(2)}
+    updates, state = tx.update(params, tx.init({}), params)
+    np.testing.assert_array_equal(updates["a"], params["a"])
+    assert state.trust_ratio == {"a": 1}
 
 
 def test_a_chain_must_have_pieces() -> None:
