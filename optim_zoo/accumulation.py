@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optim_zoo import layers, ranges, rows
+from optim_zoo import ranges, rows
 from optim_zoo.decisions import LeftOut, Refusals, all_finite, mean_loss, step_if
 from optim_zoo.errors import ArgumentValueError
+from optim_zoo.layers import mesh_axes
 from optim_zoo.tree import Tree, check_floating, varying_axes, wide, wide_dtype
 
 
@@ -33,7 +34,7 @@ def accumulate(
     *,
     skip_nonfinite: bool = True,
     max_consecutive: int = 10,
-    axis_name: layers.AxisName = None,
+    axis_name: mesh_axes.AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Calls ``inner`` once per ``every`` micro-batches, with the weighted mean of their gradients.
 
@@ -74,11 +75,11 @@ def accumulate(
     if not callable(every):
         ranges.check_count("every", every, 1)
     ranges.check_count("max_consecutive", max_consecutive, 1)
-    layers.check_axis_name(axis_name)
+    mesh_axes.check_axis_name(axis_name)
 
     def init(params: Tree) -> AccumulateState:
         check_floating(params)
-        layers.check_axis_matches(axis_name, params)
+        mesh_axes.check_axis_matches(axis_name, params)
         zero = jnp.zeros((), jnp.int32)
         return AccumulateState(
             zero,

@@ -14,7 +14,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from optim_zoo import rows
 from optim_zoo.errors import ArgumentTypeError
-from optim_zoo.layers import AxisName, all_axis_names, assign_axis_names
+from optim_zoo.layers.mesh_axes import AxisName, all_axis_names, assign_axis_names
 from optim_zoo.ranges import several_numbers
 from optim_zoo.tree import Tree, leaf_paths, varying_axes, wide
 

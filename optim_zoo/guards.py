@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optim_zoo import layers, ranges
+from optim_zoo import ranges
 from optim_zoo.decisions import Refusals, all_finite, all_of, choose_step, mean_loss
 from optim_zoo.errors import ArgumentTypeError
+from optim_zoo.layers import mesh_axes, norms
 from optim_zoo.tree import Tree
 
 
@@ -66,7 +67,7 @@ def skip_nonfinite(
     inner: optax.GradientTransformation,
     max_consecutive: int = 10,
     *,
-    axis_name: layers.AxisName = None,
+    axis_name: mesh_axes.AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Makes no step where a gradient, or the loss given as ``value=``, is not finite.
 
@@ -89,10 +90,10 @@ def skip_nonfinite(
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
     ranges.check_count("max_consecutive", max_consecutive, 1)
-    layers.check_axis_name(axis_name)
+    mesh_axes.check_axis_name(axis_name)
 
     def init(params: Tree) -> SkipNonfiniteState:
-        layers.check_axis_matches(axis_name, params)
+        mesh_axes.check_axis_matches(axis_name, params)
         return SkipNonfiniteState(Refusals.none(max_consecutive), inner.init(params))
 
     def update(
@@ -116,7 +117,7 @@ def skip_spikes(
     factor: float = 4.0,
     *,
     max_consecutive: int = 10,
-    axis_name: layers.AxisName = None,
+    axis_name: mesh_axes.AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Makes no step where the gradient's global norm or the loss jumps up.
 
@@ -143,10 +144,10 @@ def skip_spikes(
     ranges.check_count("window", window, 2)
     ranges.check("factor", factor, 1.0, open_low=True, open_high=True)
     ranges.check_count("max_consecutive", max_consecutive, 1)
-    layers.check_axis_name(axis_name)
+    mesh_axes.check_axis_name(axis_name)
 
     def init(params: Tree) -> SkipSpikesState:
-        layers.check_axis_matches(axis_name, params)
+        mesh_axes.check_axis_matches(axis_name, params)
         unknown = jnp.full(window, jnp.nan, jnp.float32)
         return SkipSpikesState(
             Refusals.none(max_consecutive),
@@ -159,7 +160,7 @@ def skip_spikes(
     def update(
         updates: Tree, state: SkipSpikesState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, SkipSpikesState]:
-        norm = layers.global_norm(updates, axis_name).astype(jnp.float32)
+        norm = norms.global_norm(updates, axis_name).astype(jnp.float32)
         value = extra.get("value")
         loss = jnp.full_like(norm, jnp.nan) if value is None else mean_loss(value, axis_name)
         warm = state.made >= window

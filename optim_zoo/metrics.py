@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optim_zoo import layers, ranges, rows
+from optim_zoo import ranges, rows
 from optim_zoo.decisions import LeftOut, Refusals, all_of
 from optim_zoo.errors import ArgumentValueError, parameters_missing
+from optim_zoo.layers import mesh_axes, norms
 from optim_zoo.transforms import (
     ClipByGlobalNormState,
     ScaleByLearningRateState,
@@ -42,7 +43,7 @@ _READ = (ClipByGlobalNormState, ScaleByLearningRateState, ScaleByTrustRatioState
 
 
 def with_metrics(
-    inner: optax.GradientTransformation, every: int = 1, *, axis_name: layers.AxisName = None
+    inner: optax.GradientTransformation, every: int = 1, *, axis_name: mesh_axes.AxisName = None
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps norms of what ``inner`` was given and gave, for `read`.
 
@@ -65,10 +66,10 @@ def with_metrics(
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
     ranges.check_count("every", every, 1)
-    layers.check_axis_name(axis_name)
+    mesh_axes.check_axis_name(axis_name)
 
     def init(params: Tree) -> WithMetricsState:
-        layers.check_axis_matches(axis_name, params)
+        mesh_axes.check_axis_matches(axis_name, params)
         state = inner.init(params)
         known = read(state)
         zeros: Tree = {
@@ -96,17 +97,17 @@ def with_metrics(
         def taken(steps: Tree) -> tuple[Any, ...]:
             gradient_norm = state.gradient_norm
             if gradient_norm is not None:
-                gradient_norm = layers.global_norm(updates, axis_name).astype(jnp.float32)
-            return gradient_norm, norms(params), norms(steps)
+                gradient_norm = norms.global_norm(updates, axis_name).astype(jnp.float32)
+            return gradient_norm, norms_by_path(params), norms_by_path(steps)
 
-        def norms(tree: Tree) -> dict[str, jax.Array]:
+        def norms_by_path(tree: Tree) -> dict[str, jax.Array]:
             def of_leaf(path: str, x: jax.Array, names: tuple[str, ...]) -> jax.Array | None:
                 if path not in state.update_norm:
                     return None
-                return layers.norm(x, (), names).astype(jnp.float32)
+                return norms.norm(x, (), names).astype(jnp.float32)
 
             arrays = rows.summed(tree)
-            names = layers.assign_axis_names(axis_name, arrays)
+            names = mesh_axes.assign_axis_names(axis_name, arrays)
             return by_path(map_with_path(of_leaf, arrays, names))
 
         kept = (state.gradient_norm, state.parameter_norm, state.update_norm)

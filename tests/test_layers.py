@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optim_zoo import clip_by_global_norm, lamb, layers, metrics, split, stacked, tree
+from optim_zoo.layers import norms
 
 SHAPE = (4, 6, 8)
 SPECS: list[tuple[layers.LayerAxis, ...]] = [
@@ -47,13 +48,13 @@ def _numpy_norms(x: np.ndarray, spec: layers.Layers) -> np.ndarray:
 def test_norms_and_their_expansion(rng: np.random.Generator, spec: Any) -> None:
     x = rng.normal(size=SHAPE).astype(np.float32)
     resolved = _resolved(spec)
-    norms = layers.norm(jnp.asarray(x), resolved)
+    found = norms.norm(jnp.asarray(x), resolved)
     expected = _numpy_norms(x, resolved)
-    assert norms.shape == expected.shape == layers.norm_shape(SHAPE, resolved)
-    np.testing.assert_allclose(norms, expected, rtol=1e-6)
+    assert found.shape == expected.shape == norms.norm_shape(SHAPE, resolved)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     # Every layer divided by its norm has norm 1.
-    unit = jnp.asarray(x) / layers.expand(norms, SHAPE, resolved)
-    np.testing.assert_allclose(layers.norm(unit, resolved), jnp.ones_like(norms), rtol=1e-6)
+    unit = jnp.asarray(x) / norms.expand(found, SHAPE, resolved)
+    np.testing.assert_allclose(norms.norm(unit, resolved), jnp.ones_like(found), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -72,10 +73,10 @@ def test_small_and_empty_arrays(
     shape: tuple[int, ...], spec: Any, expected: tuple[int, ...]
 ) -> None:
     resolved = _resolved(spec, shape)
-    norms = layers.norm(jnp.ones(shape), resolved)
-    assert norms.shape == layers.norm_shape(shape, resolved) == expected
-    assert np.isfinite(norms).all()
-    factors = layers.expand(norms, shape, resolved)
+    found = norms.norm(jnp.ones(shape), resolved)
+    assert found.shape == norms.norm_shape(shape, resolved) == expected
+    assert np.isfinite(found).all()
+    factors = norms.expand(found, shape, resolved)
     assert (jnp.ones(shape) * factors).shape == shape
     tx = lamb(0.1, layers=[("x", spec)])
     params = {"x": jnp.zeros(shape)}
@@ -86,14 +87,14 @@ def test_small_and_empty_arrays(
 
 @pytest.mark.parametrize(("dtype", "wide"), [("float16", "float32"), ("bfloat16", "float32")])
 def test_norms_of_half_precision_are_float32(dtype: str, wide: str) -> None:
-    norm = layers.norm(jnp.full((100, 100), 3000.0, dtype))
+    norm = norms.norm(jnp.full((100, 100), 3000.0, dtype))
     assert norm.dtype == wide
     np.testing.assert_allclose(norm, 300_000, rtol=5e-3)  # 3000 itself has a rounding in bfloat16
 
 
 def test_norms_of_float64_are_float64() -> None:
     with jax.enable_x64(True):
-        norm = layers.norm(jnp.full(3, 1 + 1e-12, "float64"))
+        norm = norms.norm(jnp.full(3, 1 + 1e-12, "float64"))
         assert norm.dtype == "float64"
         np.testing.assert_allclose(norm, math.sqrt(3) * (1 + 1e-12), rtol=1e-15)
 
@@ -102,14 +103,14 @@ def test_norms_of_float64_are_float64() -> None:
 def test_a_norm_is_one_pass_without_a_copy(spec: Any) -> None:
     shape = (4, 96, 512)
     resolved = _resolved(spec, shape)
-    jaxpr = jax.make_jaxpr(lambda x: layers.norm(x, resolved))(jnp.zeros(shape))
+    jaxpr = jax.make_jaxpr(lambda x: norms.norm(x, resolved))(jnp.zeros(shape))
     big = [
         eqn.primitive.name
         for eqn in jaxpr.eqns
         if any(getattr(v.aval, "shape", None) == shape for v in eqn.invars)
     ]
     assert big in (["square", "reduce_sum"], ["integer_pow", "reduce_sum"])
-    compiled = jax.jit(lambda x: layers.norm(x, resolved)).lower(jnp.zeros(shape)).compile()
+    compiled = jax.jit(lambda x: norms.norm(x, resolved)).lower(jnp.zeros(shape)).compile()
     size = 4 * math.prod(shape)
     # The array is read once, and what lies between is small beside it.
     assert compiled.cost_analysis()["bytes accessed"] < 1.2 * size

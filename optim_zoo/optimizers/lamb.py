@@ -3,8 +3,8 @@
 import jax
 import optax
 
-from optim_zoo import layers as layers_lib
 from optim_zoo import ranges, rules
+from optim_zoo.layers import mesh_axes
 from optim_zoo.transforms import (
     add_decayed_weights,
     chain_leaf_by_leaf,
@@ -27,7 +27,7 @@ def lamb(
     exclude_from_weight_decay: rules.Patterns = (),
     exclude_from_layer_adaptation: rules.Patterns = (),
     layers: rules.Rules = (),
-    axis_name: layers_lib.AxisName = None,
+    axis_name: mesh_axes.AxisName = None,
 ) -> optax.GradientTransformation:
     """AdamW's direction, scaled layer by layer to the norm of the parameters.
 

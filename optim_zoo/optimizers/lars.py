@@ -4,7 +4,7 @@ import jax
 import optax
 
 from optim_zoo import errors, rules
-from optim_zoo import layers as layers_lib
+from optim_zoo.layers import mesh_axes
 from optim_zoo.transforms import (
     cast_like_params,
     scale_by_lars_trust_ratio,
@@ -25,7 +25,7 @@ def lars(
     exclude_from_weight_decay: rules.Patterns = (),
     exclude_from_layer_adaptation: rules.Patterns = (),
     layers: rules.Rules = (),
-    axis_name: layers_lib.AxisName = None,
+    axis_name: mesh_axes.AxisName = None,
 ) -> optax.GradientTransformation:
     """Momentum on gradients that are scaled layer by layer to the norm of the parameters.
 

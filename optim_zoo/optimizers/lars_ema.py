@@ -4,7 +4,7 @@ import jax
 import optax
 
 from optim_zoo import errors, ranges, rules
-from optim_zoo import layers as layers_lib
+from optim_zoo.layers import mesh_axes
 from optim_zoo.transforms import (
     add_decayed_weights,
     scale_by_learning_rate,
@@ -23,7 +23,7 @@ def lars_ema(
     exclude_from_weight_decay: rules.Patterns = (),
     exclude_from_layer_adaptation: rules.Patterns = (),
     layers: rules.Rules = (),
-    axis_name: layers_lib.AxisName = None,
+    axis_name: mesh_axes.AxisName = None,
 ) -> optax.GradientTransformation:
     """A moving average of the decayed gradient, scaled layer by layer to the norm of parameters.
 

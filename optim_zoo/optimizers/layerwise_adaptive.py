@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import optax
 
-from optim_zoo import layers as layers_lib
 from optim_zoo import ranges, rules
 from optim_zoo.errors import ArgumentValueError
+from optim_zoo.layers import mesh_axes
 from optim_zoo.transforms import (
     ScaleByLearningRateState,
     scale_by_learning_rate,
@@ -24,7 +24,7 @@ def layerwise_adaptive(
     ratio_bounds: ranges.Bounds | None = None,
     exclude_from_layer_adaptation: rules.Patterns = (),
     layers: rules.Rules = (),
-    axis_name: layers_lib.AxisName = None,
+    axis_name: mesh_axes.AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Scales the direction u of any base, layer by layer, to the norm of the parameters.
 

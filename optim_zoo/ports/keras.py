@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optim_zoo import layers, ranges, rules
+from optim_zoo import ranges, rules
 from optim_zoo.errors import ArgumentValueError
+from optim_zoo.layers import norms
 from optim_zoo.optimizers.adadelta import adadelta
 from optim_zoo.optimizers.adagrad import adagrad
 from optim_zoo.optimizers.rmsprop import rmsprop
@@ -339,7 +340,7 @@ def _clip_each(grads: Tree, max_norm: float) -> Tree:
     check_updates("clipnorm", grads, grads)
 
     def clip(g: jax.Array) -> jax.Array:
-        norm = layers.norm(g)
+        norm = norms.norm(g)
         return wide(g) * jnp.where(norm <= max_norm, 1.0, max_norm / norm)
 
     return jax.tree.map(clip, grads)

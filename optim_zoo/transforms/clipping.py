@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optim_zoo import layers, ranges, rows
+from optim_zoo import ranges, rows
+from optim_zoo.layers import mesh_axes, norms
 from optim_zoo.tree import Tree, wide
 
 
@@ -19,7 +20,7 @@ class ClipByGlobalNormState(NamedTuple):
 
 def clip_by_global_norm(
     max_norm: jax.typing.ArrayLike,
-    axis_name: layers.AxisName = None,
+    axis_name: mesh_axes.AxisName = None,
     *,
     eps: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformation:
@@ -44,10 +45,10 @@ def clip_by_global_norm(
     """
     ranges.check("max_norm", max_norm, 0.0, open_low=True)
     ranges.check("eps", eps, 0.0, open_high=True)
-    layers.check_axis_name(axis_name)
+    mesh_axes.check_axis_name(axis_name)
 
     def init(params: Tree) -> ClipByGlobalNormState:
-        layers.check_axis_matches(axis_name, params)
+        mesh_axes.check_axis_matches(axis_name, params)
         zero = jnp.zeros((), jnp.float32)
         return ClipByGlobalNormState(zero, jnp.copy(zero))
 
@@ -58,7 +59,7 @@ def clip_by_global_norm(
         updates = jax.tree.map(
             lambda g: g.merged() if rows.is_sparse(g) else g, updates, is_leaf=rows.is_sparse
         )
-        gradient_norm = layers.global_norm(updates, axis_name)
+        gradient_norm = norms.global_norm(updates, axis_name)
         # So that G = NaN scales by NaN: no leaf passes unclipped beside a broken one.
         norm = gradient_norm + eps
         scale = jnp.where(norm <= max_norm, 1.0, max_norm / norm)

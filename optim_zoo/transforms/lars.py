@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from optim_zoo import layers as layers_lib
 from optim_zoo import ranges, rules
+from optim_zoo.layers import mesh_axes
 from optim_zoo.transforms.layerwise import Ratio, scale_by_layer
 from optim_zoo.transforms.leafwise import Leafwise
 
@@ -17,7 +17,7 @@ def scale_by_lars_trust_ratio(
     exclude_from_weight_decay: rules.Patterns = (),
     exclude: rules.Patterns = (),
     layers: rules.Rules = (),
-    axis_name: layers_lib.AxisName = None,
+    axis_name: mesh_axes.AxisName = None,
 ) -> Leafwise:
     """Decays the gradient g of each layer and scales it to the norm of its parameters x.
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optim_zoo import layers as layers_lib
 from optim_zoo import ranges, rules
+from optim_zoo.layers import mesh_axes, norms, specs
 from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise
 from optim_zoo.tree import Tree, wide
 
@@ -36,7 +36,7 @@ def scale_by_layer(
     exclude_from_weight_decay: rules.Patterns = (),
     exclude: rules.Patterns,
     layers: rules.Rules,
-    axis_name: layers_lib.AxisName,
+    axis_name: mesh_axes.AxisName,
 ) -> Leafwise:
     """Decays the updates u of each layer, then scales them by a ratio of norms.
 
@@ -58,22 +58,22 @@ def scale_by_layer(
     ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
     rules.check_patterns("exclude_from_weight_decay", exclude_from_weight_decay)
     rules.check_patterns("exclude", exclude)
-    layers_lib.check_layer_rules(layers)
-    layers_lib.check_axis_name(axis_name)
+    specs.check_layer_rules(layers)
+    mesh_axes.check_axis_name(axis_name)
     decays = not (isinstance(weight_decay, (int, float)) and weight_decay == 0)
 
     def check(params: Tree) -> None:
         rules.check_matches("exclude_from_weight_decay", exclude_from_weight_decay, params)
         rules.check_matches("exclude", exclude, params)
-        layers_lib.check_matches(layers, params)
-        layers_lib.check_axis_matches(axis_name, params)
+        specs.check_matches(layers, params)
+        mesh_axes.check_axis_matches(axis_name, params)
 
     def init(path: str, x: jax.Array) -> dict[str, jax.Array]:
-        spec = layers_lib.layers_of(layers, path, x)
+        spec = specs.layers_of(layers, path, x)
         if rules.matches(exclude, path):
             return {}
         starts = {"trust_ratio": 1, "parameter_norm": 0, "update_norm": 0}
-        return {field: layers_lib.fill(value, x, spec) for field, value in starts.items()}
+        return {field: norms.fill(value, x, spec) for field, value in starts.items()}
 
     def update(
         u: jax.Array, state: ScaleByTrustRatioState, leaf: Leaf
@@ -82,15 +82,15 @@ def scale_by_layer(
         decayed = decays and not rules.matches(exclude_from_weight_decay, path)
         decay = weight_decay if decayed else 0.0
         direction = wide(u) + decay * wide(x) if decayed else u
-        axis_names = layers_lib.axis_names_of(axis_name, path, x)
+        axis_names = mesh_axes.axis_names_of(axis_name, path, x)
         if rules.matches(exclude, path):
             return direction, state
-        layers_lib.check_averaged(path, u, x)
-        spec = layers_lib.layers_of(layers, path, x)
-        parameter_norm = layers_lib.norm(x, spec, axis_names)
-        update_norm = layers_lib.norm(u, spec, axis_names)
+        mesh_axes.check_averaged(path, u, x)
+        spec = specs.layers_of(layers, path, x)
+        parameter_norm = norms.norm(x, spec, axis_names)
+        update_norm = norms.norm(u, spec, axis_names)
         trust_ratio = ratio(parameter_norm, update_norm, decay)
-        scaled = wide(direction) * layers_lib.expand(trust_ratio, u.shape, spec)
+        scaled = wide(direction) * norms.expand(trust_ratio, u.shape, spec)
         return scaled, ScaleByTrustRatioState(
             trust_ratio=trust_ratio.astype(jnp.float32),
             parameter_norm=parameter_norm.astype(jnp.float32),
