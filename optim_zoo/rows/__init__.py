@@ -1,0 +1,30 @@
+"""The gradient of a few rows of a table, and steps that touch those rows alone.
+
+An embedding table of a million rows of which a batch reads eight thousand has a gradient that is
+zero almost everywhere. `value_and_grad` gives the rows that are not, as `SparseRows`; `lazy_adam`
+moves those rows and their moments; `apply_updates` adds them to the table, in place where the
+table is donated::
+
+    def loss_fn(params, batch):
+        x = params["embed"][batch["ids"]]  # the gather that is seen
+        ...
+
+    loss, grads = rows.value_and_grad(loss_fn, ["^embed$"])(params, batch)
+    updates, state = tx.update(grads, state, params)
+    params = optim_zoo.apply_updates(params, updates)
+"""
+
+from optim_zoo.rows.gradients import Table, value_and_grad
+from optim_zoo.rows.sparse_rows import SparseRows, is_sparse, on_rows, summed
+from optim_zoo.rows.updates import apply_updates, check_updates
+
+__all__ = [
+    "SparseRows",
+    "Table",
+    "apply_updates",
+    "check_updates",
+    "is_sparse",
+    "on_rows",
+    "summed",
+    "value_and_grad",
+]
