@@ -6,13 +6,9 @@ Optimizers are chains of small pure pieces, ordinary ``optax.GradientTransformat
 """
 
 from optim_zoo import (
-    accumulation,
     errors,
-    guards,
     layers,
-    metrics,
     ports,
-    precision,
     recorded,
     registry,
     rows,
@@ -64,6 +60,7 @@ from optim_zoo.transforms import (
     scale_by_trust_ratio,
     trace_momentum,
 )
+from optim_zoo.wrappers import accumulation, guards, metrics, precision
 
 __all__ = [
     "SparseRows",

@@ -19,10 +19,9 @@ ROWS = (
     ("rules", "schedules", "saved_state"),
     ("rows",),
     ("layers",),
-    ("decisions",),
     ("transforms",),
     ("optimizers",),
-    ("precision", "accumulation", "guards", "metrics", "sharding"),
+    ("wrappers", "sharding"),
     ("registry", "recorded", "ports"),
     ("__init__",),  # the public names
     ("catalogue",),

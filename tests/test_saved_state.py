@@ -15,9 +15,9 @@ from flax.core import freeze
 
 import optim_zoo
 from optim_zoo import saved_state
-from optim_zoo.accumulation import accumulate
-from optim_zoo.precision import master_weights, stochastic_rounding
 from optim_zoo.tree import Tree
+from optim_zoo.wrappers.accumulation import accumulate
+from optim_zoo.wrappers.precision import master_weights, stochastic_rounding
 
 PARAMS = {"dense": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}
 

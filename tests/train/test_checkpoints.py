@@ -20,10 +20,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optim_zoo
 from optim_zoo.errors import UserError
-from optim_zoo.precision import StochasticRoundingState
 from optim_zoo.train import checkpoints as checkpoints_module
 from optim_zoo.train.checkpoints import Checkpoints, Restored
 from optim_zoo.tree import Tree
+from optim_zoo.wrappers.precision import StochasticRoundingState
 
 # Where Orbax fails it leaves coroutines and closed event loops behind, which Python then reports.
 pytestmark = [

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from optim_zoo import adamw, lamb, lookahead, momentum, sgd
-from optim_zoo.guards import skip_nonfinite
-from optim_zoo.precision import (
+from optim_zoo.wrappers.guards import skip_nonfinite
+from optim_zoo.wrappers.precision import (
     master_weights,
     round_stochastically,
     stochastic_rounding,

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import ranges, rows
-from optim_zoo.decisions import LeftOut, Refusals, all_finite, mean_loss, step_if
 from optim_zoo.errors import ArgumentValueError
 from optim_zoo.layers import mesh_axes
 from optim_zoo.tree import Tree, check_floating, varying_axes, wide, wide_dtype
+from optim_zoo.wrappers.decisions import LeftOut, Refusals, all_finite, mean_loss, step_if
 
 
 class AccumulateState(NamedTuple):

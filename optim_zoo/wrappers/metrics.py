@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import ranges, rows
-from optim_zoo.decisions import LeftOut, Refusals, all_of
 from optim_zoo.errors import ArgumentValueError, parameters_missing
 from optim_zoo.layers import mesh_axes, norms
 from optim_zoo.transforms import (
@@ -25,6 +24,7 @@ from optim_zoo.transforms import (
     ScaleByTrustRatioState,
 )
 from optim_zoo.tree import Tree, by_path, leaf_paths, leaves_with_path, map_with_path
+from optim_zoo.wrappers.decisions import LeftOut, Refusals, all_of
 
 
 class WithMetricsState(NamedTuple):

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import ranges
-from optim_zoo.decisions import Refusals, all_finite, all_of, choose_step, mean_loss
 from optim_zoo.errors import ArgumentTypeError
 from optim_zoo.layers import mesh_axes, norms
 from optim_zoo.tree import Tree
+from optim_zoo.wrappers.decisions import Refusals, all_finite, all_of, choose_step, mean_loss
 
 
 class SkipNonfiniteState(NamedTuple):

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from optim_zoo import clip_by_global_norm, guards, lamb, metrics, sgd
-from optim_zoo.accumulation import accumulate
+from optim_zoo.wrappers.accumulation import accumulate
 
 # SGD beside LAMB: a trust ratio would hide a mean of the wrong scale.
 OPTIMIZERS = {"sgd": lambda: sgd(0.1), "lamb": lambda: lamb(0.1, weight_decay=0.1)}

@@ -1,0 +1,110 @@
+"""Stochastic rounding of parameters, and of arrays in general."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optim_zoo import ranges, rows
+from optim_zoo.errors import ArgumentTypeError, parameters_missing
+from optim_zoo.tree import Tree, check_floating, wide
+from optim_zoo.wrappers.precision.narrow import is_narrow, reaching
+
+
+class StochasticRoundingState(NamedTuple):
+    """State of `stochastic_rounding`."""
+
+    key: jax.Array  # a key: of the next step
+    inner: optax.OptState
+
+
+def stochastic_rounding(
+    inner: optax.GradientTransformation, key: jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    """Rounds stepped parameters up or down at random, so that their mean is the unrounded step.
+
+    ::
+
+        new = x + inner(g, x)  in float32
+        x <- up(new) with probability (new - down(new)) / (up(new) - down(new)), else down(new)
+
+    up and down being the nearest numbers of the parameter's dtype. Needs no copy of the
+    parameters; the noise is that of a rounding a step. Updates are float32, for stock
+    ``optax.apply_updates``. Parameters of float32 or wider are stepped as ``inner`` says.
+
+    Args:
+      inner: any optimizer; it sees float32 parameters, rounded as they are.
+      key: ``jax.random.key(seed)``; every step splits it. The same key in two runs rounds alike.
+
+    Raises:
+      TypeError: ``key`` is no key, or a parameter is not floating-point.
+      ValueError: see `master_weights`.
+    """
+    ranges.check_transformation("inner", inner)
+    inner = optax.with_extra_args_support(inner)
+    is_array = isinstance(key, jax.Array)
+    if not is_array or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
+        raise ArgumentTypeError("key", "be one key, such as jax.random.key(0)", key)
+
+    def init(params: Tree) -> StochasticRoundingState:
+        check_floating(params)
+        return StochasticRoundingState(jnp.copy(key), inner.init(jax.tree.map(wide, params)))
+
+    def update(
+        updates: Tree, state: StochasticRoundingState, params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, StochasticRoundingState]:
+        if params is None:
+            raise parameters_missing("stochastic_rounding")
+        rows.check_updates("stochastic_rounding", updates, params)
+        master = jax.tree.map(wide, params)
+        steps, inner_state = inner.update(updates, state.inner, master, **extra)
+        next_key, now = jax.random.split(state.key)
+        keys = keys_like(now, params)
+        updates = jax.tree.map(
+            lambda x, u, k: (
+                reaching(round_stochastically(wide(x) + u, x.dtype, k), x) if is_narrow(x) else u
+            ),
+            params,
+            steps,
+            keys,
+        )
+        return updates, StochasticRoundingState(next_key, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def keys_like(key: jax.Array, tree: Tree) -> Tree:
+    """A key for every leaf of ``tree``."""
+    structure: Any = jax.tree.structure(tree)
+    return structure.unflatten(list(jax.random.split(key, structure.num_leaves)))
+
+
+def round_stochastically(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
+    """Float32 ``x`` in ``dtype``, bfloat16 or float16, its mean over keys being ``x`` itself.
+
+    Exact for float16 where |x| is at least 6.1e-5; below, where its numbers are evenly spaced, too.
+    What is not finite stays so, and what is beyond the largest number is rounded as usual.
+    """
+    narrow = x.astype(dtype)
+    if jnp.dtype(dtype) == jnp.bfloat16 and x.dtype == jnp.float32:
+        return _cut_at_random(x, narrow, key)
+    below = jnp.where(wide(narrow) > x, jnp.nextafter(narrow, jnp.asarray(-jnp.inf, dtype)), narrow)
+    above = jnp.nextafter(below, jnp.asarray(jnp.inf, dtype))
+    share = (x - wide(below)) / (wide(above) - wide(below))
+    up = jax.random.uniform(key, x.shape) < share
+    rounded = jnp.where(up, above, below)
+    return jnp.where(jnp.isfinite(wide(narrow)) & jnp.isfinite(wide(above)), rounded, narrow)
+
+
+def _cut_at_random(x: jax.Array, narrow: jax.Array, key: jax.Array) -> jax.Array:
+    """`round_stochastically` to bfloat16, which is the first half of a float32.
+
+    A random second half is added to its own, and what is left of it is cut off: with probability
+    (second half) / 2^16 the first half has become the next number, away from 0.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    raised = bits + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    rounded = jax.lax.bitcast_convert_type((raised >> 16).astype(jnp.uint16), jnp.bfloat16)
+    largest = jnp.uint32(0x7F7F)  # beyond it are infinity and what is none
+    return jnp.where((bits >> 16) & 0x7FFF < largest, rounded, narrow)

@@ -1,0 +1,108 @@
+"""Parts of the state that are stored in fewer bits between steps."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optim_zoo import ranges
+from optim_zoo.errors import ArgumentTypeError
+from optim_zoo.tree import Tree, wide
+from optim_zoo.wrappers.precision.narrow import NARROW
+from optim_zoo.wrappers.precision.rounding import keys_like, round_stochastically
+
+
+class StoreStateState(NamedTuple):
+    """State of `store_state`."""
+
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, wrapping; the key of the rounding
+    inner: optax.OptState  # with the fields that were named in fewer bits
+
+
+# Averages of gradients: they forget fast enough for a rounding to do no harm.
+_FIRST_MOMENTS = ("mu", "momentum")
+
+
+def store_state(
+    inner: optax.GradientTransformation, dtypes: Mapping[str, str], *, seed: int = 0
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps fields of the state in fewer bits between steps; arithmetic is done in float32.
+
+    ::
+
+        store_state(adamw(1e-3), {"mu": "bfloat16", "nu": "bfloat16"})
+
+    ``mu`` and ``momentum`` are rounded to the nearest number: at a rate of 0.9 such an average
+    stops within 2 % of what it averages. Other fields are rounded up or down
+    at random with the right mean (`round_stochastically`): rounded to the nearest, a second moment
+    whose rate is 0.999 stalls in bfloat16, because a thousandth of it is less than half its last
+    digit. They cannot be float16, in which squares of gradients vanish.
+
+    Args:
+      inner: any transformation whose state holds such fields (NamedTuples), at any depth.
+      dtypes: name of the field -> ``"bfloat16"`` or ``"float16"``. What is not floating-point
+        in it, such as a count, stays as it is.
+      seed: of the random rounding, with the number of the step.
+
+    Raises:
+      ArgumentValueError: a dtype is not allowed for its field; in ``init``, the state has no such
+        field, or the field holds nothing floating-point.
+    """
+    ranges.check_transformation("inner", inner)
+    inner = optax.with_extra_args_support(inner)
+    given: Any = dtypes
+    if not isinstance(given, Mapping):
+        expected = "be a mapping from fields of the state to dtypes"
+        raise ArgumentTypeError("dtypes", expected, given)
+    for name, dtype in dtypes.items():
+        allowed = NARROW if name in _FIRST_MOMENTS else ("bfloat16",)
+        ranges.check_choice(f"dtype for {name}", dtype, allowed, argument="dtypes")
+    ranges.check_count("seed", seed)
+
+    def init(params: Tree) -> StoreStateState:
+        state = inner.init(params)
+        leaves = jax.tree.leaves_with_path(state)
+        fields = {_field(path) for path, x in leaves if _is_floating(x)}
+        if jax.tree.leaves(params):
+            for name in dtypes:
+                known = sorted(filter(None, fields))
+                ranges.check_choice("field of the state", name, known, argument="dtypes")
+        count = jnp.zeros((), jnp.int32)
+        return StoreStateState(count, narrowed(state, count))
+
+    def update(
+        updates: Tree, state: StoreStateState, params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, StoreStateState]:
+        widened = jax.tree.map_with_path(
+            lambda path, x: wide(x) if _field(path) in dtypes and _is_floating(x) else x,
+            state.inner,
+        )
+        updates, after = inner.update(updates, widened, params, **extra)
+        count = state.count + 1  # wraps, where a full count would repeat its key
+        return updates, StoreStateState(count, narrowed(after, count))
+
+    def narrowed(state: Tree, count: jax.Array) -> Tree:
+        keys = keys_like(jax.random.fold_in(jax.random.key(seed), count), state)
+
+        def narrow(path: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+            name = _field(path)
+            if name is None or name not in dtypes or not _is_floating(x):
+                return x
+            if name in _FIRST_MOMENTS:
+                return x.astype(dtypes[name])
+            return round_stochastically(wide(x), jnp.dtype(dtypes[name]), key)
+
+        return jax.tree.map_with_path(narrow, state, keys)
+
+    def _is_floating(x: jax.Array) -> bool:
+        return jnp.issubdtype(x.dtype, jnp.floating)
+
+    def _field(path: Any) -> str | None:
+        """The field of a NamedTuple that a leaf belongs to: one that was named, else the last."""
+        names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
+        named = [name for name in names if name in dtypes]
+        return (named or names[::-1] or [None])[0]
+
+    return optax.GradientTransformationExtraArgs(init, update)
