@@ -9,7 +9,7 @@ import pytest
 
 import optim_zoo
 
-WITH_ALL = ("optim_zoo", "optim_zoo.transforms", "optim_zoo.optimizers")
+WITH_ALL = ("optim_zoo", "optim_zoo.transforms", "optim_zoo.optimizers", "optim_zoo.sharding")
 CORE = [
     importlib.import_module(info.name)
     for info in pkgutil.walk_packages(optim_zoo.__path__, "optim_zoo.")

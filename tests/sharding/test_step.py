@@ -1,4 +1,6 @@
 import contextlib
+import dataclasses
+import inspect
 import re
 from typing import Any
 
@@ -11,58 +13,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optim_zoo import accumulation, lamb, lars, metrics, ranger, sharding
+from tests.sharding.problem import (
+    assert_same,
+    data_mesh,
+    many_params,
+    mean_loss,
+    weighted_loss,
+)
 
 pytestmark = pytest.mark.newest
 
-# SGD beside LAMB: a trust ratio would hide a gradient of the wrong scale.
+# SGD as well as LAMB, whose trust ratio would hide a gradient of the wrong scale.
 OPTIMIZERS = {
     "sgd": lambda: optax.sgd(0.1, momentum=0.9),
     "lamb": lambda: lamb(0.1, weight_decay=0.01),
 }
-# Sums over devices and micro-batches add in another order: some 1e-7 of the largest entries.
-RTOL = 2e-6
 every_mode = pytest.mark.parametrize("mode", ["jit", "shard_map", "pmap"])
-
-
-def _mesh(devices: int) -> Mesh:
-    return jax.make_mesh(
-        (devices,),
-        ("data",),
-        axis_types=(jax.sharding.AxisType.Auto,),
-        devices=jax.devices()[:devices],
-    )
-
-
-def _mean_loss(params: Any, batch: Any) -> jax.Array:
-    hidden = jnp.tanh(batch["x"] @ params["hidden"])
-    return jnp.mean((hidden @ params["out"] - batch["y"]) ** 2)
-
-
-def _weighted_loss(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    hidden = jnp.tanh(batch["x"] @ params["hidden"])
-    losses = jnp.mean((hidden @ params["out"] - batch["y"]) ** 2, axis=-1)
-    return jnp.sum(losses * batch["weight"]), jnp.sum(batch["weight"])
-
-
-@pytest.fixture
-def params(rng: np.random.Generator) -> Any:
-    return {
-        "hidden": jnp.asarray(rng.normal(size=(4, 5)), "float32"),
-        "out": jnp.asarray(rng.normal(size=(5, 2)), "float32"),
-    }
-
-
-@pytest.fixture
-def batches(rng: np.random.Generator) -> list[Any]:
-    """Weights so uneven that a mean of means is far off: whole devices may weigh nothing."""
-    return [
-        {
-            "x": rng.normal(size=(16, 4)).astype(np.float32),
-            "y": rng.normal(size=(16, 2)).astype(np.float32),
-            "weight": np.float32(rng.integers(1, 9, 16) * (np.arange(16) % 5 < 2)),
-        }
-        for _ in range(3)
-    ]
 
 
 def _train(
@@ -99,24 +65,17 @@ def _by_hand(
     return params, np.asarray(losses)
 
 
-def _assert_same(actual: Any, expected: Any) -> None:
-    def assert_leaf_same(x: Any, y: Any) -> None:
-        np.testing.assert_allclose(x, y, RTOL, RTOL * np.abs(y).max())
-
-    jax.tree.map(assert_leaf_same, actual, expected)
-
-
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize("loss_fn", [_mean_loss, _weighted_loss])
+@pytest.mark.parametrize("loss_fn", [mean_loss, weighted_loss])
 @pytest.mark.parametrize(
     ("mode", "devices", "micro_batches"),
     [
-        *(("jit", *cut) for cut in [(1, 1), (8, 1), (1, 4), (8, 2), (2, 8)]),
-        *(("shard_map", *cut) for cut in [(8, 1), (2, 8)]),
-        *(("pmap", *cut) for cut in [(2, 1), (8, 2)]),
+        *(("jit", *sizes) for sizes in [(1, 1), (8, 1), (1, 4), (8, 2), (2, 8)]),
+        *(("shard_map", *sizes) for sizes in [(8, 1), (2, 8)]),
+        *(("pmap", *sizes) for sizes in [(2, 1), (8, 2)]),
     ],
 )
-def test_every_cut_of_the_batch_is_the_whole_batch(
+def test_every_division_of_the_batch_is_the_whole_batch(
     params: Any,
     batches: list[Any],
     make: Any,
@@ -126,10 +85,19 @@ def test_every_cut_of_the_batch_is_the_whole_batch(
     micro_batches: int,
 ) -> None:
     step = sharding.data_parallel(
-        loss_fn, make(), mesh=_mesh(devices), mode=mode, micro_batches=micro_batches
+        loss_fn, make(), mesh=data_mesh(devices), mode=mode, micro_batches=micro_batches
     )
     assert step.batch_divisor == devices * micro_batches
-    _assert_same(_train(step, params, batches), _by_hand(loss_fn, make(), params, batches))
+    assert_same(_train(step, params, batches), _by_hand(loss_fn, make(), params, batches))
+
+
+@every_mode
+def test_every_mode_fills_the_same_frozen_record(mode: str) -> None:
+    step = sharding.data_parallel(mean_loss, lamb(0.1), mesh=data_mesh(2), mode=mode)
+    assert type(step) is sharding.DataParallelStep
+    assert len({step, sharding.data_parallel(mean_loss, lamb(0.1), mesh=data_mesh(2))}) == 2
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        step.batch_divisor = 1  # type: ignore[misc]
 
 
 @every_mode
@@ -138,7 +106,7 @@ def test_no_weight_is_no_gradient(
     params: Any, batches: list[Any], micro_batches: int, mode: str
 ) -> None:
     step = sharding.data_parallel(
-        _weighted_loss, optax.sgd(0.1), mesh=_mesh(8), mode=mode, micro_batches=micro_batches
+        weighted_loss, optax.sgd(0.1), mesh=data_mesh(8), mode=mode, micro_batches=micro_batches
     )
     nothing = {**batches[0], "weight": np.zeros(16, np.float32)}
     after, losses = _train(step, params, [nothing])
@@ -148,34 +116,34 @@ def test_no_weight_is_no_gradient(
 
 @every_mode
 def test_steps_of_several_weighted_batches(params: Any, batches: list[Any], mode: str) -> None:
-    """`accumulate` is told what each batch weighs: two halves are the whole."""
+    """The step passes the weight of each batch to `accumulate`, so two halves equal the whole."""
     whole = jax.tree.map(lambda *x: np.concatenate(x), *batches[:2])
     tx = accumulation.accumulate(lamb(0.1), 2)
-    step = sharding.data_parallel(_weighted_loss, tx, mesh=_mesh(2), mode=mode)
+    step = sharding.data_parallel(weighted_loss, tx, mesh=data_mesh(2), mode=mode)
     actual, _ = _train(step, params, batches[:2])
-    expected, _ = _by_hand(_weighted_loss, lamb(0.1), params, [whole])
-    _assert_same(actual, expected)
+    expected, _ = _by_hand(weighted_loss, lamb(0.1), params, [whole])
+    assert_same(actual, expected)
 
 
 @every_mode
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_aux(params: Any, batches: list[Any], micro_batches: int, mode: str) -> None:
     def loss_fn(params: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return _mean_loss(params, batch), {"rows": batch["x"][:, 0], "count": jnp.ones(())}
+        return mean_loss(params, batch), {"rows": batch["x"][:, 0], "count": jnp.ones(())}
 
     step = sharding.data_parallel(
         loss_fn,
         optax.sgd(0.1),
-        mesh=_mesh(4),
+        mesh=data_mesh(4),
         mode=mode,
         micro_batches=micro_batches,
         has_aux=True,
     )
-    expected = _mean_loss(params, batches[0])
+    expected = mean_loss(params, batches[0])
     x, state = step.init(params)
     _, _, loss, aux = step(x, state, batches[0])
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
-    # Every n-th row is in a micro-batch, in the order of the batch.
+    # Micro-batch m has the rows m, m + micro_batches, ... in this order.
     rows = batches[0]["x"][:, 0]
     expected_rows = rows if micro_batches == 1 else rows.reshape(-1, micro_batches).T
     np.testing.assert_array_equal(aux["rows"], expected_rows)
@@ -185,7 +153,7 @@ def test_aux(params: Any, batches: list[Any], micro_batches: int, mode: str) -> 
 def test_randomness_is_a_key_an_example(params: Any, batches: list[Any], key: jax.Array) -> None:
     def loss_fn(params: Any, batch: Any) -> jax.Array:
         noise = jax.vmap(lambda k: jax.random.normal(k, (4,)))(batch["key"])
-        return _mean_loss(params, {**batch, "x": batch["x"] + noise})
+        return mean_loss(params, {**batch, "x": batch["x"] + noise})
 
     keyed = [{**batch, "key": jax.random.split(key, 16)} for batch in batches]
     results = []
@@ -196,11 +164,11 @@ def test_randomness_is_a_key_an_example(params: Any, batches: list[Any], key: ja
         ("pmap", 8, 2),
     ):
         step = sharding.data_parallel(
-            loss_fn, optax.sgd(0.1), mesh=_mesh(devices), mode=mode, micro_batches=micro_batches
+            loss_fn, optax.sgd(0.1), mesh=data_mesh(devices), mode=mode, micro_batches=micro_batches
         )
         results.append(_train(step, params, keyed))
     for result in results[1:]:
-        _assert_same(result, results[0])
+        assert_same(result, results[0])
 
 
 @every_mode
@@ -209,11 +177,11 @@ def test_randomness_is_a_key_an_example(params: Any, batches: list[Any], key: ja
 def test_the_callers_parameters_live_on(
     params: Any, batches: list[Any], devices: int, placed: bool, mode: str
 ) -> None:
-    """Also where they already lie as the step wants them, so that placing makes no copy."""
+    """Also where they have the shardings of the step already, so that placing makes no copy."""
     before = jax.tree.map(np.array, params)
-    step = sharding.data_parallel(_mean_loss, lamb(0.1), mesh=_mesh(devices), mode=mode)
+    step = sharding.data_parallel(mean_loss, lamb(0.1), mesh=data_mesh(devices), mode=mode)
     if placed:
-        params = jax.device_put(params, NamedSharding(_mesh(devices), P()))
+        params = jax.device_put(params, NamedSharding(data_mesh(devices), P()))
     _train(step, params, batches)
     _train(step, params, batches)
     jax.tree.map(np.testing.assert_array_equal, params, before)
@@ -224,10 +192,25 @@ def test_the_callers_parameters_live_on(
 def test_parameters_that_live_on_one_device(
     params: Any, batches: list[Any], device: int, mode: str
 ) -> None:
-    """As a checkpoint or ``jax.device_put`` leaves them: committed to that device."""
+    """They are committed to that device, as a checkpoint or ``jax.device_put`` leaves them."""
     placed = jax.device_put(params, jax.devices()[device])
-    step = sharding.data_parallel(_mean_loss, optax.sgd(0.1), mesh=_mesh(8), mode=mode)
-    _assert_same(_train(step, placed, batches), _train(step, params, batches))
+    step = sharding.data_parallel(mean_loss, optax.sgd(0.1), mesh=data_mesh(8), mode=mode)
+    assert_same(_train(step, placed, batches), _train(step, params, batches))
+
+
+@every_mode
+def test_parameters_may_be_numbers_and_numpy_arrays(mode: str) -> None:
+    step = sharding.data_parallel(
+        lambda params, batch: jnp.mean(batch @ params["w"]) + params["b"],
+        optax.sgd(0.5),
+        mesh=data_mesh(2),
+        mode=mode,
+    )
+    params = {"w": np.zeros((3, 2), np.float32), "b": 1.0}
+    x, _, loss = step(*step.init(params), np.ones((2, 3), np.float32))
+    assert loss == 1
+    assert step.params(x)["b"] == 0.5
+    np.testing.assert_array_equal(params["w"], 0)
 
 
 @every_mode
@@ -236,34 +219,44 @@ def test_a_batch_that_lives_on_one_device(
     params: Any, batches: list[Any], device: int, mode: str
 ) -> None:
     placed = jax.device_put(batches, jax.devices()[device])
-    step = sharding.data_parallel(_mean_loss, optax.sgd(0.1), mesh=_mesh(8), mode=mode)
-    _assert_same(_train(step, params, placed), _train(step, params, batches))
+    step = sharding.data_parallel(mean_loss, optax.sgd(0.1), mesh=data_mesh(8), mode=mode)
+    assert_same(_train(step, params, placed), _train(step, params, batches))
 
 
 @every_mode
 def test_state_is_donated_and_nothing_compiles_twice(
-    params: Any, batches: list[Any], mode: str
+    params: Any, batches: list[Any], mode: str, compilations: list[str]
 ) -> None:
     traces = []
 
     def loss_fn(params: Any, batch: Any) -> jax.Array:
         traces.append(1)
-        return _mean_loss(params, batch)
+        return mean_loss(params, batch)
 
-    step = sharding.data_parallel(loss_fn, lamb(0.1), mesh=_mesh(8), mode=mode, micro_batches=2)
+    step = sharding.data_parallel(loss_fn, lamb(0.1), mesh=data_mesh(8), mode=mode, micro_batches=2)
     x, state = step.init(params)
+    first = 0
     for batch in batches:
         old = (x, state)
         x, state, _ = step(x, state, batch)
         # Norms of the last step are not read by the next: jit prunes them, and donates the rest.
         whole = (leaf for leaf in jax.tree.leaves(old) if leaf.ndim > (mode == "pmap"))
         assert all(leaf.is_deleted() for leaf in whole)
-    # value_and_grad inside scan traces the loss a fixed number of times, in the first call only.
-    first = len(traces)
+        # value_and_grad inside scan traces the loss a fixed number of times, in the first call.
+        first = first or len(traces)
+        assert compilations or batch is not batches[0]
+        assert not compilations or batch is batches[0]
+        compilations.clear()
     step(x, state, batches[0])
     assert len(traces) == first
-    if mode != "pmap":  # which has no count of its own
-        assert step._step._cache_size() == 1  # type: ignore[attr-defined]
+    assert not compilations
+    if mode != "pmap":  # jax.pmap has no cache to inspect
+        assert _compiled(step)._cache_size() == 1
+
+
+def _compiled(step: sharding.DataParallelStep) -> Any:
+    """Returns the function that ``jax.jit`` returned; the record does not expose it."""
+    return inspect.getclosurevars(step.step).nonlocals["compiled"]
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
@@ -272,7 +265,7 @@ def test_low_precision_parameters_stay_so(
     params: Any, batches: list[Any], tx: optax.GradientTransformation, micro_batches: int
 ) -> None:
     low = jax.tree.map(lambda x: x.astype("bfloat16"), params)
-    step = sharding.data_parallel(_mean_loss, tx, mesh=_mesh(2), micro_batches=micro_batches)
+    step = sharding.data_parallel(mean_loss, tx, mesh=data_mesh(2), micro_batches=micro_batches)
     x, state = step.init(low)
     dtypes = jax.tree.map(lambda leaf: leaf.dtype, state)
     for batch in batches:
@@ -283,7 +276,7 @@ def test_low_precision_parameters_stay_so(
 
 
 def test_everything_is_on_every_device(params: Any, batches: list[Any]) -> None:
-    step = sharding.data_parallel(_mean_loss, lamb(0.1), mesh=_mesh(8))
+    step = sharding.data_parallel(mean_loss, lamb(0.1), mesh=data_mesh(8))
     x, state = step.init(params)
     for leaf in jax.tree.leaves((x, state)):
         assert leaf.sharding.is_fully_replicated
@@ -294,7 +287,7 @@ def test_everything_is_on_every_device(params: Any, batches: list[Any]) -> None:
 
 
 def test_metrics_come_out(params: Any, batches: list[Any]) -> None:
-    step = sharding.data_parallel(_mean_loss, lamb(0.5), mesh=_mesh(8))
+    step = sharding.data_parallel(mean_loss, lamb(0.5), mesh=data_mesh(8))
     x, state = step.init(params)
     _, state, _ = step(x, state, batches[0])
     assert metrics.read(state)["learning_rate"] == 0.5
@@ -304,18 +297,18 @@ def test_the_loss_reaches_the_optimizer(params: Any, batches: list[Any]) -> None
     seen = optax.GradientTransformationExtraArgs(
         lambda _: jnp.zeros(()), lambda u, _, params=None, *, value: (u, value)
     )
-    step = sharding.data_parallel(_mean_loss, seen, mesh=_mesh(2), micro_batches=2)
+    step = sharding.data_parallel(mean_loss, seen, mesh=data_mesh(2), micro_batches=2)
     x, state = step.init(params)
     _, state, loss = step(x, state, batches[0])
     assert state == loss
 
 
-def test_only_the_batch_axis_cuts_the_batch(params: Any, batches: list[Any]) -> None:
+def test_only_the_batch_axis_divides_the_batch(params: Any, batches: list[Any]) -> None:
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    step = sharding.data_parallel(_mean_loss, optax.sgd(0.1), mesh=mesh, micro_batches=2)
+    step = sharding.data_parallel(mean_loss, optax.sgd(0.1), mesh=mesh, micro_batches=2)
     assert step.batch_divisor == 8
-    expected = _by_hand(_mean_loss, optax.sgd(0.1), params, batches)
-    _assert_same(_train(step, params, batches), expected)
+    expected = _by_hand(mean_loss, optax.sgd(0.1), params, batches)
+    assert_same(_train(step, params, batches), expected)
 
 
 @pytest.mark.parametrize("ambient", [None, AxisType.Auto, AxisType.Explicit])
@@ -331,9 +324,7 @@ def test_any_mesh_takes_any_loss(
     """`jax.make_mesh` makes Explicit axes, over which an embedding lookup would be refused."""
 
     def loss_fn(params: Any, batch: Any) -> jax.Array:
-        return _mean_loss(
-            params, {**batch, "x": params["hidden"].T[jnp.int32(batch["weight"]) % 5]}
-        )
+        return mean_loss(params, {**batch, "x": params["hidden"].T[jnp.int32(batch["weight"]) % 5]})
 
     def mesh(axis_type: AxisType) -> Mesh:
         return jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
@@ -344,12 +335,12 @@ def test_any_mesh_takes_any_loss(
             loss_fn, optax.sgd(0.1), mesh=mesh(axis_type), micro_batches=micro_batches
         )
         trained = _train(step, params, batches)
-    _assert_same(trained, expected)
+    assert_same(trained, expected)
 
 
 @pytest.mark.parametrize("shape", [(12, 4), (0, 4), ()])
 def test_a_batch_that_does_not_divide(params: Any, shape: tuple[int, ...]) -> None:
-    step = sharding.data_parallel(_mean_loss, optax.sgd(0.1), mesh=_mesh(4), micro_batches=2)
+    step = sharding.data_parallel(mean_loss, optax.sgd(0.1), mesh=data_mesh(4), micro_batches=2)
     x, state = step.init(params)
     message = (
         r"must divide by 8 \(4 devices x 2 micro-batches\), got shape "
@@ -360,7 +351,7 @@ def test_a_batch_that_does_not_divide(params: Any, shape: tuple[int, ...]) -> No
 
 
 def test_errors() -> None:
-    arguments = {"loss_fn": _mean_loss, "tx": optax.sgd(0.1), "mesh": _mesh(2)}
+    arguments = {"loss_fn": mean_loss, "tx": optax.sgd(0.1), "mesh": data_mesh(2)}
     with pytest.raises(ValueError, match="unknown mode 'threads'; expected jit, shard_map, pmap"):
         sharding.data_parallel(**arguments, mode="threads")
     with pytest.raises(ValueError, match=r"batch_axis must be one of \('data',\), got 'batch'"):
@@ -370,22 +361,17 @@ def test_errors() -> None:
 
 
 def test_params_are_plain_and_outlive_the_next_step(params: Any, batches: list[Any]) -> None:
-    step = sharding.data_parallel(_mean_loss, lamb(0.1), mesh=_mesh(4))
+    step = sharding.data_parallel(mean_loss, lamb(0.1), mesh=data_mesh(4))
     trained, state = step.init(params)
     plain = step.params(trained)
     before = jax.device_get(plain)
-    step(trained, state, batches[0])  # donates what it is given
-    _assert_same(plain, before)
+    step(trained, state, batches[0])  # donates its arguments
+    assert_same(plain, before)
     for x in jax.tree.leaves(plain):
         assert len(x.devices()) == 1
 
 
-# Parameters and state that are cut.
-
-
-def _many_params(rng: np.random.Generator) -> Any:
-    shapes = {"hidden": (4, 16), "out": (16, 2), "bias": (16,), "odd": (3, 5), "scale": ()}
-    return {k: jnp.asarray(rng.normal(size=s), "float32") for k, s in shapes.items()}
+# Sharded parameters and state
 
 
 def _many_loss(params: Any, batch: Any) -> jax.Array:
@@ -406,23 +392,23 @@ FSDP = [("hidden", P(None, "data")), ("out", P("data")), ("bias", P("data"))]
 @pytest.mark.parametrize("make", MANY.values(), ids=MANY)
 @pytest.mark.parametrize("zero1", [None, "data"])
 @pytest.mark.parametrize("rules", [(), FSDP], ids=["replicated", "fsdp"])
-def test_cut_parameters_and_state_are_the_same_step(
+def test_sharded_parameters_and_state_are_the_same_step(
     rng: np.random.Generator, batches: list[Any], make: Any, zero1: str | None, rules: Any
 ) -> None:
-    params = _many_params(rng)
+    params = many_params(rng)
     step = sharding.data_parallel(
-        _many_loss, make(), mesh=_mesh(8), zero1=zero1, param_shardings=rules, micro_batches=2
+        _many_loss, make(), mesh=data_mesh(8), zero1=zero1, param_shardings=rules, micro_batches=2
     )
-    _assert_same(_train(step, params, batches), _by_hand(_many_loss, make(), params, batches))
+    assert_same(_train(step, params, batches), _by_hand(_many_loss, make(), params, batches))
 
 
 @pytest.mark.parametrize("rules", [(), FSDP], ids=["replicated", "fsdp"])
 def test_each_device_holds_an_eighth_of_the_state(
     rng: np.random.Generator, batches: list[Any], rules: Any
 ) -> None:
-    params = _many_params(rng)
+    params = many_params(rng)
     step = sharding.data_parallel(
-        _many_loss, lamb(0.1), mesh=_mesh(8), zero1="data", param_shardings=rules
+        _many_loss, lamb(0.1), mesh=data_mesh(8), zero1="data", param_shardings=rules
     )
     x, state = step.init(params)
     for _ in range(2):
@@ -435,34 +421,13 @@ def test_each_device_holds_an_eighth_of_the_state(
         for path in ("hidden", "out", "bias"):
             assert x[path].sharding.is_fully_replicated == (rules == ())
         x, state, _ = step(x, state, batches[0])
-    assert step._step._cache_size() == 1
-    assert sharding.unspread(params, mesh=_mesh(8), zero1="data") == ["odd", "scale"]
-
-
-def test_state_is_made_where_it_belongs(rng: np.random.Generator) -> None:
-    """Beside parameters cut over one axis of two, spread over the other."""
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    cut = NamedSharding(mesh, P(None, "model"))
-    params = _many_params(rng)
-    params["hidden"] = jax.device_put(params["hidden"], cut)
-    tx = lamb(0.1)
-    plain = optax.tree.get(sharding.init(tx, params, mesh=mesh), "ScaleByAdamState")
-    assert plain.mu["hidden"].sharding.spec == P(None, "model")
-    assert plain.mu["out"].sharding.is_fully_replicated
-    state = sharding.init(tx, params, mesh=mesh, zero1="data")
-    spread = optax.tree.get(state, "ScaleByAdamState")
-    assert spread.mu["hidden"].sharding.spec == P("data", "model")
-    assert spread.nu["out"].sharding.spec == P("data")
-    assert spread.count.sharding.is_fully_replicated
-    wanted = sharding.state_shardings(tx, params, mesh=mesh, zero1="data")
-    assert jax.tree.map(lambda x: x.sharding, state) == wanted
-    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(tx.init(params)), strict=True):
-        np.testing.assert_array_equal(x, y)
+    assert _compiled(step)._cache_size() == 1
+    assert sharding.unspread(params, mesh=data_mesh(8), zero1="data") == ["odd", "scale"]
 
 
 def test_the_gathered_parameters_are_plain(rng: np.random.Generator) -> None:
-    params = _many_params(rng)
-    step = sharding.data_parallel(_many_loss, lamb(0.1), mesh=_mesh(8), param_shardings=FSDP)
+    params = many_params(rng)
+    step = sharding.data_parallel(_many_loss, lamb(0.1), mesh=data_mesh(8), param_shardings=FSDP)
     x, _ = step.init(params)
     plain = step.params(x)
     jax.tree.map(np.testing.assert_array_equal, plain, params)
@@ -485,28 +450,28 @@ def test_the_gathered_parameters_are_plain(rng: np.random.Generator) -> None:
         ({"param_shardings": "odd"}, TypeError, "param_shardings must be a list of pairs"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_cut(
+def test_what_cannot_be_sharded(
     rng: np.random.Generator, options: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        step = sharding.data_parallel(_many_loss, lamb(0.1), mesh=_mesh(8), **options)
-        step.init(_many_params(rng))
+        step = sharding.data_parallel(_many_loss, lamb(0.1), mesh=data_mesh(8), **options)
+        step.init(many_params(rng))
 
 
 def test_pmap_takes_the_whole_mesh() -> None:
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     with pytest.raises(ValueError, match="mode 'pmap' must have the whole mesh along 'data'"):
-        sharding.data_parallel(_mean_loss, lamb(0.1), mesh=mesh, mode="pmap")
+        sharding.data_parallel(mean_loss, lamb(0.1), mesh=mesh, mode="pmap")
 
 
 @every_mode
 def test_a_step_can_be_compiled_without_arrays(params: Any, batches: list[Any], mode: str) -> None:
-    step = sharding.data_parallel(_mean_loss, lamb(0.1), mesh=_mesh(8), mode=mode)
+    step = sharding.data_parallel(mean_loss, lamb(0.1), mesh=data_mesh(8), mode=mode)
     shapes = jax.eval_shape(lambda: params)
     memory = step.lower(shapes, batches[0]).compile().memory_analysis()
     held = 4 * (3 * 30 + 4 * 2 + 2)  # parameters and moments, norms of two layers, count and rate
-    # On each device everything but the batch is whole, and of that there are two rows. XLA leaves
-    # out what the step does not read, and may align what it does.
+    # Each device holds two rows of the batch and a copy of everything else. XLA leaves out what the
+    # step does not read, and may align what it does.
     rows = sum(x.nbytes for x in jax.tree.leaves(batches[0])) // 8
     assert 0.8 * held < memory.argument_size_in_bytes < 1.5 * (held + rows)
 
@@ -518,7 +483,7 @@ def test_the_compiled_memory_is_that_of_the_spread_state() -> None:
         step = sharding.data_parallel(
             lambda params, batch: jnp.mean((batch @ params["x"]) ** 2),
             lamb(0.1),
-            mesh=_mesh(8),
+            mesh=data_mesh(8),
             **placing,
         )
         lowered = step.lower(params, jax.ShapeDtypeStruct((8, 1024), jnp.float32))
@@ -537,9 +502,9 @@ def test_the_compiled_memory_is_that_of_the_spread_state() -> None:
 def test_a_checkpoint_is_the_same_in_every_mode(
     params: Any, batches: list[Any], options: dict[str, Any]
 ) -> None:
-    """What `uncopied` gives, `place` takes, also of another mode or as plain arrays."""
-    like, of_one = sharding.data_parallel(_mean_loss, lamb(0.1), mesh=_mesh(1)).init(params)
-    step = sharding.data_parallel(_mean_loss, lamb(0.1), mesh=_mesh(4), **options)
+    """`place` accepts what `uncopied` returns, also from another mode or as plain arrays."""
+    like, of_one = sharding.data_parallel(mean_loss, lamb(0.1), mesh=data_mesh(1)).init(params)
+    step = sharding.data_parallel(mean_loss, lamb(0.1), mesh=data_mesh(4), **options)
     x, state, _ = step(*step.init(params), batches[0])
     saved = step.uncopied((x, state))
     assert jax.tree.map(jnp.shape, saved) == jax.tree.map(jnp.shape, (like, of_one))
@@ -553,13 +518,13 @@ def test_a_checkpoint_is_the_same_in_every_mode(
 
 
 def test_low_precision_gradients_are_added_in_float32(batches: list[Any]) -> None:
-    """As they are under micro-batches: seven halves of a last digit of bfloat16 beside a one."""
+    """In bfloat16 each of the seven small terms, half a last digit of 1, would be lost."""
     small = np.full((8, 1), 2.0**-9, np.float32)
     small[0] = 1
     step = sharding.data_parallel(
         lambda params, batch: jnp.sum(params["w"] * batch["x"].astype("bfloat16")),
         optax.GradientTransformation(lambda params: (), lambda g, s, p: (g, s)),
-        mesh=_mesh(8),
+        mesh=data_mesh(8),
         mode="shard_map",
     )
     params, state = step.init({"w": jnp.zeros((), "bfloat16")})
@@ -580,7 +545,7 @@ def test_low_precision_gradients_are_added_in_float32(batches: list[Any]) -> Non
 def test_gradients_are_added_over_devices_once_a_step(
     rng: np.random.Generator, batches: list[Any], options: Any
 ) -> None:
-    """Not in every micro-batch, nor in the dtype of the model's arithmetic.
+    """They are not added in every micro-batch, nor in the dtype of the model's arithmetic.
 
     A loop over micro-batches is a computation of its own in the compiled program, with a scan over
     the model's layers inside.
@@ -594,8 +559,8 @@ def test_gradients_are_added_over_devices_once_a_step(
         hidden, _ = jax.lax.scan(layer, hidden, params["layers"])
         return jnp.mean((hidden.astype("float32") @ params["out"] - batch["y"]) ** 2)
 
-    params = {**_many_params(rng), "layers": jnp.zeros((3, 16, 16))}
-    step = sharding.data_parallel(loss, lamb(0.1), mesh=_mesh(8), micro_batches=2, **options)
+    params = {**many_params(rng), "layers": jnp.zeros((3, 16, 16))}
+    step = sharding.data_parallel(loss, lamb(0.1), mesh=data_mesh(8), micro_batches=2, **options)
     text = step.lower(params, batches[0]).compile().as_text()
     computation, reduced = "", []
     for line in text.splitlines():

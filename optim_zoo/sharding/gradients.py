@@ -1,0 +1,193 @@
+"""The gradient of the mean loss over a batch that is divided over devices and micro-batches.
+
+A loss returns the sum ``s`` of the losses of its examples and the sum ``w`` of their weights. (A
+loss that returns only the mean over its examples counts as ``s`` with ``w = 1``.) On device ``d``
+with micro-batch ``m``,
+
+    weight   = sum_dm w_dm
+    loss     = sum_dm s_dm / weight
+    gradient = sum_dm ds_dm/dparams / weight
+
+and loss and gradient are 0 where the weight is 0. The sums over micro-batches and devices are in
+float32, or in the dtype of the parameters where that is wider. The sum over devices is taken once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from optim_zoo.tree import Tree, varying_axes, wide
+
+LossFn = Callable[[Tree, Tree], Any]
+"""``loss_fn(params, batch)``; see `optim_zoo.sharding.data_parallel`."""
+
+_Sums = tuple[Tree, jax.Array, jax.Array]  # of gradients, of losses, of weights
+
+
+def mean_gradient(
+    loss_fn: LossFn,
+    params: Tree,
+    batch: Tree,
+    *,
+    micro_batches: int = 1,
+    axis_name: str | None = None,
+    has_aux: bool = False,
+) -> tuple[jax.Array, jax.Array, Tree, Tree]:
+    """Returns ``(loss, weight, gradient, aux)`` of the mean over the whole batch.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch)`` returns the mean loss, or ``(sum, weight)``.
+      params: the parameters.
+      batch: the whole batch or, with ``axis_name``, the rows of this device.
+      micro_batches: the number of parts that the batch is divided into. They are processed one
+        after another, and must divide the first axis of every array of ``batch``. Micro-batch
+        ``m`` has the rows ``m, m + micro_batches, ...``.
+      axis_name: inside ``shard_map`` or ``pmap``, the mesh axis that the batch is sharded over.
+      has_aux: whether ``loss_fn`` returns ``(loss, aux)``.
+
+    Returns:
+      The mean loss and the sum of the weights, both scalars in JAX's default float dtype; the
+      gradient, in float32 or wider; and aux, or None without ``has_aux``. With several
+      micro-batches every array of aux has a new first axis of this length. With ``axis_name``,
+      scalars in aux are averaged over devices and other arrays are those of this device.
+    """
+    # The parameters are made to vary by type over the axis. Under shard_map, JAX sums the gradient
+    # of a value that does not vary over devices by itself, in the dtype of the parameters.
+    params = _varying(params, axis_name)
+    sums, aux = _summed(loss_fn, params, batch, micro_batches, axis_name, has_aux)
+    if axis_name is not None:
+        sums = jax.tree.map(lambda x: jax.lax.psum(wide(x), axis_name), sums)
+        aux = _scalars_averaged(aux, axis_name, scalar_ndim=int(micro_batches > 1))
+    gradient, total, weight = sums
+    # A batch without any weight, such as one without masked tokens, has a zero gradient, not 0 / 0.
+    scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, weight, 1), 0)
+    return total * scale, weight, jax.tree.map(lambda g: wide(g) * scale, gradient), aux
+
+
+def _varying(tree: Tree, axis_name: str | None) -> Tree:
+    """Casts arrays to the type of a value that differs between devices.
+
+    This is a no-op where JAX does not track it: under ``pmap``, and with ``check_vma=False``.
+    """
+
+    def cast(x: jax.Array) -> jax.Array:
+        if axis_name is None or axis_name in varying_axes(x):
+            return x
+        return jax.lax.pcast(x, axis_name, to="varying")
+
+    return jax.tree.map(cast, tree)
+
+
+def _summed(
+    loss_fn: LossFn,
+    params: Tree,
+    batch: Tree,
+    micro_batches: int,
+    axis_name: str | None,
+    has_aux: bool,
+) -> tuple[_Sums, Tree]:
+    """Returns the sums over micro-batches on this device, and aux."""
+    if micro_batches == 1:
+        return _sums(loss_fn, params, batch, has_aux)
+
+    def add(carry: _Sums, micro_batch: Tree) -> tuple[_Sums, Tree]:
+        sums, aux = _sums(loss_fn, params, micro_batch, has_aux)
+        return jax.tree.map(jnp.add, carry, sums), aux
+
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), params)
+    start = (zeros, jnp.zeros((), float), jnp.zeros((), float))
+    return jax.lax.scan(add, _varying(start, axis_name), _divided(batch, micro_batches))
+
+
+def _divided(batch: Tree, micro_batches: int) -> Tree:
+    """Returns micro-batches along a new first axis.
+
+    Micro-batch ``m`` has the rows ``m, m + micro_batches, ...``, so that no row of a sharded batch
+    changes its device.
+    """
+    return jax.tree.map(
+        lambda x: jnp.reshape(x, (-1, micro_batches, *x.shape[1:])).swapaxes(0, 1), batch
+    )
+
+
+def _sums(loss_fn: LossFn, params: Tree, batch: Tree, has_aux: bool) -> tuple[_Sums, Tree]:
+    """Returns the gradient of the summed loss, that loss and its weight; and aux."""
+
+    def objective(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
+        value = loss_fn(params, batch)
+        loss, aux = value if has_aux else (value, None)
+        total, weight = loss if isinstance(loss, tuple) else (loss, 1.0)
+        return jnp.asarray(total, float), (jnp.asarray(weight, float), aux)
+
+    (total, (weight, aux)), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+    return (gradient, total, weight), aux
+
+
+def _scalars_averaged(aux: Tree, axis_name: str, scalar_ndim: int) -> Tree:
+    """Averages over devices the arrays of ``aux`` that are scalars of one call of the loss."""
+    return jax.tree.map(
+        lambda x: jax.lax.pmean(x, axis_name) if jnp.ndim(x) == scalar_ndim else x, aux
+    )
+
+
+def mean_gradient_by_device(
+    loss_fn: LossFn,
+    params: Tree,
+    batch: Tree,
+    *,
+    mesh: Mesh,
+    axis_name: str,
+    micro_batches: int = 1,
+    has_aux: bool = False,
+) -> tuple[jax.Array, jax.Array, Tree, Tree]:
+    """Returns the `mean_gradient` of global arrays, computed on each device's own rows.
+
+    Under jit, the compiler would sum the gradients over devices in every micro-batch, and in the
+    dtype of the model's arithmetic. Here they are summed once, in float32. Mesh axes other than
+    ``axis_name`` are left to the compiler.
+    """
+
+    def on_device(params: Tree, batch: Tree) -> tuple[jax.Array, jax.Array, Tree, Tree]:
+        return mean_gradient(
+            loss_fn,
+            params,
+            batch,
+            micro_batches=micro_batches,
+            axis_name=axis_name,
+            has_aux=has_aux,
+        )
+
+    whole = PartitionSpec()
+    of_aux = aux_specs(loss_fn, params, batch, mesh, axis_name, micro_batches) if has_aux else None
+    return jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(whole, PartitionSpec(axis_name)),
+        out_specs=(whole, whole, whole, of_aux),
+        axis_names={axis_name},
+    )(params, batch)
+
+
+def aux_specs(
+    loss_fn: LossFn, params: Tree, batch: Tree, mesh: Mesh, axis_name: str, micro_batches: int
+) -> Tree:
+    """Returns the ``out_specs`` of aux: scalars are replicated, other arrays sharded by rows.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch)`` returns ``(loss, aux)``.
+      params: the parameters.
+      batch: the whole batch, of global arrays.
+      mesh: the mesh of devices.
+      axis_name: the mesh axis that the batch is sharded over.
+      micro_batches: see `mean_gradient`.
+    """
+    parts = mesh.shape[axis_name] * micro_batches
+    part = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype), batch
+    )
+    _, aux = jax.eval_shape(loss_fn, params, part)
+    rows = (axis_name,) if micro_batches == 1 else (None, axis_name)
+    return jax.tree.map(lambda x: PartitionSpec(*rows) if x.ndim else PartitionSpec(), aux)

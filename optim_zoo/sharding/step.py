@@ -1,0 +1,93 @@
+"""`data_parallel`: one training step over all devices of a mesh."""
+
+from typing import Any
+
+import optax
+from jax.sharding import Mesh
+
+from optim_zoo import ranges, rules
+from optim_zoo.errors import ArgumentValueError
+from optim_zoo.sharding import modes, placement
+from optim_zoo.sharding.gradients import LossFn
+from optim_zoo.sharding.record import DataParallelStep
+
+
+def data_parallel(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    mesh: Mesh,
+    mode: str = "jit",
+    batch_axis: str = "data",
+    micro_batches: int = 1,
+    zero1: str | None = None,
+    param_shardings: rules.Rules = (),
+    has_aux: bool = False,
+) -> DataParallelStep:
+    """Returns a training step whose batch is sharded over ``batch_axis`` of ``mesh``.
+
+    The gradient is that of the mean loss over the global batch, for every mode and every number of
+    devices and micro-batches. The step passes the loss to ``tx`` as ``value=`` and the sum of the
+    weights as ``weight=``, where ``tx`` accepts them, as guards and `accumulate` do.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch)`` returns the mean loss over its batch, or ``(sum, weight)``
+        where examples have different weights (masked tokens). Sums and weights are then added over
+        all devices and micro-batches before they are divided, and zero weight gives a zero
+        gradient. Randomness is passed as per-example keys in the batch.
+      tx: the optimizer.
+      mesh: the mesh of devices. Its axes are treated as Auto axes, whatever their types are.
+      mode: ``"jit"``: arrays are global, and the compiler divides the work. ``"shard_map"`` and
+        ``"pmap"``: the loss is called with the rows of one device, and parameters and state are
+        replicated. Batch statistics in the loss are those of the rows that it is called with.
+      batch_axis: the mesh axis to shard the batch over.
+      micro_batches: the number of equal parts of the batch that are processed one after another,
+        with gradients summed in float32 or wider, so that one step can use a batch whose
+        activations would not fit in memory. With several, in every mode, the loss is called with
+        one device's rows of one part, and gradients are summed over devices once per step.
+        Parameters that are sharded over ``batch_axis`` are gathered for it.
+      zero1: in mode ``"jit"``, the mesh axis to shard the optimizer state over; see
+        `state_shardings`.
+      param_shardings: in mode ``"jit"``, rules (path pattern, ``PartitionSpec``) for parameters
+        that are sharded (FSDP, tensor parallelism). The other parameters are replicated.
+      has_aux: whether ``loss_fn`` returns ``(loss, aux)``. With several micro-batches every array
+        of aux has a new first axis of this length. Where the loss is called with the rows of one
+        device, arrays of aux are joined along their rows, and scalars are averaged over devices.
+
+    Raises:
+      ArgumentValueError: the mode or an axis is unknown, or ``zero1`` or ``param_shardings`` is
+        passed with a mode that replicates parameters and state, or mode ``"pmap"`` is used with
+        another mesh axis or with several processes.
+    """
+    ranges.check_choice("mode", mode, ("jit", "shard_map", "pmap"))
+    placement.check_axis("batch_axis", batch_axis, mesh)
+    ranges.check_count("micro_batches", micro_batches, 1)
+    if mode != "jit":
+        _check_left_out(mode, zero1=zero1, param_shardings=param_shardings)
+    settings = modes.Settings(
+        loss_fn=loss_fn,
+        tx=optax.with_extra_args_support(tx),
+        mesh=placement.automatic(mesh),
+        batch_axis=batch_axis,
+        micro_batches=micro_batches,
+        has_aux=has_aux,
+    )
+    match mode:
+        case "jit":
+            return modes.jit_step(settings, zero1=zero1, param_shardings=param_shardings)
+        case "shard_map":
+            return modes.shard_map_step(settings)
+        case _:
+            return modes.pmap_step(settings)
+
+
+def _check_left_out(mode: str, **only_with_jit: Any) -> None:
+    for name, value in only_with_jit.items():
+        if value:
+            raise ArgumentValueError(
+                name,
+                "be left out unless mode is 'jit'",
+                value,
+                sentence=f"{{argument}} belongs to mode 'jit', got it with {mode!r}",
+                related=["mode"],
+            )
