@@ -48,6 +48,10 @@ def test_leaf_by_leaf() -> None:
 
 
 @pytest.mark.slow
-def test_everything_recorded_and_every_container() -> None:
+def test_every_recorded_trajectory() -> None:
     _run_with_one_device("tests/test_recorded.py")
+
+
+@pytest.mark.slow
+def test_every_container() -> None:
     _run_with_one_device("tests/test_containers.py", "-k", "not eight_devices")
