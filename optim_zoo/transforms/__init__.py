@@ -8,7 +8,7 @@ from optim_zoo.transforms.centralization import centralize_gradients
 from optim_zoo.transforms.clipping import ClipByGlobalNormState, clip_by_global_norm
 from optim_zoo.transforms.lars import scale_by_lars_trust_ratio
 from optim_zoo.transforms.layerwise import ScaleByTrustRatioState
-from optim_zoo.transforms.leafwise import chain_leaf_by_leaf
+from optim_zoo.transforms.leaf_by_leaf import chain_leaf_by_leaf
 from optim_zoo.transforms.learning_rate import (
     ScaleByLearningRateState,
     cast_like_params,

@@ -1,12 +1,11 @@
 """Lifts pieces that are declared for one array to trees of arrays.
 
 A piece declares how it changes the update of one array and what its state consists of. From this
-declaration `leafwise` makes an ordinary optax transformation, and `chain_leaf_by_leaf` can run
-several pieces on one leaf before it begins the next.
+declaration `leafwise` makes an ordinary optax transformation, and `update_leaves` can apply several
+pieces to one leaf before it begins the next.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import rows
-from optim_zoo.errors import ArgumentValueError, parameters_missing
+from optim_zoo.errors import parameters_missing
 from optim_zoo.tree import Tree, check_distinct, check_floating, leaf_paths, wide_dtype
 
 
@@ -134,7 +133,7 @@ def leafwise(declaration: Declaration) -> Leafwise:
         updates: Tree, state: Any, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, Any]:
         del extra
-        updates, (state,) = _update_leaves([declaration], updates, [state], params, in_order=False)
+        updates, (state,) = update_leaves([declaration], updates, [state], params)
         return updates, state
 
     made = Leafwise(init, update)
@@ -142,79 +141,26 @@ def leafwise(declaration: Declaration) -> Leafwise:
     return made
 
 
-def chain_leaf_by_leaf(
-    *pieces: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
-    """Chains pieces like ``optax.chain``, but finishes one leaf before it begins the next on CPUs.
-
-    A direction that is scaled by its own norm stays in memory between two passes over it. Without
-    a dependency between leaves, XLA on a CPU computes every direction before it scales the first
-    one, which takes as much memory again as the parameters. Here the gradient of a leaf waits for
-    the trust ratio of the leaf before it, so that one direction exists at a time and is still in
-    the cache when it is scaled.
-
-    On other devices no leaf waits. Nor does a leaf wait where ``jax.set_mesh`` has set a mesh of
-    several devices (`sharding.data_parallel` does so), or inside ``shard_map`` or ``pmap``:
-    reductions over devices that wait for one another cannot be combined. Updates and state are
-    those of ``optax.chain`` in every case.
-
-    The saving is that of an update whose gradients are arguments. In a whole training step the
-    gradients exist together anyway, because the first leaf needs the end of backpropagation.
-
-    Args:
-      pieces: any transformations. Neighbours that are `leafwise` run leaf by leaf; a piece that
-        reads several leaves at once, such as clipping by the global norm, runs on the whole tree.
-
-    Raises:
-      ArgumentValueError: there is no piece.
-    """
-    if not pieces:
-        raise ArgumentValueError("pieces", "be at least one transformation", pieces)
-    pieces = tuple(map(optax.with_extra_args_support, pieces))
-    chain = optax.with_extra_args_support(optax.chain(*pieces))
-    groups = [
-        (declared, list(group))
-        for declared, group in itertools.groupby(
-            range(len(pieces)), lambda i: isinstance(pieces[i], Leafwise)
-        )
-    ]
-
-    def update(
-        updates: Tree, state: tuple[Any, ...], params: Tree | None = None, **extra: Any
-    ) -> tuple[Tree, tuple[Any, ...]]:
-        if _spans_devices():
-            return chain.update(updates, state, params, **extra)
-        after: list[Any] = []
-        for declared, group in groups:
-            if declared:
-                declarations = [pieces[i].leaf for i in group]
-                before = [state[i] for i in group]
-                updates, made = _update_leaves(declarations, updates, before, params, in_order=True)
-                after += made
-                continue
-            for i in group:
-                updates, made = pieces[i].update(updates, state[i], params, **extra)
-                after.append(made)
-        return updates, tuple(after)
-
-    return optax.GradientTransformationExtraArgs(chain.init, update)
-
-
-def _spans_devices() -> bool:
-    """Whether arrays may be distributed: inside a mapped function, or under a mesh of devices."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.size > 1 or bool(mesh.manual_axes)
-
-
-def _update_leaves(
+def update_leaves(
     pieces: Sequence[Declaration],
     updates: Tree,
     states: Sequence[Any],
     params: Tree | None,
-    *,
-    in_order: bool,
+    wait: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> tuple[Tree, list[Any]]:
-    """Applies ``pieces`` one after another to each leaf, with ``in_order`` one leaf at a time."""
+    """Applies pieces one after another to each leaf.
+
+    Args:
+      pieces: their declarations.
+      updates: arrays and `SparseRows`.
+      states: of each piece.
+      params: the parameters, or None.
+      wait: ``(u, known) -> u``, called with the update of a leaf and with the value that the leaf
+        before it has computed last for a field `Declaration.waits_for`.
+
+    Returns:
+      The updates, and the state of each piece.
+    """
     _check(pieces, updates, states, params)
     structure: Any = jax.tree.structure(updates, is_leaf=rows.is_sparse)
     paths = leaf_paths(updates, is_leaf=rows.is_sparse)
@@ -226,8 +172,8 @@ def _update_leaves(
     after: list[list[Any]] = [[] for _ in pieces]
     made, known = [], None
     for i, u in enumerate(structure.flatten_up_to(updates)):
-        if in_order and known is not None:
-            u = rows.on_rows(_wait_if_traced, u, known)
+        if wait is not None and known is not None:
+            u = rows.on_rows(wait, u, known)
         for k, piece in enumerate(pieces):
             leaf = Leaf(paths[i], parameters[i], begun[k][1])
             u, state = piece.update(u, before[k][i], leaf)
@@ -279,26 +225,6 @@ def _join(piece: Declaration, state: Any, paths: Sequence[str], of_leaves: Seque
         values = zip(paths, [getattr(made, field) for made in of_leaves], strict=True)
         fields[field] = {path: value for path, value in values if value is not None}
     return state._replace(**fields)
-
-
-def _wait_if_traced(x: jax.Array, known: jax.Array) -> jax.Array:
-    """Returns ``x``. Outside ``jit`` the leaves are computed one after another in any case."""
-    return _wait(x, jax.lax.stop_gradient(known)) if isinstance(x, jax.core.Tracer) else x
-
-
-@jax.jit  # so that it is traced once for each shape
-def _wait(x: jax.Array, known: jax.Array) -> jax.Array:
-    """Returns ``x``. On a CPU the result also depends on ``known``, though not on its value.
-
-    XLA on a CPU drops an ``optimization_barrier``, but cannot assume that a number times zero is
-    zero. A value that is not finite is replaced, because it would make ``x`` NaN.
-    """
-
-    def on_cpu(x: jax.Array, known: jax.Array) -> jax.Array:
-        zero = jnp.sum(jnp.where(jnp.isfinite(known), known, 0)) * 0
-        return x + zero.astype(x.dtype)
-
-    return jax.lax.platform_dependent(x, known, cpu=on_cpu, default=lambda x, _: x)
 
 
 def count_step(state: Any) -> tuple[Any, None]:
