@@ -14,6 +14,7 @@ from typing import Any
 from optim_zoo import ports, recorded, registry
 from optim_zoo.errors import UserError
 from optim_zoo.recorded.agreement import REFERENCE_NOISE
+from optim_zoo.recorded.proofs import PROOFS
 
 WIDTH = 100  # of a page
 
@@ -93,7 +94,7 @@ def comparisons(short: str) -> list[Comparison]:
     """What is recorded for an optimizer or a port: cases that name it, then the zoo's proofs."""
     constructor = f"optim_zoo.{short if short in registry.OPTIMIZERS else f'ports.{short}'}"
     named = [c for c in recorded.cases() if c.constructor == constructor]
-    proofs = registry.get(short).proofs if short in registry.OPTIMIZERS else ()
+    proofs = PROOFS.get(short, ())
     return [
         *(Comparison(case, constructor, None) for case in named),
         *(Comparison(recorded.get(p.case), constructor, p.arguments) for p in proofs),
