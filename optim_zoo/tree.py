@@ -91,7 +91,7 @@ def by_path(tree: Tree) -> dict[str, Any]:
 
 
 def check_distinct(paths: list[str]) -> None:
-    """Raises ``ValueError`` where a path occurs more than once."""
+    """Raises `ArgumentValueError` where a path occurs more than once."""
     twice = sorted(path for path, count in Counter(paths).items() if count > 1)
     if twice:
         raise ArgumentValueError(

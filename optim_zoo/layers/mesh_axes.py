@@ -52,13 +52,13 @@ def axis_names_of(axis_name: AxisName, path: str, x: jax.Array) -> tuple[str, ..
       ValueError: the type of ``x`` says that it does not vary over one of them.
     """
     if _same_for_all(axis_name):
-        told = _names(axis_name)
+        names = _names(axis_name)
     else:
-        told = _names(rules.first_match(axis_name, path, default=()))  # type: ignore[arg-type]
+        names = _names(rules.first_match(axis_name, path, default=()))  # type: ignore[arg-type]
     # A device's place along an axis varies over it: where its type does not say so, none does.
     wrong = [
         name
-        for name in sorted(set(told) - varying_axes(x))
+        for name in sorted(set(names) - varying_axes(x))
         if varying_axes(jax.eval_shape(lambda name=name: jax.lax.axis_index(name)))
     ]
     if wrong:
@@ -71,7 +71,7 @@ def axis_names_of(axis_name: AxisName, path: str, x: jax.Array) -> tuple[str, ..
             sentence=f"{{argument}}: {path} is told to be cut over the mesh axes {wrong}, over "
             f"which it does not vary by its type: {advice}",
         )
-    return told
+    return names
 
 
 def all_axis_names(axis_name: AxisName) -> set[str]:

@@ -20,7 +20,7 @@ def squared_norm(x: jax.Array, layers: Layers = (), axis_names: Sequence[str] = 
     Args:
       x: any shape.
       layers: what a layer is in ``x``.
-      axis_names: mesh axes ``x`` is cut over, beside those its type tells.
+      axis_names: mesh axes ``x`` is sharded over, besides those that its type records.
 
     Returns:
       Shape ``()`` for one layer, else ``(layers,)`` in row-major order of the array's axes.
@@ -75,7 +75,7 @@ def global_norm(tree: Tree, axis_name: AxisName = None) -> jax.Array:
 
     Args:
       tree: arrays and `SparseRows`; rows of the same id count as one, their sum.
-      axis_name: the mesh axes leaves are cut over, beside those their types tell.
+      axis_name: the mesh axes leaves are sharded over, besides those that their types record.
     """
     arrays = rows.summed(tree)
     axis_names = assign_axis_names(axis_name, arrays)

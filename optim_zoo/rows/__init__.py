@@ -1,8 +1,8 @@
 """The gradient of a few rows of a table, and steps that touch those rows alone.
 
-An embedding table of a million rows of which a batch reads eight thousand has a gradient that is
-zero almost everywhere. `value_and_grad` gives the rows that are not, as `SparseRows`; `lazy_adam`
-moves those rows and their moments; `apply_updates` adds them to the table, in place where the
+If a batch reads eight thousand rows of an embedding table of a million, the gradient of the table
+is zero almost everywhere. `value_and_grad` returns the other rows as `SparseRows`; `lazy_adam`
+updates those rows and their moments; `apply_updates` adds them to the table, in place where the
 table is donated::
 
     def loss_fn(params, batch):

@@ -34,7 +34,7 @@ _OPAQUE = jax.extend.random.define_prng_impl(
 
 @jax.tree_util.register_pytree_with_keys_class
 class SparseRows:
-    """Rows of an array of which all other rows are zero; rows of the same id add up.
+    """Rows of an array whose other rows are all zero; rows with the same id are added.
 
     It crosses ``jit``, ``scan`` and ``shard_map`` like any tree, but arithmetic on its leaves
     raises: mostly ``TypeError``; of JAX's own exceptions, outside ``jit``, also
