@@ -16,7 +16,8 @@ import pytest
 
 from optim_zoo import catalogue, cli, recorded, verify
 from optim_zoo.train import loop
-from tests.train.small_text import write_random_text
+from optim_zoo.train.checkpoints import saved_steps
+from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = pytest.mark.xdist_group("command line")  # whose fixtures are runs, made once
 
@@ -106,7 +107,7 @@ def said(
     [
         (("train.stepz=5",), r"command line \(train\.stepz=5\): unknown key .* did you mean steps"),
         (("optimizer.name=lamp",), "unknown optimizer 'lamp'; did you mean lamb"),
-        (("task.name=bert_mln",), "did you mean bert_mlm"),
+        (("task.name=masked_langage",), "did you mean masked_language"),
         (("train.steps",), "expected section.key=value, got 'train.steps'"),
         (("data.text=nowhere/*.txt",), "no file matches 'nowhere/\\*.txt'"),
         (("data.vocabulary=nowhere",), "nowhere cannot be read"),
@@ -353,7 +354,7 @@ def test_a_finished_run_says_so_and_exits_with_zero(
     again = run(tiny, folder)
     assert (again.returncode, again.stderr) == (0, "")
     opening, *rest = again.stdout.splitlines()
-    assert opening == f"going on from the checkpoint of step 6 in {folder}"
+    assert opening == f"resuming from the checkpoint of step 6 in {folder}"
     assert rest == first.stdout.splitlines()[-len(rest) :]
 
 
@@ -369,8 +370,8 @@ def test_a_damaged_checkpoint_is_moved_away_in_one_sentence_without_noise(
     assert (done.returncode, done.stderr) == (0, "")
     note, opening, *rest = done.stdout.splitlines()
     assert note.startswith("the checkpoint of step 6 is damaged (")
-    assert note.endswith(f"was moved to {folder / 'damaged' / '6'}; step 3 is gone on from")
-    assert opening == f"going on from the checkpoint of step 3 in {folder}"
+    assert note.endswith(f"was moved to {folder / 'damaged' / '6'}; resuming from step 3")
+    assert opening == f"resuming from the checkpoint of step 3 in {folder}"
     held_out = [line for line in rest if line.startswith("held-out loss")]
     assert held_out == [
         line for line in finished[1].stdout.splitlines() if line.startswith("held-out loss")
@@ -503,14 +504,14 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_run_goes_on_later(
     assert err.count("\n") == 1
     assert "No space left on device" in err
     assert named in err
-    saved = loop.saved_steps(folder)
+    saved = saved_steps(folder)
     filler.unlink()
     if named == "checkp":
         assert saved
     done = run(tiny, folder, *steps, *overrides)
     assert (done.returncode, done.stderr) == (0, "")
     if saved:
-        assert done.stdout.startswith(f"going on from the checkpoint of step {saved[-1]} ")
+        assert done.stdout.startswith(f"resuming from the checkpoint of step {saved[-1]} ")
     whole = run(tiny, disk / "whole", *steps, *overrides)
     assert (whole.returncode, whole.stderr) == (0, "")
 

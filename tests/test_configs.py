@@ -7,7 +7,9 @@ import jax
 import pytest
 
 from optim_zoo import metrics, schedules
-from optim_zoo.train import bert, config, config_file, loop, optimization, tasks
+from optim_zoo.train import config, config_file, job, optimization
+from optim_zoo.train.tasks.masked_language.model import Bert, layer_rules
+from optim_zoo.train.tasks.masked_language.task import init_bert, sequence_length
 from optim_zoo.tree import Tree
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
@@ -33,7 +35,7 @@ def test_the_configs_are_found() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_loads_and_its_batches_divide(path: Path) -> None:
     loaded = config_file.load(path)
-    loop.check_batches(loaded, 1)
+    job.check_batches(loaded, 1)
     rates = [
         float(optimization.make_schedule(loaded)(step)) for step in (0, 1, loaded.total_steps - 1)
     ]
@@ -52,11 +54,12 @@ def test_a_config_opens_with_its_command_its_time_and_its_result(path: Path) -> 
 
 def shapes(loaded: config.Config) -> tuple[Tree, Tree]:
     """Parameters and optimizer state of a run, nothing of it computed."""
-    model = bert.Bert(loaded.model, BERT_VOCABULARY)
-    stage = loaded.stages[-1]
+    sizes = loaded.task_sections["model"]
+    model = Bert(sizes, BERT_VOCABULARY)
+    length = sequence_length(loaded.stages[-1])
 
-    tx = optimization.make_optimizer(loaded, bert.layer_rules(loaded.model))
-    params = jax.eval_shape(lambda: tasks.init_bert(model, stage, jax.random.key(0)))
+    tx = optimization.make_optimizer(loaded, layer_rules(sizes))
+    params = jax.eval_shape(lambda: init_bert(model, length, jax.random.key(0)))
     return params, jax.eval_shape(tx.init, params)
 
 
@@ -78,7 +81,7 @@ def test_pod_sized_runs_have_one_trust_ratio_a_layer(name: str) -> None:
     ratios = {k: v.shape for k, v in metrics.read(state).items() if k.startswith("trust_ratio/")}
     stacked = {k: shape for k, shape in ratios.items() if "encoder/layers/" in k}
     assert len(stacked) >= 6
-    assert set(stacked.values()) == {(loaded.model.num_layers,)}
+    assert set(stacked.values()) == {(loaded.task_sections["model"].num_layers,)}
     assert {shape for k, shape in ratios.items() if k not in stacked} == {()}
 
 
@@ -86,17 +89,17 @@ def test_bert_base_follows_the_recipe_of_its_batch_size() -> None:
     """Table 4 of arXiv 1904.00962 at 32,768; each stage's warmup is the same share of it."""
     loaded = named("bert_base_lamb_32k")
     recipe = schedules.lamb_recipe(32_768)
-    assert loaded.train.batch_size == 32_768
+    assert {stage.batch_size for stage in loaded.stages} == {32_768}
     assert loaded.schedule.arguments["learning_rate"] == recipe.learning_rate == 0.005
-    assert loaded.schedule.arguments["warmup_steps"] == recipe.warmup_steps(loaded.train.steps)
+    assert loaded.schedule.arguments["warmup_steps"] == recipe.warmup_steps(loaded.stages[0].steps)
     assert loaded.total_steps == 15_625
 
 
 def test_bert_large_is_the_mixed_batch_run() -> None:
     loaded = named("bert_large_lamb_64k_32k")
     assert [stage.batch_size for stage in loaded.stages] == [65_536, 32_768]
-    assert [stage.sequence_length for stage in loaded.stages] == [128, 512]
+    assert [sequence_length(stage) for stage in loaded.stages] == [128, 512]
     assert loaded.total_steps == 8_599
     schedule = optimization.make_schedule(loaded)
-    assert float(schedule(loaded.train.steps)) == 0  # warms up again
-    assert float(schedule(loaded.train.steps - 1)) > 0
+    assert float(schedule(loaded.stages[0].steps)) == 0  # warms up again
+    assert float(schedule(loaded.stages[0].steps - 1)) > 0

@@ -133,7 +133,7 @@ def test_a_flipped_byte_in_a_checkpoint(tried: dict[str, Any]) -> None:
 def assert_fell_back(record: dict[str, Any]) -> None:
     (note,) = record["next_notes"]
     assert note.startswith("the checkpoint of step 20 is damaged (")
-    assert note.endswith(") and was moved to run/damaged/20; step 15 is gone on from")
+    assert note.endswith(") and was moved to run/damaged/20; resuming from step 15")
     assert_went_on(record, 15)
     assert record["lost"] == 5
 

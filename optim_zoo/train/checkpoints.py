@@ -139,7 +139,7 @@ class Checkpoints:
             else:
                 notes = [
                     f"the checkpoint of step {bad} is damaged ({reason}) and was moved to "
-                    f"{self._move_away(bad, step)}; step {step} is gone on from"
+                    f"{self._move_away(bad, step)}; resuming from step {step}"
                     for bad, reason in damaged.items()
                 ]
                 return Restored(step, training["params"], training["state"], info, notes)

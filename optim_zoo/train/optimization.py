@@ -1,4 +1,4 @@
-"""The schedule and the optimizer that a config names, and what stands around the optimizer."""
+"""The schedule and the optimizer that a config names, and the wrappers around the optimizer."""
 
 import inspect
 
@@ -16,43 +16,27 @@ from optim_zoo import (
     schedules,
 )
 from optim_zoo.errors import ArgumentValueError
-from optim_zoo.train.config import Config
+from optim_zoo.train.config import Config, Stage
 
 
 def make_schedule(config: Config) -> optax.Schedule:
-    """The schedule of all stages: step -> learning rate."""
+    """Returns the schedule of all stages: step -> learning rate."""
     return schedules.mixed_batch(
-        [
-            schedules.Stage(stage.steps, stage_schedule(config, index))
-            for index, stage in enumerate(config.stages)
-        ]
+        [schedules.Stage(stage.steps, stage_schedule(config, stage)) for stage in config.stages]
     )
 
 
-def stage_schedule(config: Config, index: int) -> optax.Schedule:
-    """The schedule of one stage: step of that stage -> learning rate."""
+def stage_schedule(config: Config, stage: Stage) -> optax.Schedule:
+    """Returns the schedule of one stage: step of that stage -> learning rate."""
     constructor = schedules.SCHEDULES[config.schedule.name]
-    takes = inspect.signature(constructor).parameters
-    arguments = dict(config.schedule.arguments)
-    if index > 0:
-        second = config.second_stage
-        own = {"learning_rate": second.learning_rate, "warmup_steps": second.warmup_steps}
-        if second.warmup_steps and "warmup_steps" not in takes:
-            expected = f"be 0, since the schedule {config.schedule.name} has no warmup,"
-            raise ArgumentValueError(
-                "warmup_steps",
-                "be 0 with a schedule that has no warmup",
-                second.warmup_steps,
-                sentence=f"{{argument}} must {expected} got {second.warmup_steps}",
-            )
-        arguments |= {key: value for key, value in own.items() if key in takes}
-    if "total_steps" in takes:
-        arguments["total_steps"] = config.stages[index].steps
+    arguments = dict(stage.schedule)
+    if "total_steps" in inspect.signature(constructor).parameters:
+        arguments["total_steps"] = stage.steps
     return constructor(**arguments)
 
 
 def make_optimizer(config: Config, layers: rules.Rules) -> optax.GradientTransformation:
-    """Clipping and the optimizer; ``layers`` reach an optimizer that knows of layers."""
+    """Returns clipping and the optimizer, which receives ``layers`` if it takes them."""
     choice = config.optimizer
     constructor = registry.get(choice.name).constructor
     known = {"layers": layers} if "layers" in inspect.signature(constructor).parameters else {}
@@ -63,10 +47,10 @@ def make_optimizer(config: Config, layers: rules.Rules) -> optax.GradientTransfo
 
 
 def wrapped(config: Config, tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """``tx`` behind the wrappers of [precision], [guards] and [accumulation], the last outermost.
+    """Returns ``tx`` inside the wrappers of [precision], [guards] and [accumulation].
 
-    So a guard sees the mean of the batches of a step, and a refused step moves neither master
-    weights nor the random numbers of rounding.
+    Accumulation is outermost: a guard sees the mean gradient of a step's batches, and a skipped
+    step changes neither the master weights nor the random numbers of stochastic rounding.
 
     Raises:
       ArgumentValueError: a dtype in ``precision.state`` is not allowed for its field.
@@ -85,14 +69,16 @@ def wrapped(config: Config, tx: optax.GradientTransformation) -> optax.GradientT
             ),
             "none": lambda tx: tx,
         }[config.precision.wrapper](tx)
-    told = config.guards
-    if told.spikes:
-        tx = guards.skip_spikes(tx, told.window, told.factor, max_consecutive=told.max_consecutive)
-    elif told.nonfinite:
-        tx = guards.skip_nonfinite(tx, told.max_consecutive)
+    guard = config.guards
+    if guard.spikes:
+        tx = guards.skip_spikes(
+            tx, guard.window, guard.factor, max_consecutive=guard.max_consecutive
+        )
+    elif guard.nonfinite:
+        tx = guards.skip_nonfinite(tx, guard.max_consecutive)
     every = config.accumulation.every
     if every > 1:
         tx = accumulation.accumulate(
-            tx, every, skip_nonfinite=told.nonfinite, max_consecutive=told.max_consecutive
+            tx, every, skip_nonfinite=guard.nonfinite, max_consecutive=guard.max_consecutive
         )
     return tx

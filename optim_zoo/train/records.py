@@ -1,4 +1,4 @@
-"""The metrics of a run: written as one JSON object a line, read back as columns.
+"""Reads the metrics of a run, one JSON object per line, as columns.
 
 A line is `{"kind": "train", "step": 50, "loss": 6.1, "trust_ratio/<path>": [1.1, 0.9], ...}` or
 `{"kind": "held_out", "step": 100, "loss": 5.9}`. A name with a slash is a quantity of one parameter
@@ -6,16 +6,13 @@ leaf: a number, or a list where the leaf holds several stacked layers. NaN and t
 JSON lacks, are written as null and read as NaN.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
 import pathlib
-import types
 from array import array
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,77 +20,6 @@ import numpy.typing as npt
 from optim_zoo import errors
 
 Floats = npt.NDArray[np.float64]
-
-
-def replace_file(path: pathlib.Path, content: bytes) -> None:
-    """Write a whole file at once: whoever reads `path`, or a kill, finds the old or the new one.
-
-    Raises UserError where the file cannot be written.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from error
-
-
-class Writer:
-    """Appends to a metrics file, of which a resumed run first drops what it will write again.
-
-    Args:
-      path: the metrics file; its folder exists.
-      resume_step: the step of the checkpoint the run continues from: later lines are dropped, and
-        so is a last line that a kill left half-written. None starts the file anew.
-
-    Raises UserError where the file cannot be written, or holds a line that is no record.
-    """
-
-    def __init__(self, path: pathlib.Path, resume_step: int | None) -> None:
-        kept = []
-        if resume_step is not None and path.exists():
-            kept = [line for line, record in _lines(path) if record["step"] <= resume_step]
-        replace_file(path, b"".join(kept))
-        self._path = path
-        try:
-            # Unbuffered: what a full disk refused is not tried again when the file is closed.
-            self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise _cannot_write(path, error) from error
-
-    def write(self, record: Mapping[str, object]) -> None:
-        """Append one line, in the hands of the operating system when this returns.
-
-        Values are strings, numbers, or NumPy or JAX arrays of at most one dimension. Those on a
-        device are fetched one by one: fetch all of them with `jax.device_get` first.
-        """
-        plain = {name: _plain(name, value) for name, value in record.items()}
-        rest = memoryview(json.dumps(plain, allow_nan=False).encode() + b"\n")
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            raise _cannot_write(self._path, error) from error
-
-    def close(self) -> None:
-        """Close the file; every line is already in it."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +82,7 @@ def read(path: pathlib.Path) -> Records:
     """
     steps = {"train": array("d"), "held_out": array("d")}
     columns: dict[str, dict[str, _Column]] = {"train": {}, "held_out": {}}
-    for _, record in _lines(path):
+    for _, record in lines(path):
         kind, step = record.pop("kind"), record.pop("step")
         for name, value in record.items():
             column = columns[kind].setdefault(name, _Column(isinstance(value, list)))
@@ -206,8 +132,14 @@ class _Column:
         return steps[leaf.rows], leaf.values[:, 0]
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each whole line, with its newline, and the record in it."""
+def lines(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yields each whole line, with its newline, and the record in it.
+
+    A last line that a kill left half-written is skipped.
+
+    Raises:
+      UserError: the file cannot be read, or an earlier line is no record.
+    """
     torn = False
     try:
         with path.open("rb") as file:
@@ -244,14 +176,17 @@ def _no_record(path: pathlib.Path, number: int) -> errors.UserError:
     )
 
 
-def _cannot_write(path: pathlib.Path, error: OSError) -> errors.UserError:
-    return errors.UserError(
-        f"expected to write {path}, got {error.strerror}; make room or choose another run folder,"
-        " then start the same command again to resume"
-    )
+def plain(name: str, value: object) -> str | bool | int | float | list[Any] | None:
+    """Returns a value as JSON has it.
 
+    Args:
+      name: its name, for the message.
+      value: a string, a number, or a NumPy or JAX array of at most one dimension. Arrays on a
+        device are fetched one by one: call ``jax.device_get`` on all of them first.
 
-def _plain(name: str, value: object) -> str | bool | int | float | list[Any] | None:
+    Raises:
+      ValueError: the array has more dimensions.
+    """
     if isinstance(value, str):
         return value
     numbers = np.asarray(value)

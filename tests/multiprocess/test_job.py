@@ -24,7 +24,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from optim_zoo import cli
 from optim_zoo.train import config_file, loop
-from tests.train.small_text import write_random_text
+from optim_zoo.train.checkpoints import saved_steps
+from optim_zoo.train.sinks import plots
+from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = [
     pytest.mark.xdist_group("processes"),  # in one worker: the fixtures are runs, and long
@@ -77,7 +79,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the runs in this process."""
-    monkeypatch.setattr(loop.plots, "write_all", lambda *_: [])
+    monkeypatch.setattr(plots, "write_all", lambda *_, **__: [])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -209,7 +211,7 @@ def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run by this one process, on eight devices."""
     folder = tmp_path_factory.mktemp("one") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.plots, "write_all", lambda *_: [])
+        patch.setattr(plots, "write_all", lambda *_, **__: [])
         train_here(tiny, folder)
     return folder
 
@@ -283,7 +285,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
     )
     assert said, ends
     assert ends[1][1:] == ("", "")
-    assert loop.saved_steps(folder)[-1] == int(said[1]) == lines_of(folder)
+    assert saved_steps(folder)[-1] == int(said[1]) == lines_of(folder)
     # Saved by both: the copy of either is whole.
     params = folder / "checkpoints" / said[1] / "training"
     assert any(params.glob("ocdbt.process_0"))
@@ -314,20 +316,20 @@ def test_a_killed_process_ends_the_other_with_a_sentence_and_the_run_goes_on(
 
 def assert_goes_on_and_ctrl_c_stops_it(tiny: Path, folder: Path) -> None:
     """Ctrl-C at one process stops all too; each has the exit code of the signal it got."""
-    saved = loop.saved_steps(folder)[-1]
+    saved = saved_steps(folder)[-1]
     (folder / "metrics.jsonl").unlink()  # to see when the first line is there
     with train(tiny, folder, *LONG) as group:
         group.wait_for(lambda: lines_of(folder) > 0)
         group.processes[0].send_signal(signal.SIGINT)
         ends = group.ends()
     assert [code for code, _, _ in ends] == [128 + signal.SIGINT, 128 + signal.SIGTERM]
-    assert ends[0][1].startswith(f"going on from the checkpoint of step {saved} in {folder}\n")
+    assert ends[0][1].startswith(f"resuming from the checkpoint of step {saved} in {folder}\n")
     assert ends[0][2].startswith("optim-zoo: stopped by SIGINT; step ")
 
 
 def assert_lost(err: str, folder: Path, reason: str = ".*") -> None:
     """One sentence of ours, without anything of Python's or C++'s."""
-    saved = loop.saved_steps(folder)[-1]
+    saved = saved_steps(folder)[-1]
     assert re.fullmatch(
         rf"optim-zoo: another process of this run has failed or is gone \({reason}\); step {saved} "
         rf"is saved in {folder}: start all processes again, by the same commands, to go on from "

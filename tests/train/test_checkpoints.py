@@ -408,7 +408,7 @@ def test_a_damaged_checkpoint_is_never_read_as_other_numbers(
     for name, note in notes.items():
         assert re.fullmatch(
             r"the checkpoint of step 6 is damaged \(.+\) and was moved to /.+/run/damaged/6; "
-            r"step 4 is gone on from",
+            r"resuming from step 4",
             note,
         ), name
         assert len(note) < 700, name

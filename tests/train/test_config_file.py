@@ -12,8 +12,9 @@ import tomli_w
 
 from optim_zoo import ranges, registry, schedules
 from optim_zoo.errors import ArgumentValueError, UserError
-from optim_zoo.train import config, config_file, optimization, tasks
+from optim_zoo.train import config, config_file, optimization, saved_config, tasks
 from optim_zoo.train.config import Config
+from optim_zoo.train.tasks.masked_language.task import MaskedLanguage, sequence_length
 
 LEAST = "[schedule]\nlearning_rate = 0.01\nwarmup_steps = 4\n"
 TWO_STAGES = (
@@ -21,17 +22,17 @@ TWO_STAGES = (
     "train.batch_size=8",
     "data.sequence_length=16",
     "schedule.warmup_steps=4",
-    "second_stage.steps=6",
-    "second_stage.batch_size=4",
-    "second_stage.sequence_length=32",
-    "second_stage.learning_rate=0.002",
-    "second_stage.warmup_steps=2",
+    "stages.1.steps=6",
+    "stages.1.batch_size=4",
+    "stages.1.sequence_length=32",
+    "stages.1.learning_rate=0.002",
+    "stages.1.warmup_steps=2",
 )
 
 # A value outside its range for every key that has one; the type is right.
 OUT_OF_RANGE: dict[str, Any] = {
     "run.seed": -1,
-    "task.name": "bert_mln",
+    "task.name": "masked_langage",
     "data.held_out": 1.0,
     "data.sequence_length": 7,
     "model.num_layers": 0,
@@ -45,12 +46,6 @@ OUT_OF_RANGE: dict[str, Any] = {
     "train.batch_size": 0,
     "train.micro_batches": 0,
     "train.clip_norm": 0.0,
-    "second_stage.steps": -1,
-    "second_stage.batch_size": 0,
-    "second_stage.micro_batches": 0,
-    "second_stage.sequence_length": 7,
-    "second_stage.learning_rate": -0.1,
-    "second_stage.warmup_steps": -1,
     "precision.parameters": "float16",
     "precision.wrapper": "master",
     "precision.state": {"mu": "float64"},
@@ -63,6 +58,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "output.evaluation_batches": 0,
     "output.checkpoint_every": 0,
     "output.keep_checkpoints": 0,
+    "output.sinks": ["prgress"],
     "parallel.mode": "threads",
     "distributed.coordinator": "here",
     "distributed.processes": -1,
@@ -76,11 +72,15 @@ WITHOUT_RANGE = {"run.dir", "run.accept_changes", "data.text", "data.vocabulary"
     "guards.nonfinite",
     "guards.spikes",
 }
+SECTIONS: dict[str, Any] = {
+    name: kind
+    for name, kind in {**config_file.SECTIONS, **MaskedLanguage.sections}.items()
+    if kind is not config.Choice
+}
 DEFAULTS = {
-    f"{section.name}.{field.name}": getattr(section.type(), field.name)  # type: ignore[operator]
-    for section in dataclasses.fields(Config)
-    if section.type is not config.Choice
-    for field in dataclasses.fields(section.type)  # type: ignore[arg-type]
+    f"{name}.{field.name}": getattr(kind(), field.name)
+    for name, kind in SECTIONS.items()
+    for field in dataclasses.fields(kind)
 }
 # Values of another type than the key's, with what the message calls the right one.
 WRONG_TYPES: dict[type, tuple[str, list[Any]]] = {
@@ -89,6 +89,7 @@ WRONG_TYPES: dict[type, tuple[str, list[Any]]] = {
     str: ("a string", [5, True, ["x"]]),
     bool: ("true or false", [1, "true", [True]]),
     dict: ("a table", ["mu", 1, ["mu"]]),
+    tuple: ("a list of strings", ["plots", 1, [1]]),
 }
 
 
@@ -110,6 +111,11 @@ def section_file(path: Path, key: str, value: Any) -> Path:
     return write(path, tomli_w.dumps(tree))
 
 
+def section_of(loaded: Config, name: str) -> Any:
+    own = loaded.task_sections
+    return own[name] if name in own else getattr(loaded, name)
+
+
 def message(path: Path, *overrides: str) -> str:
     with pytest.raises(UserError) as caught:
         config_file.load(path, overrides)
@@ -122,9 +128,8 @@ def message(path: Path, *overrides: str) -> str:
 
 def test_defaults_stand_in_the_dataclasses_alone(path: Path) -> None:
     loaded = config_file.load(path)
-    for section in dataclasses.fields(Config):
-        if section.type is not config.Choice:
-            assert getattr(loaded, section.name) == section.type()  # type: ignore[operator]
+    for name, kind in SECTIONS.items():
+        assert section_of(loaded, name) == kind()
     assert loaded.optimizer.name == "lamb"
     assert loaded.schedule.name == "warmup_polynomial"
     parameters = inspect.signature(registry.get("lamb").constructor).parameters
@@ -143,7 +148,8 @@ def test_out_of_range_names_key_value_and_file(key: str, tmp_path: Path) -> None
     section, name = key.split(".")
     assert said.startswith(f"{tmp_path / 'run.toml'}: [{section}] ")
     assert name in said
-    assert str(value) in said
+    for part in value if isinstance(value, list) else [value]:
+        assert str(part) in said
 
 
 @pytest.mark.parametrize("key", OUT_OF_RANGE)
@@ -166,7 +172,7 @@ def test_whole_numbers_are_numbers(key: str, tmp_path: Path) -> None:
         return  # 0 or 1 alone, out of range or tested by the default
     section, name = key.split(".")
     loaded = config_file.load(section_file(tmp_path / "run.toml", key, 2))
-    value = getattr(getattr(loaded, section), name)
+    value = getattr(section_of(loaded, section), name)
     assert value == 2.0
     assert type(value) is float
 
@@ -180,7 +186,7 @@ def test_a_table_in_a_section(path: Path) -> None:
     """Set, written back and read, and its own values checked."""
     loaded = config_file.load(path, ['precision.state={mu="bfloat16", nu="bfloat16"}'])
     assert loaded.precision.state == {"mu": "bfloat16", "nu": "bfloat16"}
-    again = config_file.load(write(path, config_file.to_toml(loaded)))
+    again = config_file.load(write(path, saved_config.to_toml(loaded)))
     assert again == loaded
     assert "precision.state.mu must be a string, got 1" in message(path, "precision.state={mu=1}")
     said = message(path, 'precision.state={nu="float16"}')
@@ -202,7 +208,7 @@ def test_nan_is_refused(value: str, path: Path) -> None:
         ("schedule.warmup=5", "did you mean warmup_steps"),
         ("optimizer.name=lamp", "did you mean lamb"),
         ("schedule.name=warmup_cosin", "did you mean warmup_cosine"),
-        ("task.name=bert_mln", "did you mean bert_mlm"),
+        ("task.name=masked_langage", "did you mean masked_language"),
         ("model.dtype=bfloat61", "did you mean bfloat16"),
     ],
 )
@@ -230,9 +236,9 @@ def test_unknown_names_give_the_near_ones_and_the_place(
 
 
 def test_every_task_has_a_name_in_the_config(path: Path) -> None:
-    assert tuple(tasks.TASKS) == config.TASK_NAMES
-    for name in tasks.TASKS:
+    for name, import_path in tasks.TASKS.items():
         assert config_file.load(path, [f"task.name={name}"]).task.name == name
+        assert config_file.load(path, [f"task.name={import_path}"]).task.name == import_path
 
 
 @pytest.mark.parametrize("key", ["optimizer.learning_rate", "optimizer.layers", "optimizer.axis"])
@@ -333,7 +339,7 @@ def test_a_missing_learning_rate_names_schedule_and_key(path: Path) -> None:
 def test_overrides_are_toml_values_or_bare_strings(override: str, value: Any, path: Path) -> None:
     loaded = config_file.load(path, [override])
     section, key = override.partition("=")[0].strip().split(".")
-    chosen = getattr(loaded, section)
+    chosen = section_of(loaded, section)
     if isinstance(chosen, config.Choice) and key != "name":
         assert chosen.arguments[key] == value
     else:
@@ -401,17 +407,17 @@ def test_to_toml_is_read_back_as_the_same_config(
     overrides: tuple[str, ...], path: Path, tmp_path: Path
 ) -> None:
     loaded = config_file.load(path, overrides)
-    again = config_file.load(write(tmp_path / "again.toml", config_file.to_toml(loaded)))
+    again = config_file.load(write(tmp_path / "again.toml", saved_config.to_toml(loaded)))
     assert again == loaded
-    assert config_file.differences(loaded, again) == []
-    assert config_file.to_toml(again) == config_file.to_toml(loaded)
+    assert saved_config.differences(loaded, again) == []
+    assert saved_config.to_toml(again) == saved_config.to_toml(loaded)
 
 
 def test_where_a_run_is_started_is_no_part_of_it(path: Path, tmp_path: Path) -> None:
     where = ("coordinator=host:1", "processes=2", "index=1", "heartbeat_seconds=7")
     loaded = config_file.load(path, [f"distributed.{setting}" for setting in where])
-    assert config_file.differences(config_file.load(path), loaded) == []
-    again = config_file.load(write(tmp_path / "again.toml", config_file.to_toml(loaded)))
+    assert saved_config.differences(config_file.load(path), loaded) == []
+    again = config_file.load(write(tmp_path / "again.toml", saved_config.to_toml(loaded)))
     assert again.distributed == config.Distributed()
 
 
@@ -424,7 +430,7 @@ def test_zero1_is_for_jit(mode: str, path: Path) -> None:
 def test_optional_patterns_stay_optional_when_read_back(path: Path, tmp_path: Path) -> None:
     """BERT's own exclusions name layer_norm and LayerNorm, of which a model has one."""
     loaded = config_file.load(path, ["optimizer.name=bert_adamw"])
-    again = config_file.load(write(tmp_path / "again.toml", config_file.to_toml(loaded)))
+    again = config_file.load(write(tmp_path / "again.toml", saved_config.to_toml(loaded)))
     patterns = again.optimizer.arguments["exclude_from_weight_decay"]
     assert patterns.is_optional
     params = {"kernel": np.ones(3), "bias": np.ones(3)}
@@ -434,12 +440,12 @@ def test_optional_patterns_stay_optional_when_read_back(path: Path, tmp_path: Pa
 def test_differences_name_the_key_and_both_values(path: Path) -> None:
     before = config_file.load(path, ["optimizer.phi_bounds=[0, 1]"])
     now = config_file.load(path, ["train.steps=7", "optimizer.weight_decay=0.5"])
-    assert config_file.differences(before, now) == [
+    assert saved_config.differences(before, now) == [
         "optimizer.weight_decay: 0.0 -> 0.5",
         "optimizer.phi_bounds: [0, 1] -> unset",
         "train.steps: 1000 -> 7",
     ]
-    assert config_file.differences(before, before) == []
+    assert saved_config.differences(before, before) == []
 
 
 def test_where_a_run_lives_is_no_difference(path: Path) -> None:
@@ -447,31 +453,75 @@ def test_where_a_run_lives_is_no_difference(path: Path) -> None:
         config_file.load(path),
         config_file.load(path, ["run.dir=x", "run.accept_changes=true"]),
     )
-    assert config_file.differences(before, now) == []
-    assert config_file.differences(before, config_file.load(path, ["run.seed=1"])) == [
+    assert saved_config.differences(before, now) == []
+    assert saved_config.differences(before, config_file.load(path, ["run.seed=1"])) == [
         "run.seed: 0 -> 1"
     ]
 
 
-def test_stages(path: Path) -> None:
+def shapes(loaded: Config) -> list[tuple[int, int, int, int]]:
+    return [
+        (stage.steps, stage.batch_size, stage.micro_batches, sequence_length(stage))
+        for stage in loaded.stages
+    ]
+
+
+def test_without_tables_there_is_one_stage(path: Path) -> None:
     one = config_file.load(path)
-    assert one.stages == ((1000, 256, 1, 128),)
+    assert shapes(one) == [(1000, 256, 1, 128)]
     assert one.total_steps == 1000
     assert [one.stage_of(step) for step in (0, 999, 1000, 2000)] == [0, 0, 0, 0]
+
+
+def test_a_table_overrides_train_schedule_and_the_task_in_its_stage(path: Path) -> None:
     two = config_file.load(path, TWO_STAGES)
-    assert two.stages == ((10, 8, 1, 16), (6, 4, 1, 32))
+    assert shapes(two) == [(10, 8, 1, 16), (6, 4, 1, 32)]
     assert two.total_steps == 16
     assert [two.stage_of(step) for step in (0, 9, 10, 15)] == [0, 0, 1, 1]
+    rates = [(s.schedule["learning_rate"], s.schedule["warmup_steps"]) for s in two.stages]
+    assert rates == [(0.01, 4), (0.002, 2)]
 
 
-def test_tokens_after_adds_up_the_steps_of_both_stages(path: Path) -> None:
+def test_three_stages_in_a_file(path: Path, tmp_path: Path) -> None:
+    write(
+        path,
+        LEAST + "[train]\nsteps = 20\nbatch_size = 16\n[[stages]]\n[[stages]]\nbatch_size = 8\n"
+        "micro_batches = 4\nlearning_rate = 0.5\n[[stages]]\nsteps = 7\nsequence_length = 64\n",
+    )
+    three = config_file.load(path)
+    assert shapes(three) == [(20, 16, 1, 128), (20, 8, 4, 128), (7, 16, 1, 64)]
+    assert [s.schedule["learning_rate"] for s in three.stages] == [0.01, 0.5, 0.01]
+    assert [three.stage_of(step) for step in (19, 20, 39, 40, 46, 47)] == [0, 1, 1, 2, 2, 2]
+    again = saved_config.load(write(tmp_path / "again.toml", saved_config.to_toml(three)))
+    assert again == three
+    assert shapes(config_file.load(path, ["stages.2.steps=9", "train.steps=30"])) == [
+        (30, 16, 1, 128),
+        (30, 8, 4, 128),
+        (9, 16, 1, 64),
+    ]
+
+
+def test_stages_that_set_nothing_are_written_back(path: Path, tmp_path: Path) -> None:
+    two = config_file.load(write(path, LEAST + "[[stages]]\n[[stages]]\n"))
+    assert two.total_steps == 2000
+    assert saved_config.load(write(tmp_path / "again.toml", saved_config.to_toml(two))) == two
+    one = config_file.load(write(path, LEAST + "[[stages]]\n"))
+    assert saved_config.differences(two, one)[0] == "stages: 2 -> 1"
+
+
+def test_batches_add_up_over_stages_and_accumulation(path: Path) -> None:
     two = config_file.load(path, TWO_STAGES)
-    by_hand = [0]
-    for step in range(16):
-        by_hand.append(by_hand[-1] + (8 * 16 if step < 10 else 4 * 32))
-    assert [two.tokens_after(steps) for steps in range(17)] == by_hand
-    assert two.tokens_after(10) == 1280
-    assert two.tokens_after(11) == 1408
+    assert [two.batches_after(steps) for steps in (0, 9, 10, 11, 16)] == [
+        [0, 0],
+        [9, 0],
+        [10, 0],
+        [10, 1],
+        [10, 6],
+    ]
+    assert config_file.load(path, (*TWO_STAGES, "accumulation.every=3")).batches_after(11) == [
+        30,
+        3,
+    ]
 
 
 def test_each_stage_warms_up_from_zero(path: Path) -> None:
@@ -483,36 +533,90 @@ def test_each_stage_warms_up_from_zero(path: Path) -> None:
     np.testing.assert_allclose(rates, first + second, rtol=1e-6, atol=1e-9)  # float32
 
 
-def test_a_second_stage_needs_a_learning_rate(path: Path) -> None:
-    """Its default, 0, is that of no second stage: such a stage would learn nothing, silently."""
-    said = message(path, "second_stage.steps=5", "model.max_positions=512")
-    assert "second_stage" in said
-    assert "learning_rate" in said
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stages.1.steps=0", "[stages.1] steps must be >= 1, got 0"),
+        ("stages.1.batch_size=0", "[stages.1] batch_size must be >= 1, got 0"),
+        ("stages.1.micro_batches=0", "[stages.1] micro_batches must be >= 1, got 0"),
+        ("stages.1.sequence_length=7", "[stages.1] sequence_length must be >= 8, got 7"),
+        ("stages.1.learning_rate=-0.1", "[stages.1] learning_rate must be in [0, inf), got -0.1"),
+        ("stages.1.warmup_steps=-1", "[stages.1] warmup_steps must be >= 0, got -1"),
+        ("stages.1.warmup_steps=7", "[stages.1] warmup_steps must be"),
+        ("stages.1.steps=five", "stages.1.steps must be a whole number, got 'five'"),
+        ("stages.1.sequence_length=2.5", "stages.1.sequence_length must be a whole number"),
+        ("stages.1.stepz=5", "unknown key in [[stages]] 1 'stepz'; did you mean steps"),
+        ("stages.1.clip_norm=5", "unknown key in [[stages]] 1 'clip_norm'"),
+    ],
+)
+def test_a_wrong_value_of_a_stage_names_the_stage_and_the_override(
+    override: str, said: str, path: Path
+) -> None:
+    message_ = message(path, *TWO_STAGES, override)
+    assert message_.startswith(f"command line ({override}): ")
+    assert said in message_
 
 
-def test_a_second_warmup_needs_a_schedule_with_one(path: Path) -> None:
+def test_a_stage_takes_only_what_its_schedule_has(path: Path) -> None:
     path.write_text('[schedule]\nname = "constant"\nlearning_rate = 0.01\n')
-    stage = ("second_stage.steps=5", "second_stage.learning_rate=0.1")
-    said = message(path, *stage, "second_stage.warmup_steps=2")
-    assert "the schedule constant has no warmup, got 2" in said
-    assert config_file.load(path, stage).stages[1].steps == 5
+    assert "unknown key in [[stages]] 1 'warmup_steps'" in message(path, "stages.1.warmup_steps=2")
+    assert config_file.load(path, ["stages.1.steps=5"]).stages[1].steps == 5
 
 
-def test_a_second_warmup_that_is_too_long_names_the_second_stage(path: Path) -> None:
-    said = message(path, *TWO_STAGES, "second_stage.warmup_steps=7")
-    assert said.startswith("command line (second_stage.warmup_steps=7): [second_stage] ")
-    assert "got 7 of 6" in said
+@pytest.mark.parametrize(
+    "override",
+    ["stages.steps=5", "stages.1=5", "stages.x.steps=5", "stages.-1.steps=5", "stages=[]"],
+)
+def test_overrides_of_stages_need_a_number(override: str, path: Path) -> None:
+    said = message(path, override)
+    assert said.startswith(f"expected section.key=value, got {override!r}")
+    assert "stages.1.steps=100" in said
+
+
+def test_a_stage_that_leaves_a_gap_is_refused(path: Path) -> None:
+    assert "the config has 1 stages, and a new one has the number 1" in message(
+        path, "stages.2.steps=5"
+    )
+
+
+@pytest.mark.parametrize("text", ["stages = 5\n", 'stages = "x"\n', "stages = [1]\n", "[stages]\n"])
+def test_stages_that_are_no_tables_are_refused(text: str, path: Path) -> None:
+    for overrides in ([], ["stages.0.steps=5"]):
+        said = message(write(path, text + LEAST), *overrides)
+        assert "[[stages]] must be an array of tables" in said
+
+
+def test_the_section_that_stages_replace_is_named(path: Path) -> None:
+    said = message(write(path, LEAST + "[second_stage]\nsteps = 5\n"))
+    assert said == (
+        f"{path}: [second_stage] is replaced by [[stages]], one table per stage with what differs "
+        "from [train], [schedule] and the task's sections"
+    )
+
+
+def test_a_saved_config_of_version_0_1_is_read(path: Path, tmp_path: Path) -> None:
+    old = LEAST + (
+        '[task]\nname = "bert_mlm"\n[train]\nsteps = 10\nbatch_size = 8\n[second_stage]\n'
+        "steps = {}\nbatch_size = 4\nmicro_batches = 1\nsequence_length = 32\n"
+        "learning_rate = 0.002\nwarmup_steps = 2\n[data]\nsequence_length = 16\n"
+    )
+    saved = write(tmp_path / "old.toml", old.format(0))
+    short = ("train.steps=10", "train.batch_size=8", "data.sequence_length=16")
+    assert saved_config.differences(saved_config.load(saved), config_file.load(path, short)) == []
+    saved = write(tmp_path / "old.toml", old.format(6))
+    two = config_file.load(path, TWO_STAGES)
+    assert saved_config.differences(saved_config.load(saved), two) == []
 
 
 def test_positions_must_reach_the_longest_sequence(path: Path) -> None:
-    assert config_file.load(path, ["data.sequence_length=512"]).data.sequence_length == 512
+    assert (
+        config_file.load(path, ["data.sequence_length=512"]).task_sections["data"].sequence_length
+        == 512
+    )
     said = message(path, "data.sequence_length=513")
     assert "model.max_positions must be at least the sequence length 513, got 512" in said
-    said = message(path, *TWO_STAGES, "second_stage.sequence_length=1024")
+    said = message(path, *TWO_STAGES, "stages.1.sequence_length=1024")
     assert "1024" in said
-    # A second stage that does not take place has no say.
-    loaded = config_file.load(path, ["second_stage.sequence_length=1024"])
-    assert loaded.model.max_positions == 512
 
 
 def test_hidden_size_must_divide_by_heads(path: Path) -> None:

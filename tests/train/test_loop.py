@@ -1,6 +1,5 @@
 """The training job: what a run writes, and that a broken run goes on as if it had not been."""
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -23,10 +22,12 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from optim_zoo import metrics
 from optim_zoo.errors import UserError
-from optim_zoo.train import config_file, loop, optimization, plots, tasks
-from optim_zoo.train.config import Config, Stage
+from optim_zoo.train import config_file, job, loop, machine, optimization, saved_config
+from optim_zoo.train.checkpoints import Checkpoints, saved_steps
+from optim_zoo.train.config import Stage
+from optim_zoo.train.tasks.masked_language.task import MaskedLanguage
 from optim_zoo.tree import Tree
-from tests.train.small_text import write_random_text
+from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -62,16 +63,15 @@ checkpoint_every = 4
 """
 TWO_STAGES = (
     "train.steps=5",
-    "second_stage.steps=5",
-    "second_stage.sequence_length=32",
-    "second_stage.batch_size=4",
-    "second_stage.learning_rate=0.02",
-    "second_stage.warmup_steps=2",
+    "stages.1.steps=5",
+    "stages.1.sequence_length=32",
+    "stages.1.batch_size=4",
+    "stages.1.learning_rate=0.02",
+    "stages.1.warmup_steps=2",
     "model.dropout=0.1",
     "output.checkpoint_every=3",
     "output.evaluate_every=100",
 )
-WRITE_ALL = plots.write_all
 PLOTS = {
     f"{name}.png"
     for quantities in (
@@ -83,7 +83,7 @@ PLOTS = {
 
 
 class OneDevice:
-    """jax, for the loop, with one device: eight virtual ones would be many times slower."""
+    """jax, for a run, with one device: eight virtual ones would be many times slower."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(jax, name)
@@ -112,11 +112,14 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     compilation_cache.reset_cache()
 
 
+def use_devices(patch: pytest.MonkeyPatch, replacement: Any) -> None:
+    for module in (loop, job, machine):
+        patch.setattr(module, "jax", replacement)
+
+
 @pytest.fixture(autouse=True)
-def _one_device_and_no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take most of a short run's time; `unbroken` and what asks for them has them."""
-    monkeypatch.setattr(loop, "jax", OneDevice())
-    monkeypatch.setattr(loop.plots, "write_all", lambda *_: [])
+def _one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_devices(monkeypatch, OneDevice())
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +131,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+PICTURES = 'output.sinks=["progress", "plots", "report"]'
+
+
 def train(tiny: Path, folder: Path, *overrides: str) -> Any:
-    return loop.run(config_file.load(tiny / "tiny.toml", overrides), folder)
+    """A run without pictures, which take most of a short run's time, unless it asks for them."""
+    config = config_file.load(tiny / "tiny.toml", ('output.sinks=["progress"]', *overrides))
+    return loop.run(config, folder)
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +145,8 @@ def unbroken(tiny: Path, compiled: Path, tmp_path_factory: pytest.TempPathFactor
     """A finished run, with all of its checkpoints: of steps 4, 8 and 12."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "jax", OneDevice())
-        train(tiny, folder)
+        use_devices(patch, OneDevice())
+        train(tiny, folder, PICTURES)
     return folder
 
 
@@ -147,7 +155,7 @@ def unbroken_stages(tiny: Path, compiled: Path, tmp_path_factory: pytest.TempPat
     """A finished run of two stages, 5 and 5 steps, with checkpoints of steps 6, 9 and 10."""
     folder = tmp_path_factory.mktemp("stages") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "jax", OneDevice())
+        use_devices(patch, OneDevice())
         train(tiny, folder, *TWO_STAGES, "output.keep_checkpoints=9")
     return folder
 
@@ -178,12 +186,12 @@ def digests(folder: Path) -> dict[str, str]:
 def checkpoint_of(folder: Path, tiny: Path, *overrides: str) -> tuple[Any, ...]:
     """Step, parameters and state of the last checkpoint of a run."""
     loaded = config_file.load(tiny / "tiny.toml", overrides)
-    task = tasks.make(loaded, folder / "tokens")
+    task = config_file.make_task(loaded, folder / "tokens")
     params = jax.tree.map(
         lambda x: x.astype(loaded.precision.parameters), jax.jit(task.init)(jax.random.key(1))
     )
     tx = optimization.wrapped(loaded, optimization.make_optimizer(loaded, task.layers))
-    with loop.Checkpoints(folder, 99) as checkpoints:
+    with Checkpoints(folder, 99) as checkpoints:
         return checkpoints.restore(params, tx.init(params))[:3]
 
 
@@ -207,7 +215,7 @@ def test_a_run_leaves_metrics_plots_report_config_and_checkpoints(unbroken: Path
 
 
 def test_config_toml_is_the_config(unbroken: Path, tiny: Path) -> None:
-    assert config_file.load(unbroken / "config.toml") == config_file.load(tiny / "tiny.toml")
+    assert saved_config.load(unbroken / "config.toml") == config_file.load(tiny / "tiny.toml")
 
 
 def test_metrics_are_what_the_optimizer_computed(unbroken: Path, tiny: Path) -> None:
@@ -231,8 +239,9 @@ def test_metrics_are_what_the_optimizer_computed(unbroken: Path, tiny: Path) -> 
 
 def test_the_held_out_loss_is_that_of_the_saved_parameters(unbroken: Path, tiny: Path) -> None:
     _, params, _ = checkpoint_of(unbroken, tiny)
-    task = tasks.make(config_file.load(tiny / "tiny.toml"), unbroken / "tokens")
-    sums = np.array([jax.jit(task.held_out_loss)(params, b) for b in task.held_out()], np.float64)
+    task = config_file.make_task(config_file.load(tiny / "tiny.toml"), unbroken / "tokens")
+    measure = jax.jit(task.measure)
+    sums = np.array([measure(params, b)["loss"] for b in task.held_out()], np.float64)
     assert lines(unbroken)[-1]["loss"] == pytest.approx(sums[:, 0].sum() / sums[:, 1].sum(), 1e-7)
 
 
@@ -244,12 +253,9 @@ def test_the_same_run_again_is_the_same_to_the_last_bit(
     assert again == [r for r in lines(unbroken) if r["kind"] == "train"]
 
 
-def test_a_run_of_one_step_draws_and_reports(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_of_one_step_draws_and_reports(tiny: Path, tmp_path: Path) -> None:
     """There is no second step to time, and no warning about that."""
-    monkeypatch.setattr(loop.plots, "write_all", WRITE_ALL)
-    overrides = ("train.steps=1", "schedule.warmup_steps=0", "output.log_every=50")
+    overrides = ("train.steps=1", "schedule.warmup_steps=0", "output.log_every=50", PICTURES)
     figures = train(tiny, tmp_path / "run", *overrides)
     assert figures["steps"] == "1 of 1"
     assert figures["tokens per second"] == "not timed"
@@ -291,14 +297,12 @@ def test_a_finished_run_started_again_changes_nothing(
     tiny: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loop.plots, "write_all", WRITE_ALL)
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
     before = digests(folder)
-    train(tiny, folder)
-    assert f"going on from the checkpoint of step 12 in {folder}" in capsys.readouterr().out
+    train(tiny, folder, PICTURES)
+    assert f"resuming from the checkpoint of step 12 in {folder}" in capsys.readouterr().out
     assert digests(folder) == before
 
 
@@ -410,8 +414,8 @@ def test_another_number_of_cores_is_noted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = cut_back(unbroken, tmp_path / "run", 8)
-    now = loop.machine()
-    monkeypatch.setattr(loop, "machine", lambda: {**now, "cores": "96"})
+    now = machine.describe()
+    monkeypatch.setattr(machine, "describe", lambda: {**now, "cores": "96"})
     train(tiny, folder)
     assert (
         f"note: cores was {now['cores']} and is 96 now, so the last bits may differ"
@@ -440,8 +444,8 @@ def test_patterns_that_match_nothing_name_the_nearest_paths(tiny: Path, tmp_path
 def test_batches_must_divide(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.batch_size must divide by 1 devices x 3 micro"):
         train(tiny, tmp_path / "run", "train.micro_batches=3")
-    with pytest.raises(UserError, match=r"second_stage\.batch_size must divide by"):
-        train(tiny, tmp_path / "run", *TWO_STAGES, "second_stage.micro_batches=3")
+    with pytest.raises(UserError, match=r"stages\.1\.batch_size must divide by"):
+        train(tiny, tmp_path / "run", *TWO_STAGES, "stages.1.micro_batches=3")
     assert not (tmp_path / "run").exists()
 
 
@@ -473,14 +477,14 @@ def test_every_mode_on_eight_devices_is_one_device_and_a_resume_may_change_it(
     shutil.copytree(tmp_path / "one", tmp_path / "one longer")
     train(tiny, tmp_path / "one longer", *longer)
     for mode, setting in MODES.items():
-        monkeypatch.setattr(loop, "jax", jax)
+        use_devices(monkeypatch, jax)
         train(tiny, tmp_path / mode, *options, *setting)
         assert_close(tmp_path / mode, tmp_path / "one")
         # To one device and, in every mode, from it.
         resumed = cut_back(tmp_path / "one", tmp_path / f"one to {mode}", 4)
         train(tiny, resumed, *longer, *setting)
         assert_close(resumed, tmp_path / "one longer")
-        monkeypatch.setattr(loop, "jax", OneDevice())
+        use_devices(monkeypatch, OneDevice())
         train(tiny, tmp_path / mode, *longer)
         assert_close(tmp_path / mode, tmp_path / "one longer")
 
@@ -499,31 +503,26 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
         r"schedule\.learning_rate or warm up for longer",
         str(caught.value),
     )
-    assert loop.saved_steps(folder) == []
+    assert saved_steps(folder) == []
     # The advice can be followed in the same folder.
     train(tiny, folder, "train.steps=1", "schedule.warmup_steps=0")
 
 
 @pytest.fixture
-def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], float]], None]:
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Multiplies the weights of every batch, and so its loss and gradient, by a number of its own.
 
-    Called again it multiplies by another.
+    With ``skip`` batches from that number on are those after them. Called again it replaces both.
     """
-    make = tasks.make
+    batch = MaskedLanguage.batch
 
-    def spoil(factor: Callable[[int], float]) -> None:
-        def spoiled(loaded: Config, folder: Path) -> tasks.Task:
-            task: tasks.Task = make(loaded, folder)
+    def spoil(factor: Callable[[int], float], skip: int | None = None) -> None:
+        def spoiled(self: MaskedLanguage, number: int, stage: Stage) -> Tree:
+            made = batch(self, number + (skip is not None and number >= skip), stage)
+            scale = np.float32(factor(number))
+            return {**made, "masked_weights": made["masked_weights"] * scale}
 
-            def batch(number: int, stage: Stage) -> Tree:
-                made = task.batch(number, stage)
-                scale = np.float32(factor(number))
-                return {**made, "masked_weights": made["masked_weights"] * scale}
-
-            return dataclasses.replace(task, batch=batch)
-
-        monkeypatch.setattr(loop.tasks, "make", spoiled)
+        monkeypatch.setattr(MaskedLanguage, "batch", spoiled)
 
     return spoil
 
@@ -534,7 +533,7 @@ def test_unguarded_a_loss_that_becomes_nan_ends_the_run(
     spoil(lambda number: math.nan if number == 6 else 1)
     with pytest.raises(UserError, match=r"the loss is nan at step 7 \(step 4 is saved\)"):
         train(tiny, tmp_path / "run", "guards.nonfinite=false")
-    assert loop.saved_steps(tmp_path / "run") == [4]
+    assert saved_steps(tmp_path / "run") == [4]
 
 
 def test_a_step_that_is_not_finite_has_not_been(
@@ -542,12 +541,10 @@ def test_a_step_that_is_not_finite_has_not_been(
     tiny: Path,
     tmp_path: Path,
     spoil: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Counted and drawn; what follows is the run that has no such batch, to the last bit."""
-    monkeypatch.setattr(loop.plots, "write_all", WRITE_ALL)
     spoil(lambda number: math.nan if number == 6 else 1)
-    train(tiny, tmp_path / "run")
+    train(tiny, tmp_path / "run", PICTURES)
     steps = [r for r in lines(tmp_path / "run") if r["kind"] == "train"]
     assert [r["skipped_steps"] for r in steps] == [0] * 6 + [1] * 6
     assert steps[6]["loss"] is None
@@ -555,16 +552,7 @@ def test_a_step_that_is_not_finite_has_not_been(
     report = (tmp_path / "run" / "report.html").read_text()
     assert 'alt="Plot of the skipped by step"' in report
 
-    make = loop.tasks.make
-    monkeypatch.setattr(loop.plots, "write_all", lambda *_: [])
-
-    def without(loaded: Config, folder: Path) -> tasks.Task:
-        task: tasks.Task = make(loaded, folder)
-        return dataclasses.replace(
-            task, batch=lambda number, stage: task.batch(number + (number >= 6), stage)
-        )
-
-    monkeypatch.setattr(loop.tasks, "make", without)
+    spoil(lambda number: 1, skip=6)
     train(tiny, tmp_path / "without", "output.checkpoint_every=11")
     (tmp_path / "without" / "checkpoints" / "12").rename(tmp_path / "12")
     expected = checkpoint_of(tmp_path / "without", tiny)
@@ -581,7 +569,7 @@ def test_too_many_refused_steps_end_the_run_which_goes_on_from_what_is_saved(
     with pytest.raises(UserError) as caught:
         train(tiny, folder, "guards.max_consecutive=3")
     assert str(caught.value) == (
-        "up to step 9, 3 steps in a row were refused, at most 2 are allowed (3 in all); step 8 is "
+        "up to step 9, 3 steps in a row were skipped, at most 2 are allowed (3 in all); step 8 is "
         "saved: lower schedule.learning_rate, warm up for longer, or raise guards.max_consecutive"
     )
     # The last two of what is saved were refused, and change nothing: mended, it is as step 6.
@@ -661,7 +649,7 @@ def test_a_run_may_change_its_schedule_and_its_clipping(
             "batch_size = 8", "batch_size = 8\nclip_norm = inf"
         )
     )
-    loop.run(config_file.load(constant, CHANGED), folder)
+    loop.run(config_file.load(constant, ('output.sinks=["progress"]', *CHANGED)), folder)
     steps = [r for r in lines(folder) if r["kind"] == "train"]
     assert [r["learning_rate"] for r in steps[4:]] == [pytest.approx(0.03, rel=1e-6)] * 8
     assert all(r["clipped_gradient_norm"] == r["gradient_norm"] for r in steps[4:])
@@ -788,11 +776,11 @@ def test_a_signal_saves_and_leaves_with_a_sentence(
         err,
     )
     assert said, err
-    assert loop.saved_steps(folder)[-1] == int(said[1]) < 400
+    assert saved_steps(folder)[-1] == int(said[1]) < 400
     assert lines_of(folder) >= int(said[1])  # the lines of that step are written
     code, out, err = finish(start(tiny, folder, *LONG))
     assert (code, err) == (0, "")
-    assert out.startswith(f"going on from the checkpoint of step {said[1]} in {folder}\n")
+    assert out.startswith(f"resuming from the checkpoint of step {said[1]} in {folder}\n")
     assert lines(folder) == lines(long_run)
 
 
@@ -822,7 +810,7 @@ def test_kills_at_random_moments_change_no_bit(
     assert all(0 < line < 402 for line in landed)
     code, out, err = finish(start(tiny, folder, *LONG))
     assert (code, err) == (0, "")
-    assert out.startswith("going on from the checkpoint of step ")
+    assert out.startswith("resuming from the checkpoint of step ")
     assert lines(folder) == lines(long_run)
     assert digests(folder)["loss.png"] == digests(long_run)["loss.png"]
     expected = checkpoint_of(long_run, tiny, *LONG)
@@ -858,5 +846,5 @@ def test_a_step_that_does_not_fit_says_what_to_do(
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
     monkeypatch.setattr("optim_zoo.sharding.DataParallelStep.__call__", full)
-    with pytest.raises(UserError, match=r"raise train\.micro_batches"):
+    with pytest.raises(UserError, match=r"raise micro_batches in \[train\]"):
         train(tiny, tmp_path / "run")

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from optim_zoo.errors import UserError
-from optim_zoo.train import processes, progress
+from optim_zoo.train import processes
 
 GLOO = "UNKNOWN: Gloo all-reduce failed: Connection closed by peer\nand more"
 
@@ -67,10 +67,3 @@ def test_one_process_waits_for_nobody(tmp_path: Path) -> None:
     processes.check_shared(tmp_path / "is not touched")
     assert [processes.as_the_first_says(value) for value in (True, False)] == [True, False]
     assert processes.leave(3, "") == 3
-
-
-def test_a_process_that_does_not_speak(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.reporter(10, 0, speaks=False) as reporter:
-        reporter.at(1, "loss")
-        reporter.say("something")
-    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,156 @@
+"""What a run computes, prepared from its config: the task, the training steps, the evaluation."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from optim_zoo import sharding
+from optim_zoo.errors import UserError
+from optim_zoo.train import config_file, machine, optimization, processes, saved_config
+from optim_zoo.train.config import Config
+from optim_zoo.train.random_numbers import KEYS
+from optim_zoo.train.tasks.base import Task
+from optim_zoo.tree import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What stays the same from the first step to the last."""
+
+    config: Config
+    folder: Path
+    task: Task
+    steps: Sequence[sharding.DataParallelStep]  # one per stage; they share parameters and state
+    evaluate: Callable[[Tree], Mapping[str, float]]  # plain parameters -> held-out metrics
+    machine: Mapping[str, str]
+
+    def init(self) -> tuple[Tree, Tree]:
+        """Returns the initial parameters and optimizer state, as the steps take them."""
+        return self.steps[0].init(initial_params(self.config, self.task))
+
+    def plain(self, tree: Tree) -> Tree:
+        """Returns parameters or state in the layout of checkpoints and metrics."""
+        return self.steps[0].uncopied(tree)
+
+    def step(self, number: int, params: Tree, state: Tree) -> tuple[Tree, Tree, jax.Array]:
+        """Returns parameters and state after step ``number`` (from 0), and the mean loss.
+
+        With accumulation and the guard against non-finite losses, the mean leaves out the batches
+        that the guard leaves out.
+        """
+        stage, every = self.config.stage_of(number), self.config.accumulation.every
+        losses = []
+        for index in range(number * every, (number + 1) * every):
+            batch = self.task.batch(index, self.config.stages[stage])
+            params, state, loss = self.steps[stage](params, state, batch)
+            losses.append(loss)
+        if every == 1:
+            return params, state, losses[0]
+        seen = jnp.stack(losses)
+        counted = jnp.isfinite(seen) | (not self.config.guards.nonfinite)
+        return params, state, jnp.sum(jnp.where(counted, seen, 0)) / jnp.sum(counted)
+
+    def units_after(self, steps: int) -> int:
+        """Returns the units of the task (such as tokens) used after ``steps`` steps."""
+        used = zip(self.config.batches_after(steps), self.config.stages, strict=True)
+        return sum(batches * self.task.units(stage) for batches, stage in used)
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What a checkpoint records of the machine and the data."""
+        return {"machine": dict(self.machine), "identity": dict(self.task.identity)}
+
+
+def prepare(config: Config, folder: Path) -> Job:
+    """Returns the job of a config: everything that can fail before the first step.
+
+    Nothing is written but the cache of the task.
+
+    Raises:
+      UserError: the data, the batch sizes or the optimizer's rules do not fit.
+    """
+    with processes.first_one_first("the task is prepared"):
+        task = config_file.make_task(config, folder / "tokens")
+    processes.check_same({"config": saved_config.to_toml(config), **task.identity})
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    steps = _make_steps(config, task, mesh)
+    return Job(config, folder, task, steps, _evaluation(task, mesh), machine.describe())
+
+
+def check_batches(config: Config, devices: int) -> None:
+    """Checks that every stage's batch divides over the devices and micro-batches.
+
+    Raises:
+      UserError: one does not.
+    """
+    for index, stage in enumerate(config.stages):
+        divisor = devices * stage.micro_batches
+        if stage.batch_size % divisor:
+            own = {"batch_size", "micro_batches"} & stage.table.keys()
+            section = f"stages.{index}" if own else "train"
+            raise UserError(
+                f"{section}.batch_size must divide by {devices} devices x {stage.micro_batches} "
+                f"micro-batches = {divisor}, got {stage.batch_size}"
+            )
+
+
+def initial_params(config: Config, task: Task) -> Tree:
+    """Returns the parameters before the first step, in the precision of the config."""
+
+    def init(key: jax.Array) -> Tree:
+        return jax.tree.map(lambda x: x.astype(config.precision.parameters), task.init(key))
+
+    return jax.jit(init)(jax.random.key(config.run.seed, impl=KEYS))
+
+
+def _make_steps(config: Config, task: Task, mesh: Mesh) -> list[sharding.DataParallelStep]:
+    """The step of each stage; they share the optimizer and its state."""
+    bare = optimization.make_optimizer(config, task.layers)
+    tx = optimization.wrapped(config, bare)
+    # A path pattern that matches nothing, and a field that the state does not have.
+    for section, each in (("optimizer", bare), ("precision", tx)):
+        try:
+            jax.eval_shape(lambda each=each: each.init(initial_params(config, task)))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"[{section}] {error}") from error
+    if config.parallel.mode == "pmap" and processes.several():
+        raise UserError("parallel.mode=pmap is for one process: use jit or shard_map for several")
+    return [
+        sharding.data_parallel(
+            task.loss,
+            tx,
+            mesh=mesh,
+            mode=config.parallel.mode,
+            micro_batches=stage.micro_batches,
+            zero1="data" if config.parallel.zero1 else None,
+        )
+        for stage in config.stages
+    ]
+
+
+def _evaluation(task: Task, mesh: Mesh) -> Callable[[Tree], Mapping[str, float]]:
+    """A function from parameters to the held-out metrics."""
+    batches = task.held_out()
+    # Replicated, because every process reads the result.
+    measure = jax.jit(task.measure, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def sharded(batch: Mapping[str, np.ndarray]) -> Tree:
+        rows = {len(x) for x in batch.values()}
+        divides = all(number % mesh.size == 0 for number in rows)
+        return sharding.put(batch, NamedSharding(mesh, PartitionSpec("data" if divides else None)))
+
+    def evaluate(params: Tree) -> Mapping[str, float]:
+        sums = jax.device_get([measure(params, sharded(batch)) for batch in batches])
+        metrics = {}
+        for name in sorted(sums[0], key=lambda name: (name != "loss", name)):
+            totals, weights = np.array([each[name] for each in sums], np.float64).T
+            metrics[name] = float(totals.sum() / weights.sum())
+        return metrics
+
+    return evaluate

@@ -1,0 +1,88 @@
+"""Starting from what a run folder holds: nothing, or a checkpoint that fits."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from optim_zoo.errors import UserError
+from optim_zoo.train import saved_config
+from optim_zoo.train.checkpoints import Checkpoints, saved_steps
+from optim_zoo.train.config import Config
+from optim_zoo.train.job import Job
+from optim_zoo.tree import Tree
+
+
+class Start(NamedTuple):
+    """Where a run starts."""
+
+    step: int  # the number of steps made before
+    params: Tree  # as the job's step takes them
+    state: Tree
+    notes: list[str]  # sentences for the user
+
+
+def start(job: Job, checkpoints: Checkpoints) -> Start:
+    """Returns the initial state of a new run, or that of the last whole checkpoint.
+
+    Raises:
+      UserError: the checkpoint is of another model, optimizer or data, or cannot be read.
+    """
+    params, state = job.init()
+    if checkpoints.last_step is None:
+        return Start(0, params, state, [])
+    found = checkpoints.restore(
+        *job.plain((params, state)),
+        check=lambda step, before: _check_data(job, step, before),
+    )
+    params, state = job.steps[0].place(found.params, found.state)
+    notes = [*found.notes, *_changes(found.info["machine"], job.machine)]
+    notes.append(f"resuming from the checkpoint of step {found.step} in {job.folder}")
+    return Start(found.step, params, state, notes)
+
+
+def check_config(config: Config, folder: Path) -> None:
+    """Checks that the folder holds no checkpoint of another config.
+
+    Raises:
+      UserError: it does, and ``run.accept_changes`` is not set.
+    """
+    path = folder / "config.toml"
+    if path.exists() and saved_steps(folder) and not config.run.accept_changes:
+        changed = saved_config.differences(saved_config.load(path), config)
+        if changed:
+            raise UserError(
+                f"{folder} holds a run of another config ({'; '.join(changed)}): choose another "
+                f"folder with run.dir, or continue with the new values by run.accept_changes=true"
+            )
+
+
+def _check_data(job: Job, step: int, before: Mapping[str, Any]) -> None:
+    """Raises `UserError` where a checkpoint, which ``before`` describes, is not of this job."""
+    if step > job.config.total_steps:
+        raise UserError(
+            f"the checkpoint is of step {step}, beyond the {job.config.total_steps} steps of this "
+            f"config: raise train.steps, or choose another folder with run.dir"
+        )
+    identity = job.task.identity
+    changed = [name for name in identity if before["identity"].get(name) != identity[name]]
+    essential = [name for name in changed if name in job.task.essential]
+    if essential:
+        raise UserError(
+            f"the {' and '.join(essential)} is not the one this checkpoint was trained with, so "
+            f"its parameters mean something else: restore it, or choose another folder with run.dir"
+        )
+    if changed and not job.config.run.accept_changes:
+        raise UserError(
+            f"the {' and '.join(changed)} is not what this checkpoint was trained on: restore it, "
+            f"choose another folder with run.dir, or continue by run.accept_changes=true"
+        )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What a resumed run says about a change of the machine."""
+    return [
+        f"note: {name} was {before.get(name)} and is {value} now, so the last bits may differ from "
+        f"an unbroken run's"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]

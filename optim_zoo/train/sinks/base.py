@@ -1,0 +1,72 @@
+"""The interface of a sink: something that a run writes to as it goes.
+
+``docs/your_own_sink.md`` shows how to write one and name it in a config.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from optim_zoo.train.tasks.base import Baseline
+
+
+@dataclasses.dataclass(frozen=True)
+class RunInfo:
+    """What a sink may want to know of a run."""
+
+    folder: Path  # the run folder, which exists
+    task: str  # task.name
+    config: Mapping[str, Mapping[str, Any]]  # section -> key -> value
+    machine: Mapping[str, str]  # devices, cores and versions
+    start: int  # the number of steps made before; 0 for a new run
+    total_steps: int
+    unit: str  # what the task counts: "tokens"
+    loss_unit: str  # "nats", or ""
+    baseline: Baseline | None
+    notes: Sequence[str]  # sentences about the start, such as what the run resumes from
+
+
+class Sink(Protocol):
+    """Receives what a run logs. A sink lives in the process that writes, and only there.
+
+    The methods are called in the order ``open``, then ``log`` and ``evaluate`` as they become due,
+    then ``close``. A line of step n reaches a sink before the checkpoint of step n is saved. After
+    a kill the steps since the last checkpoint are run, and logged, again.
+    """
+
+    def open(self, run: RunInfo) -> None:
+        """Is called once, before the first step."""
+
+    def log(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Is called every ``output.log_every`` steps and after the last step.
+
+        Args:
+          step: the number of steps made.
+          figures: scalars by name, such as ``loss``, ``learning_rate``, ``tokens`` and
+            ``tokens_per_second``. A name with a slash (``trust_ratio/<path>``) belongs to one leaf
+            of the parameters; its value is an array where the leaf holds several layers.
+        """
+
+    def evaluate(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Is called after every evaluation, with the held-out metrics of the task."""
+
+    def close(self, finished: bool) -> None:
+        """Is called once; ``finished`` is false where the run ends before its last step."""
+
+
+@contextlib.contextmanager
+def opened(sinks: Sequence[Sink], run: RunInfo) -> Iterator[None]:
+    """Opens the sinks in order, and closes them in reverse order however the block ends."""
+    finished = False
+
+    def close(sink: Sink) -> None:
+        sink.close(finished)
+
+    with contextlib.ExitStack() as stack:
+        for sink in sinks:
+            sink.open(run)
+            stack.callback(close, sink)
+        yield
+        finished = True

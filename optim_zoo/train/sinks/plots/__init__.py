@@ -1,0 +1,91 @@
+"""The sink that draws the plots of a run as PNG files in its folder."""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from optim_zoo.train import records
+from optim_zoo.train.records import Records
+from optim_zoo.train.sinks.base import RunInfo
+from optim_zoo.train.sinks.plots import heat_maps, lines
+from optim_zoo.train.sinks.plots.figure import DPI as DPI
+from optim_zoo.train.tasks.base import Baseline
+
+CAPTIONS: Mapping[str, str] = {
+    "loss.png": "Loss on the training batches and on held-out data. The dashed line, where there is"
+    " one, is the loss of a trivial predictor. Marks at the bottom are steps before which something"
+    " was skipped.",
+    "skipped.png": "Steps that were skipped, and micro-batches that were left out, since the start"
+    " of the run.",
+    "learning_rate.png": "Learning rate of each step.",
+    "gradient_norm.png": "Norm of the whole gradient, on a log scale.",
+    "trust_ratio.png": "Trust ratio of every adapted layer: the factor by which the optimizer"
+    " scaled its update. Rows are layers; the layers of one stacked array are next to one another.",
+    "parameter_norm.png": "Norm of the parameters of every layer, before the step.",
+    "update_norm.png": "Norm of the update of every layer. For layers with a trust ratio it is the"
+    " norm of the direction, before trust ratio and learning rate; without any, that of the step.",
+}
+
+
+class Plots:
+    """Draws all plots after every evaluation."""
+
+    def open(self, run: RunInfo) -> None:
+        """Remembers the run."""
+        self._run, self._drawn = run, False
+
+    def log(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def evaluate(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Draws the plots anew."""
+        run, self._drawn = self._run, True
+        seen = records.read(run.folder / "metrics.jsonl")
+        write_all(seen, run.folder, baseline=run.baseline, loss_unit=run.loss_unit)
+
+    def close(self, finished: bool) -> None:
+        """Draws the plots of a run that was resumed at its end."""
+        if finished and not self._drawn:
+            self.evaluate(self._run.total_steps, {})
+
+
+def write_all(
+    records: Records, folder: pathlib.Path, *, baseline: Baseline | None, loss_unit: str
+) -> list[pathlib.Path]:
+    """Writes every plot that has data into ``folder``, and returns their paths.
+
+    Args:
+      records: the metrics of the run.
+      folder: the run folder.
+      baseline: drawn as a dashed line where it has a value for the metric.
+      loss_unit: the unit of the loss, for the axis.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+
+    def loss(records: Records, path: pathlib.Path) -> Figure | None:
+        return lines.loss(records, path, baseline=baseline, unit=loss_unit)
+
+    def held_out(name: str) -> Callable[[Records, pathlib.Path], Figure | None]:
+        return lambda records, path: lines.held_out(records, name, path, baseline=baseline)
+
+    draw: dict[str, Callable[[Records, pathlib.Path], Figure | None]] = {
+        "loss.png": loss,
+        "skipped.png": lines.skipped,
+        "learning_rate.png": lines.learning_rate,
+        "gradient_norm.png": lines.gradient_norm,
+        "trust_ratio.png": heat_maps.trust_ratio,
+        "parameter_norm.png": heat_maps.parameter_norm,
+        "update_norm.png": heat_maps.update_norm,
+    }
+    metrics = (name for name in records.held_out if name != "loss")
+    draw |= {held_out_file(name): held_out(name) for name in metrics}
+    return [folder / name for name, f in draw.items() if f(records, folder / name) is not None]
+
+
+def held_out_file(metric: str) -> str:
+    """Returns the file name of the plot of a held-out metric."""
+    return f"held_out_{metric.replace('/', '_')}.png"

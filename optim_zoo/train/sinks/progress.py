@@ -1,0 +1,101 @@
+"""The sink that shows how far a run is: a bar on a terminal, plain lines in a pipe."""
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from optim_zoo.train.sinks.base import RunInfo
+from optim_zoo.train.summary import summarize
+
+
+class Progress:
+    """Shows the step, the loss, the learning rate and the speed on standard output."""
+
+    def open(self, run: RunInfo) -> None:
+        """Prints the notes about the start."""
+        self._run = run
+        terminal = Console(file=sys.stdout).is_terminal
+        self._display = Bar(run.total_steps, run.start) if terminal else Lines(run.total_steps)
+        for note in run.notes:
+            self._display.say(note)
+
+    def log(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Shows the figures of a step."""
+        unit = self._run.unit
+        rate = figures.get(f"{unit}_per_second", math.nan)
+        skipped = figures.get("skipped_steps", 0)
+        text = f"loss {figures['loss']:.4f}  learning rate {figures['learning_rate']:.2e}"
+        if math.isfinite(rate):
+            text += f"  {rate:,.0f} {unit.replace('_', ' ')}/s"
+        if skipped:
+            text += f"  {skipped} skipped"
+        self._display.at(step, text)
+
+    def evaluate(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Prints the held-out metrics."""
+        unit = f" {self._run.loss_unit}" if self._run.loss_unit else ""
+        values = (
+            f"held-out {name} {value:.4f}{unit if name == 'loss' else ''}"
+            for name, value in metrics.items()
+        )
+        self._display.say(f"step {step}: {', '.join(values)}")
+
+    def close(self, finished: bool) -> None:
+        """Prints the headline figures of a finished run, and leaves the terminal in order."""
+        if finished:
+            for name, value in summarize(self._run).items():
+                self._display.say(f"{name}: {value}")
+            report = self._run.folder / "report.html"
+            if report.exists():
+                self._display.say(f"report: {report}")
+        self._display.stop()
+
+
+class Bar:
+    """A progress bar with the last figures next to it."""
+
+    def __init__(self, total: int, start: int) -> None:
+        self._progress = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        self._task = self._progress.add_task("training", total=total, completed=start, figures="")
+        self._progress.start()
+
+    def stop(self) -> None:
+        """Leaves the bar where it is, and shows the cursor again."""
+        self._progress.stop()
+
+    def at(self, step: int, figures: str) -> None:
+        """Moves the bar."""
+        self._progress.update(self._task, completed=step, figures=figures)
+
+    def say(self, sentence: str) -> None:
+        """Prints above the bar."""
+        self._progress.console.print(sentence, markup=False, highlight=False)
+
+
+class Lines:
+    """One line per log; rich would print only the last state of a bar into a pipe."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+
+    def stop(self) -> None:
+        """Does nothing: every line is complete."""
+
+    def at(self, step: int, figures: str) -> None:
+        """Prints the step and its figures."""
+        self.say(f"step {step}/{self._total}  {figures}")
+
+    def say(self, sentence: str) -> None:
+        """Prints the sentence."""
+        print(sentence, flush=True)

@@ -1,0 +1,208 @@
+"""BERT's masked batches: a pure function of (seed, step).
+
+A resumed run needs nothing but the step to read on.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from optim_zoo.train.random_numbers import generator
+from optim_zoo.train.tasks.base import Batch
+from optim_zoo.train.tasks.masked_language.sections import MIN_SEQUENCE_LENGTH
+from optim_zoo.train.tasks.masked_language.vocabulary import Tokens, Vocabulary
+
+MASKED_FRACTION = 0.15  # this and the next two: BERT, arXiv 1810.04805, section 3.1
+REPLACED_BY_MASK = 0.8
+REPLACED_BY_RANDOM = 0.1
+
+# Philox counters start at (0, 0, 0, stream), so that what is drawn for one purpose never shares
+# numbers with what is drawn for another.
+TRAINING_STREAM = 0
+HELD_OUT_STREAM = 1
+DROPOUT_STREAM = 2
+
+
+def masked_batch(
+    tokens: Tokens,
+    vocabulary: Vocabulary,
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+    sequence_length: int,
+) -> Batch:
+    """BERT's masked batch number `step`: a pure function of the arguments, fast enough per step.
+
+    A row is a window of consecutive tokens at a random start, written `[CLS] A [SEP] B [SEP]`, cut
+    into A and B at a random place. Exactly `num_masked = max(1, round(0.15 * sequence_length))`
+    positions without a special token are chosen; there 80 % become [MASK], 10 % a random token
+    that is not special, 10 % stay.
+
+    Random numbers are those of `Philox(key=[seed, step], counter=[0, 0, 0, 0])`; seed and step are
+    in [0, 2**64). Raises ValueError for these, and where the sequence length is below 8 or there
+    are fewer tokens than one window takes.
+
+    Returns:
+        input_ids         `(batch, sequence)` int32
+        type_ids          `(batch, sequence)` int32, 0 for `[CLS] A [SEP]` and 1 for `B [SEP]`
+        masked_positions  `(batch, num_masked)` int32, rising
+        masked_targets    `(batch, num_masked)` int32, the tokens before masking
+        masked_weights    `(batch, num_masked)` float32, 1, or 0 where a row is short of positions
+    """
+    width = _window(tokens, sequence_length)
+    random = generator(seed, step, TRAINING_STREAM)
+    starts = random.integers(0, len(tokens) - width + 1, size=batch_size)
+    return _masked(tokens, vocabulary, starts, sequence_length, random)
+
+
+def held_out_batches(
+    tokens: Tokens,
+    vocabulary: Vocabulary,
+    *,
+    seed: int,
+    batch_size: int,
+    sequence_length: int,
+    num_batches: int,
+) -> Iterator[Batch]:
+    """The evaluation batches, shaped and masked as in `masked_batch`, the same at every evaluation.
+
+    Their windows lie end to end from the start of `tokens`, as many as exist but at most
+    `num_batches * batch_size`; the last batch is filled up with rows of weight 0. Window `i` has
+    the random numbers of `Philox(key=[seed, i], counter=[0, 0, 0, 1])`, whatever the batch size,
+    so that runs of different batch sizes are measured on the same task.
+    """
+    width = _window(tokens, sequence_length)
+    windows = min(len(tokens) // width, num_batches * batch_size)
+    for first in range(0, windows, batch_size):
+        rows = [
+            _masked(
+                tokens,
+                vocabulary,
+                np.array([window * width]),
+                sequence_length,
+                generator(seed, window, HELD_OUT_STREAM),
+            )
+            for window in range(first, min(first + batch_size, windows))
+        ]
+        # Real text rather than [PAD], which could leave a model's attention nothing to attend to.
+        filler = {**rows[0], "masked_weights": np.zeros_like(rows[0]["masked_weights"])}
+        rows += [filler] * (batch_size - len(rows))
+        yield {name: np.concatenate([row[name] for row in rows]) for name in filler}
+
+
+def unigram_loss(train: Tokens, vocabulary: Vocabulary, batches: Iterable[Batch]) -> float:
+    """Cross entropy in nats of predicting each masked target by its frequency in the training part.
+
+        loss = mean of -log p(t),  p(t) = (count(t) + 1) / sum over tokens s of (count(s) + 1)
+
+    over the targets of weight 1 and the tokens that are not special. A model that has learned
+    nothing but frequencies has this loss. Raises ValueError where no target has weight.
+    """
+    counts = _counts(train, vocabulary) + 1.0
+    special = list(vocabulary.special)
+    losses = np.log(counts.sum() - counts[special].sum()) - np.log(counts)
+    losses[special] = np.inf  # never a target
+    total = weight = 0.0
+    for batch in batches:
+        scored = batch["masked_targets"][batch["masked_weights"] > 0]
+        total += losses[scored].sum()
+        weight += scored.size
+    if weight == 0:
+        raise ValueError("batches must hold at least one masked target of weight 1, got none")
+    return float(total / weight)
+
+
+def window_width(sequence_length: int) -> int:
+    """Tokens of text in a row: the sequence without [CLS] and two [SEP]."""
+    if sequence_length < MIN_SEQUENCE_LENGTH:
+        raise ValueError(
+            f"sequence_length must be at least {MIN_SEQUENCE_LENGTH}, got {sequence_length}"
+        )
+    return sequence_length - 3
+
+
+def _window(tokens: Tokens, sequence_length: int) -> int:
+    """The width of a window, of which `tokens` must hold at least one."""
+    width = window_width(sequence_length)
+    if len(tokens) < width:
+        raise ValueError(f"tokens must hold a window of {width}, got {len(tokens)}")
+    return width
+
+
+def _masked(
+    tokens: Tokens,
+    vocabulary: Vocabulary,
+    starts: npt.NDArray[np.int64],
+    sequence_length: int,
+    random: np.random.Generator,
+) -> Batch:
+    """The batch of the windows at `starts`, `(batch,)`: see `masked_batch`."""
+    input_ids, type_ids = _rows(tokens, vocabulary, starts, sequence_length, random)
+    num_masked = max(1, round(MASKED_FRACTION * sequence_length))
+    special = np.zeros(vocabulary.size, bool)
+    special[list(vocabulary.special)] = True
+    ineligible = special[input_ids]
+
+    # The positions of the smallest random keys are a uniform choice without replacement; special
+    # tokens have keys above all others, so that they come only where nothing else is left.
+    keys = random.random(input_ids.shape)
+    keys += ineligible
+    positions = np.argpartition(keys, num_masked - 1, axis=1)[:, :num_masked]
+    positions.sort(axis=1)
+    targets = np.take_along_axis(input_ids, positions, axis=1)
+    chosen = ~np.take_along_axis(ineligible, positions, axis=1)
+
+    fate = random.random(targets.shape)
+    replaced = np.select(
+        [fate < REPLACED_BY_MASK, fate < REPLACED_BY_MASK + REPLACED_BY_RANDOM],
+        [np.full_like(targets, vocabulary.mask), _random_tokens(vocabulary, targets.shape, random)],
+        targets,
+    )
+    np.put_along_axis(input_ids, positions, np.where(chosen, replaced, targets), axis=1)
+    return {
+        "input_ids": input_ids,
+        "type_ids": type_ids,
+        "masked_positions": positions.astype(np.int32),
+        "masked_targets": targets,
+        "masked_weights": chosen.astype(np.float32),
+    }
+
+
+def _rows(
+    tokens: Tokens,
+    vocabulary: Vocabulary,
+    starts: npt.NDArray[np.int64],
+    sequence_length: int,
+    random: np.random.Generator,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """`[CLS] A [SEP] B [SEP]` and its type ids, `(batch, sequence_length)` int32 each."""
+    width = window_width(sequence_length)
+    column = np.arange(sequence_length)
+    separator = 1 + random.integers(1, width, size=(len(starts), 1))  # column of the first [SEP]
+    second = column > separator
+    offset = np.clip(column - 1 - second, 0, width - 1)  # place in the window; [CLS], [SEP]: any
+    ids = tokens[starts[:, None] + offset].astype(np.int32)
+    ids[:, 0] = vocabulary.cls
+    np.put_along_axis(ids, separator, np.int32(vocabulary.sep), axis=1)
+    ids[:, -1] = vocabulary.sep
+    return ids, second.astype(np.int32)
+
+
+def _random_tokens(
+    vocabulary: Vocabulary, shape: tuple[int, ...], random: np.random.Generator
+) -> npt.NDArray[np.int32]:
+    """Uniform ids that are not special: numbers in a range without them, moved past each one."""
+    ids = random.integers(0, vocabulary.size - len(vocabulary.special), shape, np.int32)
+    for special in vocabulary.special:
+        ids += ids >= special
+    return ids
+
+
+def _counts(tokens: Tokens, vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
+    """How often each token occurs, `(vocabulary.size,)`, a slice at a time for long streams."""
+    counts = np.zeros(vocabulary.size, np.int64)
+    for start in range(0, len(tokens), 1 << 24):
+        counts += np.bincount(tokens[start : start + (1 << 24)], minlength=vocabulary.size)
+    return counts

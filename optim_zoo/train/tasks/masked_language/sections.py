@@ -1,0 +1,52 @@
+"""The sections that masked-language pretraining adds to a config."""
+
+import dataclasses
+
+from optim_zoo import ranges
+from optim_zoo.errors import ArgumentValueError
+
+MIN_SEQUENCE_LENGTH = 8  # [CLS] A [SEP] B [SEP] leaves five tokens of text
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The text."""
+
+    text: str = ""  # a glob of UTF-8 files; "" is the prose of Python's standard library
+    vocabulary: str = ""  # a WordPiece vocabulary, one token per line; "" is the bundled one
+    held_out: float = 0.05  # the fraction of the tokens that is never trained on
+    sequence_length: int = 128  # tokens per example, including [CLS] and [SEP]
+
+    def __post_init__(self) -> None:
+        ranges.check("held_out", self.held_out, 0.0, 1.0, open_low=True, open_high=True)
+        ranges.check_count("sequence_length", self.sequence_length, MIN_SEQUENCE_LENGTH)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """BERT's sizes; the defaults are BERT-tiny's (arXiv 1908.08962)."""
+
+    num_layers: int = 2
+    hidden_size: int = 128
+    num_heads: int = 2
+    intermediate_size: int = 512
+    max_positions: int = 512
+    dropout: float = 0.0  # of hidden states and attention weights; BERT uses 0.1
+    scan_layers: bool = True  # stack the encoder's layers in one array each: compiles faster
+    dtype: str = "float32"  # of the arithmetic, float32 or bfloat16; parameters are float32
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "hidden_size", "num_heads", "intermediate_size"):
+            ranges.check_count(name, getattr(self, name), 1)
+        ranges.check_count("max_positions", self.max_positions, MIN_SEQUENCE_LENGTH)
+        ranges.check("dropout", self.dropout, 0.0, 1.0, open_high=True)
+        ranges.check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        if self.hidden_size % self.num_heads:
+            sizes = f"{self.hidden_size} and {self.num_heads}"
+            raise ArgumentValueError(
+                "hidden_size",
+                "divide by num_heads",
+                self.hidden_size,
+                sentence=f"{{argument}} must divide by num_heads, got {sizes}",
+                related=["num_heads"],
+            )

@@ -1,0 +1,153 @@
+"""Masked-language pretraining of BERT (arXiv 1810.04805, section 3.1) as a task."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optim_zoo.errors import UserError
+from optim_zoo.train.config import Stage
+from optim_zoo.train.random_numbers import KEYS, generator
+from optim_zoo.train.tasks.base import Baseline, Batch, Setup, Task, WeightedSum
+from optim_zoo.train.tasks.masked_language import batches, corpus
+from optim_zoo.train.tasks.masked_language.model import Bert, layer_rules
+from optim_zoo.train.tasks.masked_language.sections import Data, Model
+from optim_zoo.tree import Tree
+
+
+class MaskedLanguage(Task):
+    """Predicts masked tokens of text.
+
+    The loss of a batch is the sum over its masked tokens of ``-log p(token)`` in nats, and its
+    weight is their number.
+    """
+
+    sections = MappingProxyType({"data": Data, "model": Model})
+    stage_keys = MappingProxyType({"sequence_length": "data"})
+    unit = "tokens"  # padding and special tokens included
+    loss_unit = "nats"
+    essential = ("vocabulary",)
+
+    def __init__(self, setup: Setup) -> None:
+        """Reads and encodes the text, or maps the tokens that an earlier run has encoded.
+
+        Raises:
+          UserError: the text or the vocabulary cannot be used.
+        """
+        super().__init__(setup)
+        data: Data = setup.sections["data"]
+        self.model_sizes: Model = setup.sections["model"]
+        self.corpus = corpus.load(
+            data.text,
+            data.vocabulary,
+            data.held_out,
+            setup.cache,
+            sequence_length=max(map(sequence_length, setup.stages)),
+        )
+        self.vocabulary = self.corpus.vocabulary
+        self.model = Bert(self.model_sizes, self.vocabulary.size)
+        self.layers = layer_rules(self.model_sizes)
+        self.identity = {"vocabulary": self.vocabulary.digest, "text": self.corpus.digest}
+        first = setup.stages[0]
+        self._held_out = list(
+            batches.held_out_batches(
+                self.corpus.held_out,
+                self.vocabulary,
+                seed=setup.seed,
+                # One micro-batch at a time, which fits into memory where a training step does.
+                batch_size=first.batch_size // first.micro_batches,
+                sequence_length=sequence_length(first),
+                num_batches=setup.evaluation_batches * first.micro_batches,
+            )
+        )
+        frequencies = batches.unigram_loss(self.corpus.train, self.vocabulary, self._held_out)
+        self.baseline = Baseline("token frequency", {"loss": frequencies})
+
+    @classmethod
+    def check(cls, setup: Setup) -> None:
+        """Checks that the position table reaches the longest sequence."""
+        longest = max(map(sequence_length, setup.stages))
+        positions = setup.sections["model"].max_positions
+        if longest > positions:
+            raise UserError(
+                f"model.max_positions must be at least the sequence length {longest}, "
+                f"got {positions}: raise it, or shorten the sequences"
+            )
+
+    def init(self, key: jax.Array) -> Tree:
+        """Returns the initial parameters of BERT."""
+        return init_bert(self.model, sequence_length(self.setup.stages[0]), key)
+
+    def loss(self, params: Tree, batch: Tree) -> WeightedSum:
+        """Returns the loss of a batch with dropout, if the model has any."""
+        return masked_loss(self.model, params, batch)
+
+    def measure(self, params: Tree, batch: Tree) -> Mapping[str, WeightedSum]:
+        """Returns the loss of a batch without dropout."""
+        return {"loss": masked_loss(self.model, params, batch, deterministic=True)}
+
+    def batch(self, number: int, stage: Stage) -> Batch:
+        """Returns windows of the text at random places, with a dropout key each where needed."""
+        made = batches.masked_batch(
+            self.corpus.train,
+            self.vocabulary,
+            seed=self.setup.seed,
+            step=number,
+            batch_size=stage.batch_size,
+            sequence_length=sequence_length(stage),
+        )
+        if not self.model_sizes.dropout:
+            return made
+        keys = generator(self.setup.seed, number, batches.DROPOUT_STREAM)
+        size = (stage.batch_size, 2)
+        return {**made, "dropout_keys": keys.integers(0, 1 << 32, size, dtype=np.uint32)}
+
+    def held_out(self) -> Sequence[Batch]:
+        """Returns windows of the held-out text, end to end."""
+        return self._held_out
+
+    def units(self, stage: Stage) -> int:
+        """Returns the number of tokens of a batch."""
+        return stage.batch_size * sequence_length(stage)
+
+
+def sequence_length(stage: Stage) -> int:
+    """Returns the number of tokens per example in a stage."""
+    data: Data = stage.sections["data"]
+    return data.sequence_length
+
+
+def init_bert(model: Bert, length: int, key: jax.Array) -> Tree:
+    """Returns the initial parameters of a BERT; ``length`` is that of a sequence."""
+    ids = jnp.zeros(length, jnp.int32)
+    variables: Any = model.init(key, ids, ids, ids[:1], deterministic=True)
+    return variables["params"]
+
+
+def masked_loss(model: Bert, params: Tree, batch: Tree, deterministic: bool = False) -> WeightedSum:
+    """Returns the cross entropy in nats summed over the masked tokens, and their number.
+
+    Dropout is on where the batch has ``dropout_keys``, one per sequence, unless ``deterministic``.
+    """
+
+    def logits(sequence: Mapping[str, jax.Array]) -> jax.Array:
+        keys = sequence.get("dropout_keys")
+        scores: Any = model.apply(
+            {"params": params},
+            sequence["input_ids"],
+            sequence["type_ids"],
+            sequence["masked_positions"],
+            deterministic=deterministic or keys is None,
+            rngs=None if keys is None else {"dropout": jax.random.wrap_key_data(keys, impl=KEYS)},
+        )
+        return scores
+
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        jax.vmap(logits)(dict(batch)), batch["masked_targets"]
+    )
+    weights = batch["masked_weights"]
+    return jnp.sum(losses * weights), jnp.sum(weights)

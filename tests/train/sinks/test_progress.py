@@ -1,0 +1,119 @@
+"""A bar on a terminal, plain lines elsewhere."""
+
+import io
+import math
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from optim_zoo.train.sinks import progress
+from optim_zoo.train.sinks.base import Sink, opened
+from optim_zoo.train.sinks.jsonl import JsonLines
+from optim_zoo.train.tasks.base import Baseline
+from tests.train.sinks.run_info import run_info
+
+
+class Terminal(io.StringIO):
+    """A file that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Makes standard output a terminal; in the test itself, or pytest would take it back."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    made = Terminal()
+    monkeypatch.setattr(sys, "stdout", made)
+    return made
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
+def figures(loss: float, rate: float = math.nan, **others: float) -> dict[str, float]:
+    return {"loss": loss, "learning_rate": 0.01, "tokens_per_second": rate, **others}
+
+
+def test_a_pipe_gets_a_line_for_each_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sink = progress.Progress()
+    with opened([JsonLines(), sink], run_info(tmp_path, start=5, notes=["a [bold]note[/bold]"])):
+        sink.log(6, figures(1.5, skipped_steps=0))
+        sink.log(20, figures(1.0, 1234.5, skipped_steps=2))
+        sink.evaluate(20, {"loss": 0.5, "accuracy": 0.25})
+    assert capsys.readouterr().out.splitlines() == [
+        "a [bold]note[/bold]",
+        "step 6/20  loss 1.5000  learning rate 1.00e-02",
+        "step 20/20  loss 1.0000  learning rate 1.00e-02  1,234 tokens/s  2 skipped",
+        "step 20: held-out loss 0.5000 nats, held-out accuracy 0.2500",
+    ]
+
+
+def test_a_finished_run_ends_with_its_headline_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both: list[Sink] = [JsonLines(), progress.Progress()]
+    baseline = Baseline("class frequency", {"loss": 2.0, "accuracy": 0.1})
+    (tmp_path / "report.html").touch()
+    with opened(both, run_info(tmp_path, unit="images", baseline=baseline)):
+        for sink in both:
+            sink.log(20, {"loss": 1.0, "learning_rate": 0.0, "images": 1280})
+            sink.evaluate(20, {"loss": 0.5, "accuracy": 0.25})
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "held-out loss: 0.5000 nats",
+        "held-out accuracy: 0.2500",
+        "loss by class frequency: 2.0000 nats",
+        "accuracy by class frequency: 0.1000",
+        "gain: 1.5000 nats",
+        "steps: 20 of 20",
+        "images: 1,280",
+        "images per second: not timed",
+        f"report: {tmp_path / 'report.html'}",
+    ]
+
+
+def test_lines_are_flushed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw)))
+    progress.Lines(3).at(1, "loss 2.0")
+    assert raw.getvalue() == b"step 1/3  loss 2.0\n"
+
+
+def test_a_terminal_gets_a_bar_with_figures_and_lines_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = terminal(monkeypatch)
+    sink = progress.Progress()
+    with opened([JsonLines(), sink], run_info(tmp_path, start=5, notes=["a [bold] note"])):
+        sink.log(7, figures(1.5))
+        sink.log(20, figures(1.0))
+    shown = plain(screen.getvalue())
+    assert "a [bold] note\n" in shown
+    assert "training" in shown
+    assert "20/20" in shown
+    assert shown.rstrip().endswith("loss 1.0000  learning rate 1.00e-02")
+    assert "\x1b[?25h" in screen.getvalue()  # the cursor is shown again
+
+
+def test_the_bar_is_left_in_order_after_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = terminal(monkeypatch)
+
+    def fail() -> None:
+        sink = progress.Progress()
+        with opened([sink], run_info(tmp_path)):
+            sink.log(3, figures(2.0))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert "\x1b[?25h" in screen.getvalue()

@@ -1,0 +1,10 @@
+"""Fixtures shared by the tests of the data side."""
+
+import pytest
+
+from optim_zoo.train.tasks.masked_language.vocabulary import Vocabulary, read_vocabulary
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return read_vocabulary("")
