@@ -145,6 +145,12 @@ def _port_parts(library: str, name: str, width: int) -> list[str]:
 
 def _agreements(short: str, width: int) -> list[str]:
     """A paragraph for each reference, with how closely it is met in which cases."""
+    if not comparisons(short):
+        text = (
+            "No trajectory is recorded for it: the tests compare it with an independent "
+            "implementation in float64 NumPy."
+        )
+        return ["", *textwrap.wrap(text, width)]
     closeness: dict[str, dict[str, list[str]]] = {}
     for comparison in comparisons(short):
         case = comparison.case

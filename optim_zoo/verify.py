@@ -19,11 +19,11 @@ def verify(names: Sequence[str] = ()) -> bool:
     """Prints a line for each comparison as it is made, and returns whether none differs.
 
     Args:
-      names: of optimizers (with their proofs in the registry), ports, libraries or cases; with
-        none, every recorded case.
+      names: of optimizers (with their `recorded.proofs`), ports, libraries or cases; with none,
+        every recorded case.
 
     Raises:
-      UserError: there is no such name, or the device cannot run what it stands for.
+      UserError: there is no such name, nothing is recorded for it, or the device cannot run it.
     """
     chosen = comparisons(names)
     device = _device()
@@ -54,7 +54,7 @@ def comparisons(names: Sequence[str] = ()) -> list[Comparison]:
     """What `verify` runs for these names, each once.
 
     Raises:
-      UserError: there is no such name.
+      UserError: there is no such name, or nothing is recorded for it.
     """
     if not names:
         every = [Comparison(case, case.constructor, None) for case in recorded.cases()]
@@ -80,7 +80,10 @@ def _of_name(name: str) -> Iterator[Comparison]:
     cases = {case.id: case for case in recorded.cases()}
     library, _, port = short.partition(".")
     if short in registry.OPTIMIZERS or port in catalogue.libraries().get(library, {}):
-        yield from catalogue.comparisons(short)
+        found = catalogue.comparisons(short)
+        if not found:
+            raise UserError(f"no trajectory is recorded for {short}")
+        yield from found
     elif short in catalogue.libraries():
         for port in catalogue.libraries()[short]:
             yield from catalogue.comparisons(f"{short}.{port}")

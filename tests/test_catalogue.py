@@ -70,6 +70,7 @@ def test_page_of_a_port(name: str) -> None:
     assert page.startswith(f"ports.{name}\n")
     assert inspect.getdoc(catalogue.libraries()[library][port]).splitlines()[-1] in page  # type: ignore[union-attr]
     assert getattr(ports, library).__doc__.splitlines()[0] in " ".join(page.split())
+    assert catalogue.comparisons(name)
     assert_shows_cases(page, name)
 
 
@@ -77,10 +78,16 @@ def assert_shows_cases(page: str, name: str) -> None:
     assert " at 0x" not in page  # no default is shown as an object
     assert max(map(len, page.splitlines())) <= catalogue.WIDTH
     words = set(re.findall(r"\w+", page.partition("agrees, step by step, with")[2]))
-    assert catalogue.comparisons(name)
     for comparison in catalogue.comparisons(name):
         assert comparison.case.id in words
         assert comparison.case.reference.split()[0] in page
+
+
+def test_page_of_an_optimizer_without_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "comparisons", lambda short: [])
+    page = catalogue.page("lamb")
+    assert "agrees" not in page.partition("example")[2]
+    assert "\n\nNo trajectory is recorded for it: the tests compare it with" in page
 
 
 def test_page_says_how_many_digits() -> None:

@@ -167,6 +167,15 @@ def test_an_unknown_name_runs_nothing(
     assert capsys.readouterr().out == ""
 
 
+def test_an_optimizer_without_a_recording_is_not_said_to_agree(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verify.catalogue, "comparisons", lambda short: [])
+    with pytest.raises(UserError, match=r"^no trajectory is recorded for lamb$"):
+        verify.verify(["torch_sgd", "lamb"])
+    assert capsys.readouterr().out == ""
+
+
 def test_a_device_without_float64_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_has_float64", lambda: False)
     with pytest.raises(UserError) as caught:

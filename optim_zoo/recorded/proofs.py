@@ -1,7 +1,8 @@
 """Recorded trajectories that the optimizers of the zoo follow under arguments of their own.
 
 A recorded case names one constructor, mostly a port. These proofs compare an optimizer of the zoo
-with the same numbers, also where no case names it.
+with the same numbers, also where no case names it. An optimizer needs no proof here: a recorded
+case may name it, and ``tests/reference`` holds an independent implementation of every optimizer.
 """
 
 import dataclasses
