@@ -1,4 +1,9 @@
-"""The optimizers by name, with what each of them is."""
+"""The public optimizers and pieces, and what each optimizer is.
+
+An optimizer or a piece is public when this file imports it and names it in ``__all__``: `optim_zoo`
+re-exports exactly these names. An optimizer also has an `Entry`, from which ``optim-zoo list`` and
+``show``, the configs and the shared tests find it.
+"""
 
 import dataclasses
 import inspect
@@ -7,7 +12,83 @@ from types import MappingProxyType
 
 import optax
 
-from optim_zoo import optimizers, ranges
+from optim_zoo import ranges
+from optim_zoo.optimizers.adadelta import adadelta
+from optim_zoo.optimizers.adagrad import adagrad
+from optim_zoo.optimizers.adam import adam
+from optim_zoo.optimizers.adamw import adamw
+from optim_zoo.optimizers.amsgrad import amsgrad
+from optim_zoo.optimizers.bert_adamw import bert_adamw
+from optim_zoo.optimizers.lamb import lamb
+from optim_zoo.optimizers.lars import lars
+from optim_zoo.optimizers.lars_ema import lars_ema
+from optim_zoo.optimizers.layerwise_adaptive import layerwise_adaptive
+from optim_zoo.optimizers.lazy_adam import lazy_adam
+from optim_zoo.optimizers.lookahead import lookahead
+from optim_zoo.optimizers.momentum import momentum
+from optim_zoo.optimizers.nadam import nadam
+from optim_zoo.optimizers.nesterov import nesterov
+from optim_zoo.optimizers.radam import radam
+from optim_zoo.optimizers.ranger import ranger
+from optim_zoo.optimizers.rmsprop import rmsprop
+from optim_zoo.optimizers.sgd import sgd
+from optim_zoo.transforms.adadelta import scale_by_adadelta
+from optim_zoo.transforms.adagrad import scale_by_adagrad
+from optim_zoo.transforms.adam import scale_by_adam, scale_by_lazy_adam
+from optim_zoo.transforms.amsgrad import scale_by_amsgrad
+from optim_zoo.transforms.centralization import centralize_gradients
+from optim_zoo.transforms.clipping import clip_by_global_norm
+from optim_zoo.transforms.lars import scale_by_lars_trust_ratio
+from optim_zoo.transforms.leaf_by_leaf import chain_leaf_by_leaf
+from optim_zoo.transforms.learning_rate import cast_like_params, scale_by_learning_rate
+from optim_zoo.transforms.momentum import trace_momentum
+from optim_zoo.transforms.nadam import scale_by_nadam, scale_by_scheduled_nadam
+from optim_zoo.transforms.radam import scale_by_radam
+from optim_zoo.transforms.rms import scale_by_rms
+from optim_zoo.transforms.trust_ratio import scale_by_trust_ratio
+from optim_zoo.transforms.weight_decay import add_decayed_weights
+
+# What `from optim_zoo.registry import *` in optim_zoo/__init__.py makes public; `Entry`,
+# `OPTIMIZERS` and `get` stay names of this module. Type checkers need a list of literals.
+__all__ = [
+    "adadelta",
+    "adagrad",
+    "adam",
+    "adamw",
+    "add_decayed_weights",
+    "amsgrad",
+    "bert_adamw",
+    "cast_like_params",
+    "centralize_gradients",
+    "chain_leaf_by_leaf",
+    "clip_by_global_norm",
+    "lamb",
+    "lars",
+    "lars_ema",
+    "layerwise_adaptive",
+    "lazy_adam",
+    "lookahead",
+    "momentum",
+    "nadam",
+    "nesterov",
+    "radam",
+    "ranger",
+    "rmsprop",
+    "scale_by_adadelta",
+    "scale_by_adagrad",
+    "scale_by_adam",
+    "scale_by_amsgrad",
+    "scale_by_lars_trust_ratio",
+    "scale_by_lazy_adam",
+    "scale_by_learning_rate",
+    "scale_by_nadam",
+    "scale_by_radam",
+    "scale_by_rms",
+    "scale_by_scheduled_nadam",
+    "scale_by_trust_ratio",
+    "sgd",
+    "trace_momentum",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +121,7 @@ class Entry:
 
 _ENTRIES = (
     Entry(
-        constructor=optimizers.adadelta,
+        constructor=adadelta,
         description=(
             "steps in the units of the parameters, from averages of past gradients and steps"
         ),
@@ -49,49 +130,49 @@ _ENTRIES = (
         example="optim_zoo.adadelta(1.0)",
     ),
     Entry(
-        constructor=optimizers.adagrad,
+        constructor=adagrad,
         description="divides by the root of the sum of all squared gradients",
         paper="Duchi, Hazan and Singer, JMLR 12, 2011",
         variant="eps inside the root, accumulator from 0.1, as optax and Keras",
         example="optim_zoo.adagrad(0.01)",
     ),
     Entry(
-        constructor=optimizers.adam,
+        constructor=adam,
         description="divides the mean of recent gradients by the root of their mean square",
         paper="arXiv 1412.6980",
         variant="eps beside the corrected root, as torch and optax",
         example="optim_zoo.adam(1e-3)",
     ),
     Entry(
-        constructor=optimizers.adamw,
+        constructor=adamw,
         description="Adam with decoupled weight decay",
         paper="arXiv 1711.05101",
         variant="decay times learning rate, as optax and torch",
         example="optim_zoo.adamw(1e-3, weight_decay=0.1, exclude_from_weight_decay=[r'bias$'])",
     ),
     Entry(
-        constructor=optimizers.amsgrad,
+        constructor=amsgrad,
         description="Adam whose second moment never falls",
         paper="arXiv 1904.09237",
         variant="maximum of the uncorrected second moment, corrected afterwards, as torch",
         example="optim_zoo.amsgrad(1e-3)",
     ),
     Entry(
-        constructor=optimizers.bert_adamw,
+        constructor=bert_adamw,
         description="AdamW without bias correction, as BERT was trained",
         paper="arXiv 1810.04805",
         variant="AdamWeightDecayOptimizer of google-research/bert",
         example="optim_zoo.bert_adamw(1e-4)",
     ),
     Entry(
-        constructor=optimizers.lamb,
+        constructor=lamb,
         description="AdamW's direction scaled to the norm of each layer, for large batches",
         paper="arXiv 1904.00962",
         variant="Algorithm 2 of version 5, bias correction on, as optax",
         example="optim_zoo.lamb(1e-3, weight_decay=0.01)",
     ),
     Entry(
-        constructor=optimizers.lars,
+        constructor=lars,
         description="momentum on gradients scaled to the norm of each layer, for large batches",
         paper="arXiv 1708.03888",
         variant=(
@@ -101,14 +182,14 @@ _ENTRIES = (
         example="optim_zoo.lars(1.0, weight_decay=1e-4, exclude_from_layer_adaptation=[r'bias$'])",
     ),
     Entry(
-        constructor=optimizers.lars_ema,
+        constructor=lars_ema,
         description="a moving average of gradients scaled to the norm of each layer",
         paper="arXiv 1904.00962",
         variant="Algorithm 1: ratio behind the average, no coefficient",
         example="optim_zoo.lars_ema(0.01, weight_decay=0.01)",
     ),
     Entry(
-        constructor=optimizers.layerwise_adaptive,
+        constructor=layerwise_adaptive,
         description="the direction of any base scaled to the norm of each layer",
         paper="arXiv 1904.00962",
         variant="the general strategy of section 3",
@@ -116,14 +197,14 @@ _ENTRIES = (
         wraps=True,
     ),
     Entry(
-        constructor=optimizers.lazy_adam,
+        constructor=lazy_adam,
         description="Adam on the rows of a table that a batch touched",
         paper="arXiv 1412.6980",
         variant="eps as in adam; TensorFlow Addons' and torch's are among the ports",
         example="optim_zoo.lazy_adam(1e-3)",
     ),
     Entry(
-        constructor=optimizers.lookahead,
+        constructor=lookahead,
         description="slow weights follow those of an inner optimizer, which goes back to them",
         paper="arXiv 1907.08610",
         variant="slow weights start as the parameters, as the paper's code for torch",
@@ -131,21 +212,21 @@ _ENTRIES = (
         wraps=True,
     ),
     Entry(
-        constructor=optimizers.momentum,
+        constructor=momentum,
         description="gradient descent along an average of the gradients",
         paper="Polyak, USSR Comput. Math. Math. Phys. 4, 1964",
         variant="heavy ball, or moving average; learning rate outside, as TensorFlow 1",
         example="optim_zoo.momentum(0.1, 0.9)",
     ),
     Entry(
-        constructor=optimizers.nadam,
+        constructor=nadam,
         description="Adam with Nesterov's momentum",
         paper="Dozat, ICLR workshop 2016",
         variant="without a schedule of the momentum, as optax",
         example="optim_zoo.nadam(2e-3)",
     ),
     Entry(
-        constructor=optimizers.nesterov,
+        constructor=nesterov,
         description="gradient descent that looks one step ahead along its momentum",
         paper="Nesterov, Soviet Math. Dokl. 27, 1983",
         variant=(
@@ -154,28 +235,28 @@ _ENTRIES = (
         example="optim_zoo.nesterov(0.1, 0.9)",
     ),
     Entry(
-        constructor=optimizers.radam,
+        constructor=radam,
         description="Adam with a factor for the few gradients its first second moments hold",
         paper="arXiv 1908.03265",
         variant="threshold 5, momentum alone below it, eps beside the corrected root, as optax",
         example="optim_zoo.radam(1e-3)",
     ),
     Entry(
-        constructor=optimizers.ranger,
+        constructor=ranger,
         description="RAdam inside Lookahead, gradient centralization by choice",
         paper="arXiv 1908.03265 and 1907.08610",
         variant="eps beside the corrected root, as TensorFlow Addons' Lookahead(RectifiedAdam)",
         example="optim_zoo.ranger(1e-3, gradient_centralization=True)",
     ),
     Entry(
-        constructor=optimizers.rmsprop,
+        constructor=rmsprop,
         description="divides by the root of the mean square of recent gradients",
         paper="Tieleman and Hinton, Coursera lecture 6.5, 2012",
         variant="eps inside the root, learning rate inside the momentum, as optax and Keras",
         example="optim_zoo.rmsprop(1e-3)",
     ),
     Entry(
-        constructor=optimizers.sgd,
+        constructor=sgd,
         description="gradient descent, plain or with momentum",
         paper="Robbins and Monro, Ann. Math. Stat. 22, 1951",
         variant="first step undampened, learning rate outside the momentum, as torch",

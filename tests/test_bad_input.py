@@ -12,8 +12,8 @@ import optax
 import pytest
 
 import optim_zoo as oz
-from optim_zoo import SparseRows, ports, registry, transforms
-from optim_zoo.transforms import centralize_gradients
+from optim_zoo import SparseRows, centralize_gradients, ports, registry
+from tests import pieces
 
 Row = tuple[str, Callable[[], Any], type[Exception], str]
 
@@ -179,36 +179,21 @@ def _trees() -> Iterator[Row]:
 
 # Pieces.
 
-ARGUMENTS = {
-    "add_decayed_weights": (0.1,),
-    "clip_by_global_norm": (1.0,),
-    "scale_by_learning_rate": (0.1,),
-}
-# A chain is no piece: those in it speak for themselves.
-PIECES = [
-    name for name in transforms.__all__ if name[0].islower() and not name.startswith("chain_")
-]
-TAKE_ROWS = ("clip_by_global_norm", "scale_by_lazy_adam", "scale_by_learning_rate")
-NEED_PARAMETERS = ("add_decayed_weights", "scale_by_lars_trust_ratio", "scale_by_trust_ratio")
-
-
-def _piece(name: str) -> optax.GradientTransformation:
-    return getattr(transforms, name)(*ARGUMENTS.get(name, ()))
-
 
 def _pieces() -> Iterator[Row]:
-    for name in PIECES:
-        if name not in TAKE_ROWS:
+    for name in pieces.PIECES:
+        declared = getattr(pieces.make(name), "leaf", None)  # None: it reads several leaves at once
+        if declared and not declared.takes_rows:
             yield (
                 f"{name}-sparse",
-                lambda name=name: _update(_piece(name), SPARSE, PARAMS),
+                lambda name=name: _update(pieces.make(name), SPARSE, PARAMS),
                 TypeError,
                 f"^{name} takes no SparseRows, which the gradient of embed is: use lazy_adam",
             )
-        if name in NEED_PARAMETERS:
+        if declared and declared.params == "required":
             yield (
                 f"{name}-without-parameters",
-                lambda name=name: _update(_piece(name), PARAMS),
+                lambda name=name: _update(pieces.make(name), PARAMS),
                 ValueError,
                 rf"^{name} needs the parameters: update\(grads, state, params\)$",
             )

@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optim_zoo import adam, registry, rules, scale_by_adam, schedules, stacked, transforms
+from tests import pieces
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 newest = pytest.mark.newest  # the tests that depend most on JAX, optax, Flax and Orbax
@@ -114,34 +115,20 @@ def _grads(dtype: str = "float32", seed: int = 1) -> Any:
 
 NARROW = ("bfloat16", "float16", "float32")
 EVERY_PAIR = list(itertools.product(NARROW, repeat=2))  # of the parameters, of the gradients
-# The pieces that have required arguments or several forms of state; the others stand alone.
-PIECES: dict[str, list[Callable[[], optax.GradientTransformation]]] = {
-    "add_decayed_weights": [lambda: transforms.add_decayed_weights(0.1)],
-    "chain_leaf_by_leaf": [
-        lambda: transforms.chain_leaf_by_leaf(scale_by_adam(), transforms.scale_by_trust_ratio())
-    ],
-    "clip_by_global_norm": [lambda: transforms.clip_by_global_norm(1.0)],
-    "scale_by_lars_trust_ratio": [lambda: transforms.scale_by_lars_trust_ratio(0.1)],
-    "scale_by_learning_rate": [
-        lambda: transforms.scale_by_learning_rate(0.1),
-        lambda: transforms.scale_by_learning_rate(schedules.constant(0.1), last=False),
-    ],
-    "scale_by_rms": [
-        transforms.scale_by_rms,
-        lambda: transforms.scale_by_rms(centered=True, eps_in_sqrt=False),
-    ],
-    "trace_momentum": [
-        lambda: transforms.trace_momentum(nesterov=True),
-        lambda: transforms.trace_momentum(dampening=0.1),
-        lambda: transforms.trace_momentum(ema=True),
-    ],
+# Arguments that give a piece other fields in its state, or other arithmetic.
+VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "chain_leaf_by_leaf": lambda: transforms.chain_leaf_by_leaf(
+        scale_by_adam(), transforms.scale_by_trust_ratio()
+    ),
+    "scale_by_learning_rate-schedule": lambda: transforms.scale_by_learning_rate(
+        schedules.constant(0.1), last=False
+    ),
+    "scale_by_rms-centered": lambda: transforms.scale_by_rms(centered=True, eps_in_sqrt=False),
+    "trace_momentum-nesterov": lambda: transforms.trace_momentum(nesterov=True),
+    "trace_momentum-dampening": lambda: transforms.trace_momentum(dampening=0.1),
+    "trace_momentum-ema": lambda: transforms.trace_momentum(ema=True),
 }
-ALL_PIECES = [
-    pytest.param(piece, id=f"{name}-{i}" if i else name)
-    for name in transforms.__all__
-    if not inspect.isclass(getattr(transforms, name))
-    for i, piece in enumerate(PIECES.get(name, [getattr(transforms, name)]))
-]
+ALL_PIECES = {name: functools.partial(pieces.make, name) for name in pieces.PIECES} | VARIANTS
 
 
 def _types(tree: Any) -> Any:
@@ -251,7 +238,7 @@ def test_types_stay_in_any_mix_of_dtypes(make: Make, monkeypatch: pytest.MonkeyP
     _check_types_stay(tx, *_mixed())
 
 
-@pytest.mark.parametrize("piece", ALL_PIECES)
+@pytest.mark.parametrize("piece", ALL_PIECES.values(), ids=ALL_PIECES)
 def test_a_piece_keeps_its_types_in_any_mix_of_dtypes(
     piece: Callable[[], optax.GradientTransformation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,8 +253,11 @@ def test_a_piece_keeps_its_types_in_any_mix_of_dtypes(
     _check_types_stay(tx, *_mixed())
 
 
-WITH_EPS = {name: f for name, f in CONSTRUCTORS.items() if "eps" in _parameters(f)}
-WITH_EPS["layerwise_adaptive"] = CONSTRUCTORS["layerwise_adaptive"]  # that of its base, 1e-8
+WITH_EPS = {  # what wraps another has that of the other, 1e-8
+    name: make
+    for name, make in CONSTRUCTORS.items()
+    if "eps" in _parameters(make) or registry.OPTIMIZERS[name].wraps
+}
 
 
 @pytest.mark.parametrize("make", WITH_EPS.values(), ids=WITH_EPS)

@@ -28,9 +28,9 @@ from optim_zoo import (
     rules,
     saved_state,
     schedules,
-    transforms,
 )
 from optim_zoo.errors import ArgumentError, ArgumentTypeError, ArgumentValueError, UserError
+from tests import pieces
 
 # The parts
 
@@ -250,9 +250,7 @@ WRAPPERS: tuple[Callable[..., Any], ...] = (
 def _constructors() -> Iterator[tuple[str, Callable[..., Any]]]:
     for name, entry in registry.OPTIMIZERS.items():
         yield name, entry.constructor
-    for name in transforms.__all__:
-        if inspect.isfunction(getattr(transforms, name)) and name != "chain_leaf_by_leaf":
-            yield name, getattr(transforms, name)
+    yield from pieces.PIECES.items()
     for wrapper in WRAPPERS:
         yield wrapper.__name__, wrapper
     for library in filter(inspect.ismodule, (getattr(ports, name) for name in ports.__all__)):

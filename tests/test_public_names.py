@@ -2,14 +2,17 @@ import ast
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import optim_zoo
+from optim_zoo import registry
 
-WITH_ALL = ("optim_zoo", "optim_zoo.transforms", "optim_zoo.optimizers", "optim_zoo.sharding")
+WITH_ALL = ("optim_zoo", "optim_zoo.transforms", "optim_zoo.sharding")
+OPTIMIZERS_AND_PIECES = ("optim_zoo.optimizers.", "optim_zoo.transforms.")
 CORE = [
     importlib.import_module(info.name)
     for info in pkgutil.walk_packages(optim_zoo.__path__, "optim_zoo.")
@@ -18,24 +21,52 @@ CORE = [
 ]
 
 
+def _imported(module: ModuleType) -> Iterator[tuple[str, str]]:
+    """The module and the name of everything that ``module`` imports from others."""
+    assert module.__file__
+    for node in ast.parse(Path(module.__file__).read_text("utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            assert node.module
+            for alias in node.names:
+                every = importlib.import_module(node.module).__all__ if alias.name == "*" else None
+                for name in every or [alias.asname or alias.name]:
+                    yield node.module, name
+
+
 @pytest.mark.parametrize("name", WITH_ALL)
 def test_all_is_what_is_imported(name: str) -> None:
     module = importlib.import_module(name)
-    assert module.__file__
-    source = ast.parse(Path(module.__file__).read_text("utf-8"))
-    imported = {
-        alias.asname or alias.name
-        for node in source.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert sorted(imported) == module.__all__
+    assert sorted(module.__all__) == sorted(name for _, name in _imported(module))
     assert all(hasattr(module, public) for public in module.__all__)
 
 
-def test_pieces_and_optimizers_are_at_top_level() -> None:
-    pieces = [name for name in optim_zoo.transforms.__all__ if name[0].islower()]
-    assert set(pieces) | set(optim_zoo.optimizers.__all__) <= set(optim_zoo.__all__)
+def test_the_registry_exports_the_optimizers_and_the_pieces_that_it_imports() -> None:
+    imported = [
+        name for module, name in _imported(registry) if module.startswith(OPTIMIZERS_AND_PIECES)
+    ]
+    assert sorted(registry.__all__) == sorted(imported)
+    assert set(registry.OPTIMIZERS) <= set(registry.__all__)
+
+
+def test_nothing_else_is_at_top_level() -> None:
+    public = {
+        name
+        for name, value in vars(optim_zoo).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert public <= set(optim_zoo.__all__)
+
+
+def test_the_piece_of_an_optimizer_is_public() -> None:
+    """``scale_by_x`` of ``x``, whichever of the two folders it is in."""
+    found = []
+    for module in CORE:
+        if module.__name__.startswith(OPTIMIZERS_AND_PIECES):
+            for name in registry.OPTIMIZERS:
+                if hasattr(module, f"scale_by_{name}"):
+                    found.append(f"scale_by_{name}")
+    assert found
+    assert set(found) <= set(registry.__all__)
 
 
 @pytest.mark.parametrize("module", CORE, ids=lambda module: module.__name__)

@@ -6,7 +6,12 @@ changes nothing. Each agrees with the source to 1e-9 in float64.
 
 import optax
 
-from optim_zoo import errors, optimizers
+from optim_zoo import errors
+from optim_zoo.optimizers.adadelta import adadelta
+from optim_zoo.optimizers.adagrad import adagrad
+from optim_zoo.optimizers.momentum import momentum as heavy_ball
+from optim_zoo.optimizers.nesterov import nesterov
+from optim_zoo.optimizers.rmsprop import rmsprop
 from optim_zoo.ports._pieces import (
     Rate,
     chain,
@@ -53,7 +58,7 @@ def MomentumOptimizer(
 ) -> optax.GradientTransformation:
     """`momentum`, or `nesterov`: the learning rate stands outside."""
     refuse("tf1.MomentumOptimizer", use_locking=(use_locking, False))
-    rule = optimizers.nesterov if use_nesterov else optimizers.momentum
+    rule = nesterov if use_nesterov else heavy_ball
     return rule(learning_rate, momentum)
 
 
@@ -69,7 +74,7 @@ def RMSPropOptimizer(
 ) -> optax.GradientTransformation:
     """`rmsprop` whose mean square starts at 1: small steps at first."""
     refuse("tf1.RMSPropOptimizer", use_locking=(use_locking, False))
-    return optimizers.rmsprop(
+    return rmsprop(
         learning_rate, decay, epsilon, initial_scale=1.0, centered=centered, momentum=momentum
     )
 
@@ -83,7 +88,7 @@ def AdagradOptimizer(
 ) -> optax.GradientTransformation:
     """`adagrad` without eps."""
     refuse("tf1.AdagradOptimizer", use_locking=(use_locking, False))
-    return optimizers.adagrad(learning_rate, initial_accumulator_value, 0.0)
+    return adagrad(learning_rate, initial_accumulator_value, 0.0)
 
 
 @in_source_words
@@ -96,4 +101,4 @@ def AdadeltaOptimizer(
 ) -> optax.GradientTransformation:
     """`adadelta`."""
     refuse("tf1.AdadeltaOptimizer", use_locking=(use_locking, False))
-    return optimizers.adadelta(learning_rate, rho, epsilon)
+    return adadelta(learning_rate, rho, epsilon)
