@@ -268,7 +268,7 @@ def state_dtypes() -> Row:
         "bfloat16 parameters, float32 gradients: optimizers that `lax.scan` refuses, because a "
         "step changes a dtype of their state",
         f"{sum(theirs.values())} of {len(theirs)}, `adamw` {_among('adamw', theirs)}",
-        f"{sum(ours.values())} of {len(ours)}",
+        f"{sum(ours.values()) or 'none'}",
         {
             "optax_failing": [name for name, failed in theirs.items() if failed],
             "optax_optimizers": len(theirs),
