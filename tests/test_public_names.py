@@ -1,7 +1,11 @@
 import ast
 import importlib
 import inspect
+import os
 import pkgutil
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -55,6 +59,34 @@ def test_nothing_else_is_at_top_level() -> None:
         if not name.startswith("_") and not inspect.ismodule(value)
     }
     assert public <= set(optim_zoo.__all__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
+def test_mypy_knows_the_signatures(strict: bool, tmp_path: Path) -> None:
+    """Of what the star import makes public, as a user's own check sees it."""
+    user = tmp_path / "user.py"
+    user.write_text(
+        "import optim_zoo\n"
+        "from optim_zoo import lamb\n"
+        "optim_zoo.lamb('x', b9=1)\n"
+        "lamb(0.1, b9=1)\n"
+        "optim_zoo.scale_by_adam(b9=1)\n"
+        "optim_zoo.registry.get(1)\n"
+        "optim_zoo.get\n"
+        "optim_zoo.lamb(0.1, b1=0.8)\n"
+    )
+    options = ["--strict"] if strict else []
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), *options, str(user)],
+        env=os.environ | {"MYPYPATH": str(Path(optim_zoo.__file__).parents[1])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    found = re.findall(r"^user\.py:(\d+): error: .*\[([\w-]+)\]$", done.stdout, flags=re.MULTILINE)
+    expected = ["call-arg", "call-arg", "call-arg", "arg-type", "attr-defined"]
+    assert found == [(str(line), code) for line, code in enumerate(expected, 3)], done.stdout
 
 
 def test_the_piece_of_an_optimizer_is_public() -> None:
