@@ -22,7 +22,7 @@ def find(kind: str, name: str, known: Mapping[str, str], *, argument: str) -> An
       ModuleNotFoundError: a name of this package needs a library that is not installed.
     """
     if ":" not in name:
-        ranges.check_choice(f"{kind} in {argument}", name, known, argument=argument)
+        ranges.check_choice(argument, name, known)
     module_name, _, attribute = known.get(name, name).partition(":")
     expected = f"be the import path of a {kind}, package.module:Class"
     if not module_name.replace(".", "_").isidentifier() or not attribute.isidentifier():

@@ -74,7 +74,7 @@ def test_sinks_are_made_by_name_after_the_metrics_file() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("prgress", "unknown sink in sinks 'prgress'; did you mean progress"),
+        ("prgress", "unknown sinks 'prgress'; did you mean progress"),
         ("no_such_package:Sink", "Python finds no module no_such_package"),
         ("json:Sink", "the module json has no Sink"),
         ("json:", "be the import path of a sink, package.module:Class"),

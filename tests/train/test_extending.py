@@ -1,0 +1,131 @@
+"""The tasks and sinks of a user's own, as the pages in docs show them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from optim_zoo.errors import UserError
+from optim_zoo.train import config_file, tasks
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def block(page: str, language: str, number: int = 0) -> str:
+    """The contents of a code block of a page."""
+    text = (DOCS / page).read_text("utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)[number]
+
+
+def run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
+    """A command of a page in ``folder``, on one device.
+
+    ``-P`` keeps the folder out of ``sys.path``, as it is for the installed command.
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = command.replace("optim-zoo ", f"{sys.executable} -P -m optim_zoo.cli ")
+    return subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of the page about tasks."""
+    folder = tmp_path_factory.mktemp("line")
+    (folder / "line_task.py").write_text(block("your_own_task.md", "python"))
+    (folder / "line.toml").write_text(block("your_own_task.md", "toml"))
+    return folder
+
+
+def test_the_task_of_the_page_learns_and_resumes(line: Path) -> None:
+    done = run(line, block("your_own_task.md", "sh"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "held-out loss: 0.0001" in done.stdout  # the noise is 0.01: its variance is 1e-4
+    assert "points: 12,800" in done.stdout
+    folder = line / "runs" / "line"
+    records = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert records[0]["points"] == 640
+    config = (folder / "config.toml").read_text()
+    assert "[points]\nslope = 2.0\nnoise = 0.01\n" in config
+    again = run(line, block("your_own_task.md", "sh"))
+    assert again.stdout.startswith("resuming from the checkpoint of step 200 in runs/line\n")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("points.nois=1", "unknown key in [points] 'nois'; did you mean noise?"),
+        ("points.noise=loud", "points.noise must be a number, got 'loud'"),
+        ("data.text=x", "unknown section 'data'"),
+        ("task.name=line_task:Lime", "[task] name must be the import path of a task"),
+        ("task.name=lime_task:Line", "Python finds no module lime_task"),
+        ("task.name=line_task:Points", "a subclass of optim_zoo.train.tasks.base.Task"),
+    ],
+)
+def test_a_mistake_in_a_config_of_the_page_names_the_override(
+    override: str, said: str, line: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(line))
+    with pytest.raises(UserError) as caught:
+        config_file.load(line / "line.toml", [override])
+    assert str(caught.value).startswith(f"command line ({override}): ")
+    assert said in str(caught.value)
+
+
+def test_the_command_exits_with_2_where_a_task_is_not_there(line: Path) -> None:
+    done = run(line, "optim-zoo train line.toml task.name=lime_task:Line")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("optim-zoo: command line (task.name=lime_task:Line): [task] ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_sink_of_the_page_receives_what_a_run_logs(tmp_path: Path) -> None:
+    (tmp_path / "csv_sink.py").write_text(block("your_own_sink.md", "python"))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    command = block("your_own_sink.md", "sh").rstrip()
+    done = run(tmp_path, f"{command} train.steps=40 output.evaluate_every=20")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = (tmp_path / "runs/digits_lars/loss.csv").read_text().splitlines()
+    assert lines[0] == "step,loss"
+    assert [int(text.split(",")[0]) for text in lines[1:]] == list(range(5, 41, 5))
+    assert re.search(r"^step 20: loss=\d\.\d{4}, accuracy=0\.\d{4}$", done.stdout, re.MULTILINE)
+    made = {path.name for path in (tmp_path / "runs/digits_lars").iterdir()}
+    assert "report.html" in made
+    assert "loss.png" not in made  # plots are not among the sinks of this command
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("masked_langage", "unknown name 'masked_langage'; did you mean masked_language"),
+        ("json:Task", "the module json has no Task"),
+        ("json:JSONDecoder", "must name a subclass of optim_zoo.train.tasks.base.Task"),
+        ("no_such_package.task:Task", "Python finds no module no_such_package"),
+        ("json:", "must be the import path of a task, package.module:Class"),
+    ],
+)
+def test_a_task_that_is_not_there_is_named(name: str, said: str) -> None:
+    with pytest.raises(ValueError if "JSON" not in name else TypeError) as caught:
+        tasks.find(name)
+    assert said in str(caught.value)
+
+
+def test_a_section_that_every_config_has_cannot_belong_to_a_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "greedy_task.py").write_text(
+        "import dataclasses\nfrom optim_zoo.train.tasks.digits import Digits\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Train:\n    x: int = 1\n"
+        'class Greedy(Digits):\n    sections = {"train": Train}\n'
+    )
+    (tmp_path / "run.toml").write_text("[schedule]\nlearning_rate = 1\nwarmup_steps = 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match="a task without a section train, which every config has"):
+        config_file.load(tmp_path / "run.toml", ["task.name=greedy_task:Greedy"])
