@@ -50,7 +50,7 @@ while (($#)); do
 done
 
 python=${PYTHON:-python3}
-export PYTHONPATH="$PWD:$PWD/scripts${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export XLA_PYTHON_CLIENT_MEM_FRACTION=0.6 # the rest of the memory is torch's
 if $dry_run; then
   export JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES=

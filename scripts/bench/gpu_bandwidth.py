@@ -2,7 +2,7 @@
 
     python scripts/bench/gpu_bandwidth.py [--megabytes 1024] [--rounds N] [--seconds S]
 
-The candidates are the pass of `bench_update.ReadAndWrite`, which negates an array in place, a copy
+The candidates are the pass of `update.ReadAndWrite`, which negates an array in place, a copy
 into a new array by JAX, and torch's copy between two arrays (in a process of its own). All arrays
 are float32. Prints one JSON line per candidate (``"measured": "bandwidth"``) with the median and
 the quartiles in milliseconds, and the bytes read and written per second.
@@ -11,13 +11,13 @@ the quartiles in milliseconds, and the bytes read and written per second.
 import argparse
 from collections.abc import Callable, Sequence
 
-import bench_common
-import bench_update
-import gpu_lines
 import jax
 import jax.numpy as jnp
-import torch_peer
 
+import gpu_lines
+import harness
+import torch_peer
+import update
 from optim_zoo.tree import Tree
 
 ROUNDS = 30
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     array = jnp.ones(shape, jnp.float32)
     copy = jax.jit(jnp.copy)
     candidates: dict[str, Callable[[], Tree]] = {
-        JAX_NEGATE: bench_update.ReadAndWrite(num_bytes),
+        JAX_NEGATE: update.ReadAndWrite(num_bytes),
         JAX_COPY: lambda: copy(array),
     }
     try:
@@ -57,14 +57,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 candidates[torch_peer.COPY] = peer
         until = clock.at(MEASURED_BY)
-        milliseconds = bench_common.interleaved(candidates, arguments.rounds, until=until)
+        milliseconds = harness.interleaved(candidates, arguments.rounds, until=until)
     finally:
         if peer is not None:
             peer.close()
     for name, times in milliseconds.items():
-        measured = {"measured": "bandwidth", "rounds": len(times), **bench_common.spread(times)}
+        measured = {"measured": "bandwidth", "rounds": len(times), **harness.spread(times)}
         measured["gigabytes_per_second"] = 2 * num_bytes / measured["median_ms"] / 1e6
-        bench_common.show(name, common, measured)
+        harness.show(name, common, measured)
 
 
 if __name__ == "__main__":

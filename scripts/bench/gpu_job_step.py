@@ -30,19 +30,19 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import bench_common
-import gpu_lines
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from bench_update import VOCABULARY_SIZE
 from jax.sharding import Mesh
 
+import gpu_lines
+import harness
 from optim_zoo import accumulation, guards, metrics, precision, sharding
 from optim_zoo.train import batches, bert, config, optimization, tasks
 from optim_zoo.train.vocabulary import Vocabulary
 from optim_zoo.tree import Tree
+from trees import VOCABULARY_SIZE
 
 ROUNDS = 15
 CALLS = 4  # of a turn; also the micro-batches of one accumulated step
@@ -198,13 +198,13 @@ class JobStep:
         self._step: Any = step.compile()
         memory: Any = self._step.memory_analysis()
         self.temporary_bytes: int = memory.temp_size_in_bytes
-        self.parameters = bench_common.parameters(shapes)
+        self.parameters = harness.parameters(shapes)
         self.state_bytes = 0
         if candidate.wrap is None:
             self.temporary_bytes += memory.output_size_in_bytes  # the gradients
         else:
-            self.state_bytes = bench_common.tree_bytes(jax.eval_shape(tx.init, shapes))
-        self.held_bytes = bench_common.tree_bytes(shapes) + self.state_bytes
+            self.state_bytes = harness.tree_bytes(jax.eval_shape(tx.init, shapes))
+        self.held_bytes = harness.tree_bytes(shapes) + self.state_bytes
 
     def start(self, params: Tree) -> None:
         """Takes float32 parameters to start from, which it copies, and makes the state."""
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = jax.jit(functools.partial(init_params, size))(jax.random.key(0))
     starts = {name: functools.partial(step.start, params) for name, step in steps.items()}
     list(gpu_lines.made_together(starts))  # compiles each optimizer's init
-    milliseconds = bench_common.interleaved(
+    milliseconds = harness.interleaved(
         steps, arguments.rounds, calls=CALLS, until=clock.at(MEASURED_BY)
     )
     medians = {name: statistics.median(times) for name, times in milliseconds.items()}
@@ -288,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured = {
             "measured": "job step",
             "rounds": len(times),
-            **bench_common.spread(times),
+            **harness.spread(times),
             "tokens_per_second": 1e3 * tokens / medians[name],
             "parameters_dtype": parameters,
             "parameters": step.parameters,
@@ -298,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if parameters in passes:
             measured["optimizer_ms"] = medians[name] - passes[parameters]
             measured["optimizer_share"] = measured["optimizer_ms"] / medians[name]
-        bench_common.show(name, common, measured)
+        harness.show(name, common, measured)
 
 
 def _compiled(

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Protocol, TypeVar
 
-import bench_common
 import jax
+
+import harness
 
 Made = TypeVar("Made")
 
@@ -27,7 +28,7 @@ def common(section: str) -> dict[str, Any]:
     """
     return {
         "section": section,
-        **bench_common.machine(),
+        **harness.machine(),
         "platform": jax.default_backend(),
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
@@ -91,7 +92,7 @@ def fitting(steps: Mapping[str, S], held: float, common: Mapping[str, Any]) -> d
     chosen: dict[str, S] = {}
     for name, step in steps.items():
         temporary = max(x.temporary_bytes for x in (step, *chosen.values()))
-        lack = bench_common.lacking(held + step.held_bytes + temporary)
+        lack = harness.lacking(held + step.held_bytes + temporary)
         if lack:
             show_skipped(name, f"with the candidates before it, it {lack}", common)
         else:
@@ -102,7 +103,7 @@ def fitting(steps: Mapping[str, S], held: float, common: Mapping[str, Any]) -> d
 
 def show_skipped(name: str, reason: str, common: Mapping[str, Any]) -> None:
     """Prints the line of a candidate that is not measured."""
-    bench_common.show(name, common, {"measured": "skipped", "reason": reason})
+    harness.show(name, common, {"measured": "skipped", "reason": reason})
 
 
 class Clock:

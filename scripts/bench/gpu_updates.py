@@ -37,16 +37,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import bench_common
-import bench_update
-import gpu_lines
-import hlo_kernels
 import jax
 import optax
-import torch_peer
 
+import gpu_lines
+import harness
+import hlo_kernels
+import torch_peer
+import update
 from optim_zoo import rules
 from optim_zoo.tree import Tree
+from trees import TREES
 
 ROUNDS = 20
 PEERS = (torch_peer.ADAMW, torch_peer.TIMM_LAMB)
@@ -58,16 +59,16 @@ COMPILED_BY, MEASURED_BY = 0.75, 0.9
 def optimizers(layers: rules.Rules) -> dict[str, optax.GradientTransformation]:
     """The candidates that are optax transformations, the most important first."""
     both = {
-        **bench_update.optimizers("lamb", layers),
-        **bench_update.optimizers("lars", layers),
+        **update.optimizers("lamb", layers),
+        **update.optimizers("lars", layers),
     }
-    both.pop(bench_update.METRICS_OUT)
+    both.pop(update.METRICS_OUT)
     return both
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tree", choices=bench_update.TREES, required=True)
+    parser.add_argument("--tree", choices=TREES, required=True)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seconds", type=float, default=120.0, help="the section's time limit")
@@ -77,13 +78,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.rounds < 2:
         parser.error(f"--rounds must be at least 2, for quartiles, got {arguments.rounds}")
     clock = gpu_lines.Clock(arguments.seconds)
-    shapes, layers = bench_update.TREES[arguments.tree]()
+    shapes, layers = TREES[arguments.tree]()
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, arguments.dtype), shapes)
     common = {
         **gpu_lines.common(f"updates {arguments.tree} {arguments.dtype}"),
         "tree": arguments.tree,
         "dtype": arguments.dtype,
-        "parameters": bench_common.parameters(shapes),
+        "parameters": harness.parameters(shapes),
         "leaves": len(jax.tree.leaves(shapes)),
     }
     peers = _started_peers(shapes, arguments.dtype, common)
@@ -121,10 +122,10 @@ def _started_peers(
 
 def _compiled_steps(
     shapes: Tree, layers: rules.Rules, until: float, common: Mapping[str, Any]
-) -> dict[str, bench_common.Step]:
+) -> dict[str, harness.Step]:
     """The steps that fit into memory together, compiled; prints the line of each program."""
     makers = {
-        name: functools.partial(bench_common.Step, tx, bench_common.update(tx), shapes, [shapes])
+        name: functools.partial(harness.Step, tx, harness.update(tx), shapes, [shapes])
         for name, tx in optimizers(layers).items()
     }
     compiled = {}
@@ -133,18 +134,18 @@ def _compiled_steps(
             gpu_lines.show_skipped(name, gpu_lines.NO_TIME, common)
         else:
             compiled[name] = step
-            bench_common.show(name, {"measured": "program", **_program(name, step, shapes)}, common)
-    held = bench_common.tree_bytes(shapes)
-    if bench_update.bandwidth_is_measured():
-        held += bench_update.ReadAndWrite.num_bytes
+            harness.show(name, {"measured": "program", **_program(name, step, shapes)}, common)
+    held = harness.tree_bytes(shapes)
+    if update.bandwidth_is_measured():
+        held += update.ReadAndWrite.num_bytes
     return gpu_lines.fitting(
         {name: compiled[name] for name in makers if name in compiled}, held, common
     )
 
 
-def _program(name: str, step: bench_common.Step, shapes: Tree) -> dict[str, Any]:
+def _program(name: str, step: harness.Step, shapes: Tree) -> dict[str, Any]:
     """What the compiled program says about a step."""
-    count, leaves = bench_common.parameters(shapes), jax.tree.leaves(shapes)
+    count, leaves = harness.parameters(shapes), jax.tree.leaves(shapes)
     kernels = hlo_kernels.kernels(step.text)
     largest = max(x.size for x in leaves)
     entry, state = step.parameter_bytes / count, step.state_bytes / count
@@ -153,7 +154,7 @@ def _program(name: str, step: bench_common.Step, shapes: Tree) -> dict[str, Any]
         "kernels_on_largest_leaf": len(hlo_kernels.kernels_on(step.text, largest)),
         "array_bytes_per_parameter": sum(kernel.num_bytes for kernel in kernels) / count,
         "bytes_per_parameter": step.bytes_accessed / count,
-        "fewest_bytes_per_parameter": bench_update.fewest_bytes(name, entry, entry, state),
+        "fewest_bytes_per_parameter": update.fewest_bytes(name, entry, entry, state),
         "state_bytes_per_parameter": state,
         "temporaries_per_parameter": step.temporaries,
         "trace_and_lower_s": step.lower_seconds,
@@ -162,7 +163,7 @@ def _program(name: str, step: bench_common.Step, shapes: Tree) -> dict[str, Any]
 
 
 def _measure(
-    steps: Mapping[str, bench_common.Step],
+    steps: Mapping[str, harness.Step],
     peers: Mapping[str, torch_peer.TorchPeer],
     shapes: Tree,
     rounds: int,
@@ -170,30 +171,30 @@ def _measure(
     common: Mapping[str, Any],
 ) -> None:
     """Times all candidates and prints their lines."""
-    gradients = bench_common.random_gradients(shapes)
+    gradients = harness.random_gradients(shapes)
     starts = {
-        name: functools.partial(step.start, bench_common.parameters_beside(gradients), [gradients])
+        name: functools.partial(step.start, harness.random_parameters(gradients), [gradients])
         for name, step in steps.items()
     }
     list(gpu_lines.made_together(starts))  # compiles each optimizer's init
     candidates: dict[str, Callable[[], Tree]] = {**steps, **peers}
-    if bench_update.bandwidth_is_measured():
-        candidates[bench_update.READ_AND_WRITE] = bench_update.ReadAndWrite()
-    milliseconds = bench_common.interleaved(candidates, rounds, until=until)
+    if update.bandwidth_is_measured():
+        candidates[update.READ_AND_WRITE] = update.ReadAndWrite()
+    milliseconds = harness.interleaved(candidates, rounds, until=until)
 
     medians = {name: statistics.median(times) for name, times in milliseconds.items()}
-    both_ways = 2 * bench_update.ReadAndWrite.num_bytes
-    bandwidth = both_ways / medians.get(bench_update.READ_AND_WRITE, float("inf")) / 1e6
-    entry = bench_common.tree_bytes(shapes) / common["parameters"]
+    both_ways = 2 * update.ReadAndWrite.num_bytes
+    bandwidth = both_ways / medians.get(update.READ_AND_WRITE, float("inf")) / 1e6
+    entry = harness.tree_bytes(shapes) / common["parameters"]
     for name, times in milliseconds.items():
         measured = {
             "measured": "time",
             "rounds": len(times),
-            **bench_common.spread(times),
+            **harness.spread(times),
         }
         if OURS in medians:
             measured["over_" + OURS] = medians[name] / medians[OURS]
-        if name == bench_update.READ_AND_WRITE:
+        if name == update.READ_AND_WRITE:
             measured["gigabytes_per_second"] = bandwidth
         else:
             if name in peers:
@@ -202,13 +203,13 @@ def _measure(
                 measured["state_bytes_per_parameter"] = state
             else:
                 state = steps[name].state_bytes / common["parameters"]
-            fewest = bench_update.fewest_bytes(name, entry, entry, state)
+            fewest = update.fewest_bytes(name, entry, entry, state)
             measured["fewest_bytes_per_parameter"] = fewest
             per_second = fewest * common["parameters"] / medians[name] / 1e6
             measured["gigabytes_per_second"] = per_second
-            if bench_update.bandwidth_is_measured():
+            if update.bandwidth_is_measured():
                 measured["share_of_bandwidth"] = per_second / bandwidth
-        bench_common.show(name, common, measured)
+        harness.show(name, common, measured)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python scripts/bench/torch_peer.py --tree bert-large --dtype float32 --address SOCKET
 
 A `TorchPeer` is the connection to a process that builds a torch optimizer and then makes one step
-per message. It takes turns with JAX's steps like any other candidate of
-`bench_common.interleaved`: the others are idle during its turn. So torch's imports and
-compilation run while JAX compiles, and a failure ends that process alone.
+per message. It takes turns with JAX's steps like any other candidate of `harness.interleaved`: the
+others are idle during its turn. So torch's imports and compilation run while JAX compiles, and a
+failure ends that process alone.
 
 `TorchPeer.start` starts such a process for one of `PEERS`. ``torch.compile`` of timm's Lamb takes
 minutes for hundreds of parameters, so that one is started much earlier, by this file's command
@@ -24,8 +24,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import bench_update
 import jax
+
+import torch_steps
+from trees import TREES
 
 ADAMW = "torch.optim.AdamW(fused=True)"
 TIMM_LAMB = "timm.optim.Lamb"
@@ -186,18 +188,18 @@ def _serve(connection: Connection, member: Any, message: tuple[str, Any]) -> Non
 
 
 def _optimizer(name: str) -> Callable[[Shapes, Any, Any], Any]:
-    def build(shapes: Shapes, dtype: Any, device: Any) -> bench_update.TorchStep:
+    def build(shapes: Shapes, dtype: Any, device: Any) -> torch_steps.TorchStep:
         import torch
 
         gradients = [1e-3 * torch.randn(shape, dtype=dtype, device=device) for shape in shapes]
         # "float32" only says that no member is left out; the gradients decide the dtype.
-        make = bench_update.torch_optimizers("lamb", "float32")[name]
-        return bench_update.TorchStep(make, gradients)
+        make = torch_steps.constructors("lamb", "float32")[name]
+        return torch_steps.TorchStep(make, gradients)
 
     return build
 
 
-def _compiled_timm_lamb(shapes: Shapes, dtype: Any, device: Any) -> bench_update.TorchStep:
+def _compiled_timm_lamb(shapes: Shapes, dtype: Any, device: Any) -> torch_steps.TorchStep:
     step = _optimizer(TIMM_LAMB)(shapes, dtype, device)
     step.compile()
     return step
@@ -235,12 +237,12 @@ PEERS: Mapping[str, Callable[[Shapes, Any, Any], Any]] = MappingProxyType(
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tree", choices=bench_update.TREES, required=True)
+    parser.add_argument("--tree", choices=TREES, required=True)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
     parser.add_argument("--address", type=Path, required=True, metavar="SOCKET")
     arguments = parser.parse_args(argv)
-    shapes = [x.shape for x in jax.tree.leaves(bench_update.TREES[arguments.tree]()[0])]
+    shapes = [x.shape for x in jax.tree.leaves(TREES[arguments.tree]()[0])]
     built = _built(COMPILED_TIMM_LAMB, shapes, arguments.dtype, arguments.device)
     with Listener(str(arguments.address)) as listener, listener.accept() as connection:
         _serve(connection, *built)

@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import hlo_kernels
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import hlo_kernels
 from optim_zoo import adamw, clip_by_global_norm, lamb, lars, metrics, split, stacked
 
 LAYERS = [("stack", stacked(0)), ("qkv", (split(-1, 3)))]

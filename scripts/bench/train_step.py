@@ -1,12 +1,14 @@
-"""What the optimizer costs in a training job: its share of the step, and its ratio to optax.adamw.
+"""Measures what the optimizer costs in a training job, and what `optax.adamw` would cost there.
 
-    python scripts/bench_train_step.py configs/bert_tiny_lamb.toml [section.key=value ...]
+    python scripts/bench/train_step.py configs/bert_tiny_lamb.toml [section.key=value ...]
 
-Times in one process, all jitted and donating: the config's optimizer alone, and as peers
-optax.adamw and optax.lamb on the same tree, taking turns so that a noisy machine hits all alike;
-then the job's whole step. Prints one JSON line a measurement: the median and the quartiles in
-milliseconds, the temporaries XLA allocates in multiples of the parameters, and the median of the
-config's optimizer over this one.
+The config's optimizer, `optax.adamw` and `optax.lamb` take turns on the same tree of parameters, so
+that a noisy machine affects all alike. The job's whole step is timed afterwards. All are jitted and
+donate their arguments.
+
+Prints one JSON line per measurement: the median and the quartiles in milliseconds, the temporaries
+that XLA allocates, in multiples of the parameters, and the ratio of the config optimizer's median
+to this one.
 """
 
 import argparse
@@ -15,13 +17,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import bench_common
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
+import harness
 from optim_zoo import sharding
 from optim_zoo.train import config_file, optimization, tasks
 from optim_zoo.tree import Tree
@@ -38,7 +40,7 @@ class JobStep:
         self._carry = step.init(params)
 
     def __call__(self) -> Tree:
-        """One step."""
+        """Makes one step, and returns the loss."""
         *carry, loss = self._step(*self._carry, self._batch)
         self._carry = (carry[0], carry[1])
         return loss
@@ -73,27 +75,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         "clip + optax.lamb": optax.chain(clip, optax.lamb(1e-3, weight_decay=weight_decay)),
     }
     candidates = {name: _update(each, params, gradients) for name, each in updates.items()}
-    milliseconds = bench_common.interleaved(candidates, UPDATE_ROUNDS)
-    milliseconds |= bench_common.interleaved(
-        {"job step": JobStep(step, params, batch)}, STEP_ROUNDS
-    )
+    milliseconds = harness.interleaved(candidates, UPDATE_ROUNDS)
+    milliseconds |= harness.interleaved({"job step": JobStep(step, params, batch)}, STEP_ROUNDS)
     ours = statistics.median(milliseconds[next(iter(updates))])
     common = {
         "config": arguments.config.stem,
-        "parameters": bench_common.parameters(params),
+        "parameters": harness.parameters(params),
         "leaves": len(jax.tree.leaves(params)),
-        **bench_common.machine(),
+        **harness.machine(),
     }
     for name, times in milliseconds.items():
-        measured = bench_common.spread(times)
+        measured = harness.spread(times)
         if name in candidates:
             measured["temporaries_per_parameter"] = candidates[name].temporaries
         measured["ours_over_this"] = ours / measured["median_ms"]
-        bench_common.show(name, measured, common)
+        harness.show(name, measured, common)
 
 
-def _update(tx: optax.GradientTransformation, params: Tree, gradients: Tree) -> bench_common.Step:
-    step = bench_common.Step(tx, bench_common.update(tx), params, [gradients])
+def _update(tx: optax.GradientTransformation, params: Tree, gradients: Tree) -> harness.Step:
+    step = harness.Step(tx, harness.update(tx), params, [gradients])
     step.start(jax.tree.map(jnp.copy, params), [gradients])
     return step
 

@@ -1,21 +1,22 @@
-"""What the wrappers cost, beside the optimizer they are around.
+"""Measures what each wrapper costs, compared with the optimizer that it wraps.
 
-    python scripts/bench_wrappers.py [--trees bert-base ...] [--optimizers lamb adamw]
+    python scripts/bench/wrappers.py [--trees bert-base ...] [--optimizers lamb adamw]
         [--groups accumulate metrics guards precision] [--rounds N] [--table]
 
-A step is what a wrapper makes of given gradients, added to the parameters, jitted and donating. A
-group is a bare optimizer and wrappers around it, taking turns in one process: `lamb` and `adamw`
-of this library with BERT's exclusions (biases and LayerNorm are neither decayed nor adapted), on
-the trees of ``bench_update.py``. Groups follow one another, so that few hold memory at once.
+A step computes updates from given gradients and applies them; it is jitted and donates its
+arguments. A group consists of a bare optimizer and of wrappers around it, which take turns in one
+process. The optimizers are `lamb` and `adamw` of this library with BERT's exclusions (biases and
+LayerNorm are neither decayed nor adapted), on the trees of ``trees.py``. Groups are measured one
+after another, so that only one of them needs memory at a time.
 
 Where a wrapper counts (micro-batches in `accumulate` and `optax.MultiSteps`, steps in
-`with_metrics`), its counter is an input of the step. So a candidate is always due or always
-between, by the very program that training compiles: with ``every=1`` XLA could know what is due.
-On a micro-batch between, sums are there to be added to; the inner step is made on the last of
-`EVERY`. "mean of" weighs both as they occur.
+`with_metrics`), its counter is an input of the step. A candidate is then either due in every call
+("step", "taken") or in none ("between"), and the program is still the one that training compiles;
+with ``every=1`` XLA could know at compile time what is due. A call "between" adds to sums that are
+not zero, and a "step" is the last of `EVERY` micro-batches. "mean of" is the mean over one period.
 
-Prints one JSON line a measurement, then one of ratios of medians; with ``--table`` a Markdown table
-of the same figures at the end:
+Prints one JSON line per measurement, then one of ratios of medians; with ``--table`` a Markdown
+table of the same figures at the end:
 
     median_ms, quartiles_ms      of one step
     temporaries_per_parameter    bytes XLA allocates in a step / bytes of the parameters
@@ -32,19 +33,19 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import bench_common
-import bench_update
 import jax
 import jax.numpy as jnp
 import optax
-from bench_common import LEARNING_RATE
 
+import harness
 import optim_zoo
+from harness import LEARNING_RATE
 from optim_zoo import accumulation, guards, metrics, precision, rules
 from optim_zoo.tree import Tree, leaf_paths
+from trees import TREES
 
 ROUNDS = 30
-EVERY = 4  # micro-batches a step
+EVERY = 4  # micro-batches per step
 METRICS_EVERY = 10
 WEIGHT_DECAY = 0.01
 MAX_NORM = 1.0
@@ -52,20 +53,20 @@ EXCLUDED = ("bias", "LayerNorm")
 
 
 class Candidate(NamedTuple):
-    """A step to be measured."""
+    """A step that is measured."""
 
     tx: optax.GradientTransformation
     dtype: str = "float32"  # of parameters and gradients
-    counter: str = ""  # the field of the state that is given, at every call, the value
+    counter: str = ""  # a field of the state that every call sets to `at`
     at: int = 0
 
 
 class Group(NamedTuple):
-    """Candidates that take turns, by their names."""
+    """Candidates that take turns, and what is compared."""
 
-    candidates: Mapping[str, Candidate]
-    ratios: Sequence[tuple[str, str]]
-    # name -> how often each candidate occurs in what it is the mean of
+    candidates: Mapping[str, Candidate]  # by name
+    ratios: Sequence[tuple[str, str]]  # (numerator, denominator)
+    # name of a mean -> how often each candidate occurs in one period
     means: Mapping[str, Mapping[str, int]] = {}
 
 
@@ -157,7 +158,7 @@ OPTIMIZERS = ("lamb", "adamw")
 
 
 def optimizer(name: str, shapes: Tree, layers: rules.Rules) -> optax.GradientTransformation:
-    """One of `OPTIMIZERS`, with BERT's exclusions as far as the tree has such leaves."""
+    """One of `OPTIMIZERS`, with those of BERT's exclusions that match a leaf of the tree."""
     paths = leaf_paths(shapes)
     excluded = [x for x in EXCLUDED if any(re.search(x, path) for path in paths)]
     arguments: dict[str, Any] = {
@@ -170,22 +171,22 @@ def optimizer(name: str, shapes: Tree, layers: rules.Rules) -> optax.GradientTra
     return optim_zoo.lamb(LEARNING_RATE, **arguments)
 
 
-def compiled(candidate: Candidate, shapes: Tree) -> bench_common.Step:
-    """The step of a candidate, and with it its counter as a second input."""
-    step = bench_common.update(candidate.tx)
+def compiled(candidate: Candidate, shapes: Tree) -> harness.Step:
+    """The compiled step of a candidate. If it has a counter, that is the step's second input."""
+    step = harness.update(candidate.tx)
     if not candidate.counter:
-        return bench_common.Step(candidate.tx, step, shapes, [shapes])
+        return harness.Step(candidate.tx, step, shapes, [shapes])
 
     def counted(params: Tree, state: Any, gradients: Tree, at: jax.Array) -> Tree:
         return step(params, state._replace(**{candidate.counter: at}), gradients)
 
     at = jax.ShapeDtypeStruct((), jnp.int32)
-    return bench_common.Step(candidate.tx, counted, shapes, [shapes, at])
+    return harness.Step(candidate.tx, counted, shapes, [shapes, at])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trees", nargs="+", choices=bench_update.TREES, default=["bert-base"])
+    parser.add_argument("--trees", nargs="+", choices=TREES, default=["bert-base"])
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=OPTIMIZERS)
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
@@ -206,28 +207,28 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(tree: str, group: str, name: str, rounds: int) -> list[dict[str, Any]] | str:
-    """Prints and returns the lines of a group. Where it does not fit, says what it needs."""
-    shapes, layers = bench_update.TREES[tree]()
+    """Prints and returns the lines of a group, or what it needs if it does not fit into memory."""
+    shapes, layers = TREES[tree]()
     candidates, ratios, means = GROUPS[group](name, optimizer(name, shapes, layers))
     trees = {
         dtype: jax.tree.map(lambda x, dtype=dtype: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
         for dtype in {candidate.dtype for candidate in candidates.values()}
     }
     steps = {key: compiled(x, trees[x.dtype]) for key, x in candidates.items()}
-    held = sum(map(bench_common.tree_bytes, trees.values()))
+    held = sum(map(harness.tree_bytes, trees.values()))
     held += sum(step.held_bytes for step in steps.values())
-    lack = bench_common.lacking(held + max(step.temporary_bytes for step in steps.values()))
+    lack = harness.lacking(held + max(step.temporary_bytes for step in steps.values()))
     if lack:
         return lack
 
-    gradients = {dtype: bench_common.random_gradients(x) for dtype, x in trees.items()}
+    gradients = {dtype: harness.random_gradients(x) for dtype, x in trees.items()}
     for key, step in steps.items():
         g = gradients[candidates[key].dtype]
         inputs = [g, jnp.asarray(candidates[key].at)] if candidates[key].counter else [g]
-        step.start(bench_common.parameters_beside(g), inputs)
-    milliseconds = bench_common.interleaved(steps, rounds)
+        step.start(harness.random_parameters(g), inputs)
+    milliseconds = harness.interleaved(steps, rounds)
 
-    count = bench_common.parameters(shapes)
+    count = harness.parameters(shapes)
     common = {
         "tree": tree,
         "optimizer": name,
@@ -235,29 +236,29 @@ def measure(tree: str, group: str, name: str, rounds: int) -> list[dict[str, Any
         "parameters": count,
         "leaves": len(jax.tree.leaves(shapes)),
         "rounds": rounds,
-        **bench_common.machine(),
+        **harness.machine(),
     }
     lines = []
     medians = {key: statistics.median(times) for key, times in milliseconds.items()}
     for key, step in steps.items():
-        measured = bench_common.spread(milliseconds[key]) | {
+        measured = harness.spread(milliseconds[key]) | {
             "dtype": candidates[key].dtype,
             "temporaries_per_parameter": step.temporaries,
             "state_bytes_per_parameter": step.state_bytes / count,
             "compile_s": step.compile_seconds,
         }
-        lines.append(bench_common.show(key, measured, common))
+        lines.append(harness.show(key, measured, common))
     for key, parts in means.items():
         total = sum(n * medians[part] for part, n in parts.items())
         medians[key] = total / sum(parts.values())
-        lines.append(bench_common.show(key, {"median_ms": medians[key]}, common))
+        lines.append(harness.show(key, {"median_ms": medians[key]}, common))
     of_medians = {f"{above} / {below}": medians[above] / medians[below] for above, below in ratios}
-    lines.append(bench_common.show("ratios of medians", of_medians, common))
+    lines.append(harness.show("ratios of medians", of_medians, common))
     return lines
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The lines of a run as Markdown."""
+    """The printed lines as a Markdown table."""
     rows = [
         "| tree | step | ms (quartiles) | ratio | temporaries, x parameters |",
         "|---|---|---|---|---|",

@@ -1,16 +1,18 @@
-"""How the time of an update grows with the parameters and with the leaves they lie in.
+"""Measures how the time of an update grows with the number of parameters and of leaves.
 
-    python scripts/bench_growth.py [--rounds N] [--parameters 1e7 ...] [--leaves 50 ...]
+    python scripts/bench/growth.py [--rounds N] [--parameters 1e7 ...] [--leaves 50 ...]
         [--fixed-parameters 5e7] [--fixed-leaves 200] [--plot FILE.png] > lines.jsonl
-    python scripts/bench_growth.py --from lines.jsonl --plot FILE.png
+    python scripts/bench/growth.py --from lines.jsonl --plot FILE.png
 
-Of `optim_zoo.lamb`, `optax.lamb` and `optax.adamw`, with equal square float32 leaves: first trees
-of 200 leaves and more and more parameters, then 50 million parameters in more and more leaves.
-Steps are jitted and donate. At every size the three take turns in one process; where they do not
-fit the free memory together they are measured one after another (``"together": false``), and where
-one does not fit alone its line says so. Prints one JSON line a measurement: the median and the
-quartiles of a step in milliseconds, and the seconds until the first. ``--plot`` draws them, with
-matplotlib, which comes with the extra ``train``. Compiling thousands of leaves takes minutes.
+The optimizers are `optim_zoo.lamb`, `optax.lamb` and `optax.adamw`, and the leaves are equal square
+float32 matrices: first 200 leaves with a growing number of parameters, then 50 million parameters
+in a growing number of leaves. Steps are jitted and donate their arguments. At every size the three
+optimizers take turns in one process. Where they do not fit into memory together, they are measured
+one after another (``"together": false``); where one does not fit alone, its line says so.
+
+Prints one JSON line per measurement: the median and the quartiles of a step in milliseconds, and
+the seconds that tracing and compiling take. ``--plot`` draws them with matplotlib, which the extra
+``train`` installs. Compiling thousands of leaves takes minutes.
 """
 
 import argparse
@@ -20,11 +22,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import bench_common
 import optax
-from bench_common import LEARNING_RATE
 
+import harness
 import optim_zoo
+from harness import LEARNING_RATE
 from optim_zoo.tree import Tree
 
 ROUNDS = 20
@@ -38,10 +40,10 @@ OPTIMIZERS = {
     "optax.lamb": optax.lamb(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
     "optax.adamw": optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
 }
-# Of the palette by Okabe and Ito, told apart by every kind of colour vision.
+# From the palette by Okabe and Ito, which is distinguishable with every kind of colour vision.
 COLORS = {"optim_zoo.lamb": "#D55E00", "optax.lamb": "#0072B2", "optax.adamw": "#555555"}
 
-Line = Mapping[str, Any]  # one line of output
+Line = Mapping[str, Any]  # one printed line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -74,24 +76,31 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(grows: str, parameters: int, leaves: int, rounds: int) -> list[Line]:
-    """Prints and returns the lines of one tree; ``grows`` says what is compared with others."""
-    shapes = bench_common.square_leaves(parameters, leaves)
+    """Prints and returns the lines of one tree.
+
+    Args:
+      grows: "parameters" or "leaves", the quantity that differs between the trees of a panel.
+      parameters: the number of parameters of this tree, about.
+      leaves: the number of leaves of this tree.
+      rounds: how often each step is timed.
+    """
+    shapes = harness.square_leaves(parameters, leaves)
     steps = {
-        name: bench_common.Step(tx, bench_common.update(tx), shapes, [shapes])
+        name: harness.Step(tx, harness.update(tx), shapes, [shapes])
         for name, tx in OPTIMIZERS.items()
     }
     together = not _lack(steps, shapes)
     common = {
         "grows": grows,
-        "parameters": bench_common.parameters(shapes),
+        "parameters": harness.parameters(shapes),
         "leaves": leaves,
         "rounds": rounds,
         "together": together,
-        **bench_common.machine(),
+        **harness.machine(),
     }
     lines: list[Line] = []
     for names in [list(steps)] if together else [[name] for name in steps]:
-        part = {name: steps.pop(name) for name in names}  # to be freed with the next part
+        part = {name: steps.pop(name) for name in names}  # freed before the next part
         lack = _lack(part, shapes)
         spreads = {} if lack else _spreads(part, shapes, rounds)
         for name, step in part.items():
@@ -101,32 +110,32 @@ def measure(grows: str, parameters: int, leaves: int, rounds: int) -> list[Line]
                 "compile_s": step.compile_seconds,
                 "temporaries_per_parameter": step.temporaries,
             }
-            lines.append(bench_common.show(name, measured, common))
+            lines.append(harness.show(name, measured, common))
         del step
     return lines
 
 
-def _lack(steps: Mapping[str, bench_common.Step], shapes: Tree) -> str:
-    """What the steps need, gradients included, where so much memory is not free."""
-    return bench_common.lacking(
-        bench_common.tree_bytes(shapes)
+def _lack(steps: Mapping[str, harness.Step], shapes: Tree) -> str:
+    """What the steps and their gradients need, if that does not fit into memory; else ""."""
+    return harness.lacking(
+        harness.tree_bytes(shapes)
         + sum(step.held_bytes for step in steps.values())
         + max(step.temporary_bytes for step in steps.values())
     )
 
 
 def _spreads(
-    steps: Mapping[str, bench_common.Step], shapes: Tree, rounds: int
+    steps: Mapping[str, harness.Step], shapes: Tree, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    gradients = bench_common.random_gradients(shapes)
+    gradients = harness.random_gradients(shapes)
     for step in steps.values():
-        step.start(bench_common.parameters_beside(gradients), [gradients])
-    times = bench_common.interleaved(steps, rounds)
-    return {name: bench_common.spread(milliseconds) for name, milliseconds in times.items()}
+        step.start(harness.random_parameters(gradients), [gradients])
+    times = harness.interleaved(steps, rounds)
+    return {name: harness.spread(milliseconds) for name, milliseconds in times.items()}
 
 
 def plot(lines: Sequence[Line], path: Path) -> None:
-    """Draws seconds a step and seconds until the first, against parameters and against leaves."""
+    """Draws the seconds of a step and of compilation, against parameters and against leaves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -161,14 +170,14 @@ def plot(lines: Sequence[Line], path: Path) -> None:
 
 
 def _x_label(lines: Sequence[Line], grows: str) -> str:
-    """What grows, and what stays as it is."""
+    """Names the quantity that grows, and the value of the one that is fixed."""
     fixed = "leaves" if grows == "parameters" else "parameters"
     sizes = [line[fixed] for line in lines if line["grows"] == grows]
     if not sizes:
         return grows
     if fixed == "leaves":
         return f"{grows} (in {sizes[0]:,} leaves)"
-    # Not quite the same in all trees, since leaves are square.
+    # The number of parameters differs a little between the trees, because leaves are square.
     return f"{grows} (of {statistics.median(sizes) / 1e6:.2g} million parameters)"
 
 

@@ -1,19 +1,19 @@
-"""The table that sets the wrappers beside optax's: what ours promise, and what optax's still do.
+"""The comparison with optax's wrappers: what ours promise, and what optax's still do.
 
-Where an assertion on optax's side fails, optax has changed: the README's table must be made anew.
+If an assertion about optax fails, optax has changed, and the README's table must be regenerated.
 """
 
-import importlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import optax
 import pytest
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+from optim_zoo import registry
+from tests.scripts.importing import imported
+
 EVERY = 4  # micro-batches a step
 
 Figures = Mapping[str, Any]
@@ -21,16 +21,15 @@ Figures = Mapping[str, Any]
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))
-        yield importlib.import_module("wrappers_beside_optax")
-        for name in ("wrappers_beside_optax", "bench_common"):
-            del sys.modules[name]
+    with imported("bench", "against_optax") as (module,):
+        yield module
 
 
 @pytest.fixture
 def figures(script: Any) -> Callable[[str], Figures]:
-    return lambda name: getattr(script, name)().figures
+    """Runs the experiment of a name, and returns what it measured."""
+    experiments = {experiment.__name__: experiment for experiment in script.EXPERIMENTS}
+    return lambda name: experiments[name]().figures
 
 
 def test_a_nan_micro_batch(figures: Callable[[str], Figures]) -> None:
@@ -88,9 +87,9 @@ def test_the_second_moment_does_not_stall(figures: Callable[[str], Figures]) -> 
 def test_state_keeps_its_dtypes(script: Any, figures: Callable[[str], Figures]) -> None:
     seen = figures("state_dtypes")
     assert seen["ours_failing"] == []
-    assert seen["ours_optimizers"] == len(script.registry.OPTIMIZERS)
+    assert seen["ours_optimizers"] == len(registry.OPTIMIZERS)
     passing = {"adafactor", "fromage", "sign_sgd"}
-    assert set(seen["optax_failing"]) == set(script.OPTAX_OPTIMIZERS) - passing
+    assert set(seen["optax_failing"]) == set(script.precision.OPTAX_OPTIMIZERS) - passing
 
 
 def test_nans_in_a_row(figures: Callable[[str], Figures]) -> None:
@@ -134,7 +133,9 @@ def test_metrics_in_scan(figures: Callable[[str], Figures]) -> None:
 def test_what_is_printed(
     script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(script, "EXPERIMENTS", [script.inner_calls, script.token_weights])
+    monkeypatch.setattr(
+        script, "EXPERIMENTS", [script.accumulation.inner_calls, script.accumulation.token_weights]
+    )
     script.main(["--table"])
     *lines, header, rule, calls, weights = capsys.readouterr().out.splitlines()
     assert [json.loads(line)["what"] for line in lines] == ["inner_calls", "token_weights"]
@@ -148,7 +149,9 @@ def test_what_is_printed(
 def test_every_experiment_is_in_the_table(script: Any) -> None:
     rows = [
         function
-        for function in vars(script).values()
+        for module in vars(script).values()
+        if isinstance(module, ModuleType) and module.__name__.startswith("experiments.")
+        for function in vars(module).values()
         if getattr(function, "__annotations__", {}).get("return") is script.Row
     ]
     assert set(rows) == set(script.EXPERIMENTS)

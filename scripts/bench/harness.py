@@ -1,4 +1,4 @@
-"""What the benchmarks share: compiled steps, peers that take turns, memory, trees of parameters."""
+"""The harness of all benchmarks: compiled steps, timing in turns, memory, printed JSON lines."""
 
 import json
 import math
@@ -15,16 +15,21 @@ import optax
 from optim_zoo.tree import Tree
 
 WARMUP_ROUNDS = 5
+# The arguments of all optimizers that are compared.
 LEARNING_RATE = 1e-3
-RESERVED_BYTES = 2**30  # left to XLA, Python and the rest of the machine
-PARAMETERS_OVER_GRADIENTS = 20  # as large as BERT's beside its gradients; the time does not care
+LAMB: Mapping[str, Any] = {"weight_decay": 0.01}
+LARS: Mapping[str, Any] = {"momentum": 0.9, "weight_decay": 1e-4}
+RESERVED_BYTES = 2**30  # never allocated: XLA, Python and the rest of the machine need them
+# Makes random parameters about as large as BERT's are compared with its gradients. The time of a
+# step does not depend on it.
+PARAMETERS_OVER_GRADIENTS = 20
 
 
 class Step:
     """A function (params, state, *inputs) -> (params, state, ...), compiled; donates the first two.
 
-    Compiled from shapes, so that what it takes is known before anything is allocated. `start` gives
-    it arrays, and each call goes on from where the last one ended.
+    It is compiled from shapes, so that its memory is known before anything is allocated. `start`
+    gives it arrays, and each call continues from the parameters and the state of the previous one.
     """
 
     def __init__(
@@ -47,12 +52,12 @@ class Step:
 
     @property
     def held_bytes(self) -> int:
-        """What it keeps from call to call: parameters and state."""
+        """Bytes that it keeps between calls: parameters and state."""
         return self.parameter_bytes + self.state_bytes
 
     @property
     def temporaries(self) -> float:
-        """What XLA allocates during a step, in multiples of the parameters."""
+        """Bytes that XLA allocates during a step, in multiples of the parameters."""
         return self.temporary_bytes / self.parameter_bytes
 
     @property
@@ -66,15 +71,18 @@ class Step:
         return self._step.as_text()
 
     def start(self, params: Tree, *inputs: Sequence[Tree]) -> None:
-        """Gives it parameters, which it donates, and the inputs of the first step, the second, ...
+        """Sets the parameters and the inputs of the calls that follow.
 
-        After the last of them it begins again with the first.
+        Args:
+          params: the parameters, which the first call donates.
+          inputs: the inputs of the first call, of the second, and so on. After the last of them the
+            calls use the first again.
         """
         self._carry = (params, jax.jit(self._init)(params))
         self._inputs, self._turn = inputs, 0
 
     def __call__(self) -> Tree:
-        """One step."""
+        """Makes one step, and returns all that the function returns."""
         made = self._step(*self._carry, *self._inputs[self._turn % len(self._inputs)])
         self._carry, self._turn = made[:2], self._turn + 1
         return made
@@ -83,11 +91,11 @@ class Step:
 def update(
     tx: optax.GradientTransformation, read: Callable[[Tree], Tree] | None = None
 ) -> Callable[[Tree, Tree, Tree], Tree]:
-    """What `Step` compiles: updates from given gradients, added to the parameters.
+    """A function for `Step` that computes updates from given gradients and applies them.
 
     Args:
       tx: the optimizer.
-      read: what else comes out of the step, as a function of the new state.
+      read: a further output of the step, as a function of the new state. None adds no output.
     """
 
     def step(params: Tree, state: Tree, gradients: Tree) -> Tree:
@@ -105,10 +113,11 @@ def interleaved(
     calls: int | None = None,
     until: float = math.inf,
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call, the candidates taking turns, so that noise hits all alike.
+    """Milliseconds of each call. The candidates take turns, so that noise affects all alike.
 
-    On a GPU each turn is several calls, queued as in a training job, and this is their mean:
-    else the time would be that of the host, which waits for every one of many small kernels.
+    On a GPU each turn consists of several calls that are queued as in a training job, and the time
+    is their mean. With a single call per turn it would be the time of the host, which waits for
+    every one of many small kernels.
 
     Args:
       candidates: what to time, keyed by name. A candidate may return any object that has
@@ -134,14 +143,14 @@ def interleaved(
 
 
 def spread(milliseconds: Sequence[float]) -> dict[str, Any]:
-    """The median and the quartiles, as they are printed."""
+    """The median and the quartiles, under the names that are printed."""
     # "inclusive" keeps the quartiles of a few values between the least and the greatest of them.
     low, median, high = statistics.quantiles(milliseconds, n=4, method="inclusive")
     return {"median_ms": median, "quartiles_ms": [low, high]}
 
 
 def machine() -> dict[str, Any]:
-    """What a figure must not be read without."""
+    """The device and the versions that a time depends on."""
     return {
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "cores": len(os.sched_getaffinity(0)),
@@ -151,7 +160,7 @@ def machine() -> dict[str, Any]:
 
 
 def show(what: str, *facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Prints one JSON line, and returns what it says."""
+    """Prints ``what`` and all ``facts`` as one JSON line, and returns them."""
     line: dict[str, Any] = {"what": what}
     for part in facts:
         line |= part
@@ -160,7 +169,11 @@ def show(what: str, *facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lacking(needed_bytes: float) -> str:
-    """Says how much memory is free on the device where so much is not; else the empty string."""
+    """Returns "" where the device has so much free memory, else a text that says how much it has.
+
+    Args:
+      needed_bytes: the bytes of all arrays at the worst moment.
+    """
     free = _free_bytes() - RESERVED_BYTES
     if needed_bytes <= free:
         return ""
@@ -169,7 +182,7 @@ def lacking(needed_bytes: float) -> str:
 
 def _free_bytes() -> float:
     stats = jax.devices()[0].memory_stats()
-    if stats:  # of a GPU; a CPU has none
+    if stats:  # a GPU has them, a CPU does not
         return stats["bytes_limit"] - stats["bytes_in_use"]
     if sys.platform != "linux":
         return float("inf")
@@ -184,7 +197,7 @@ def tree_bytes(tree: Tree) -> int:
 
 
 def parameters(tree: Tree) -> int:
-    """Entries of all leaves, which may be shapes."""
+    """The number of entries of all leaves, which may be shapes."""
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
@@ -195,7 +208,7 @@ def square_leaves(parameters: int, leaves: int, dtype: str = "float32") -> dict[
 
 
 def random_gradients(params: Tree) -> Tree:
-    """Normal values, as large as gradients are, of the shapes and dtypes of ``params``."""
+    """Normal values of the size of gradients, with the shapes and dtypes of ``params``."""
     key = jax.random.key(0)
     return jax.tree.map(
         lambda x, i: 1e-3 * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype),
@@ -204,6 +217,6 @@ def random_gradients(params: Tree) -> Tree:
     )
 
 
-def parameters_beside(gradients: Tree) -> Tree:
-    """New parameters beside gradients, to be donated."""
+def random_parameters(gradients: Tree) -> Tree:
+    """New parameters for these gradients, which a step may donate."""
     return jax.tree.map(lambda g: PARAMETERS_OVER_GRADIENTS * g, gradients)

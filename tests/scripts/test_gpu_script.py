@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.scripts.importing import imported
+
 pytestmark = pytest.mark.xdist_group("gpu script")  # in one worker: its fixture is made once
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "scripts" / "bench"
 
 # The GPU machine may lack these; torch and timm are left out so that the test is short. Rich is not
@@ -26,15 +29,15 @@ BLOCK = f"import sys; sys.modules |= dict.fromkeys({MAY_BE_MISSING})"
 # Runs all sections in one process, in which the packages above cannot be imported.
 RUN = f"""
 {BLOCK}
-sys.path[:0] = [{str(BENCH)!r}, {str(ROOT / "scripts")!r}]
+sys.path.insert(0, {str(BENCH)!r})
 import jax
-import bench_common, bench_update, gpu_bandwidth, gpu_job_step, gpu_updates
+import gpu_bandwidth, gpu_job_step, gpu_updates, harness, trees
 from optim_zoo import stacked
 
-bench_common.WARMUP_ROUNDS = 1
+harness.WARMUP_ROUNDS = 1
 tree = {{"stack": jax.ShapeDtypeStruct((2, 8, 8), "float32"),
         "bias": jax.ShapeDtypeStruct((16,), "float32")}}
-bench_update.TREES["tiny"] = lambda: (tree, [("stack", stacked(0))])
+trees.TREES["tiny"] = lambda: (tree, [("stack", stacked(0))])
 few = ["--rounds", "2"]
 gpu_bandwidth.main([*few, "--megabytes", "1"])
 gpu_updates.main([*few, "--tree", "tiny"])
@@ -171,11 +174,9 @@ def test_the_table_of_nothing(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def hlo_kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCH))
-    import hlo_kernels
-
-    return hlo_kernels
+def hlo_kernels() -> Iterator[Any]:
+    with imported("bench", "hlo_kernels") as (module,):
+        yield module
 
 
 HLO = """\

@@ -1,8 +1,6 @@
 """The benchmark scripts: what they measure, what they print and what they refuse."""
 
-import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,23 +12,18 @@ import optax
 import pytest
 
 from optim_zoo import stacked
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-NAMES = ("bench_common", "bench_update", "bench_growth", "bench_wrappers")
+from tests.scripts.importing import imported
 
 
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ModuleType]]:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    modules = [importlib.import_module(name) for name in NAMES]
-    monkeypatch.setattr(modules[0], "WARMUP_ROUNDS", 1)
-    yield modules
-    for name in NAMES:
-        del sys.modules[name]
+    with imported("bench", "harness", "update", "growth", "wrappers", "trees") as modules:
+        monkeypatch.setattr(modules[0], "WARMUP_ROUNDS", 1)
+        yield modules
 
 
 @pytest.fixture
-def common(scripts: list[ModuleType]) -> Any:
+def harness(scripts: list[ModuleType]) -> Any:
     return scripts[0]
 
 
@@ -50,19 +43,24 @@ def wrappers(scripts: list[ModuleType]) -> Any:
 
 
 @pytest.fixture
-def no_memory(common: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is free but what is left to XLA and Python."""
-    monkeypatch.setattr(common, "_free_bytes", lambda: common.RESERVED_BYTES)
+def trees(scripts: list[ModuleType]) -> Any:
+    return scripts[4]
 
 
 @pytest.fixture
-def tiny(update: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+def no_memory(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is free but what is left to XLA and Python."""
+    monkeypatch.setattr(harness, "_free_bytes", lambda: harness.RESERVED_BYTES)
+
+
+@pytest.fixture
+def tiny(trees: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a tree of 144 parameters, of which 128 are two layers in one array."""
     shapes = {
         "stack": jax.ShapeDtypeStruct((2, 8, 8), "float32"),
         "bias": jax.ShapeDtypeStruct((16,), "float32"),
     }
-    monkeypatch.setitem(update.TREES, "tiny", lambda: (shapes, [("stack", stacked(0))]))
+    monkeypatch.setitem(trees.TREES, "tiny", lambda: (shapes, [("stack", stacked(0))]))
     return "tiny"
 
 
@@ -79,17 +77,17 @@ def _printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
         ("small-leaves", 2000, 20_000_000),
     ],
 )
-def test_trees(tree: str, leaves: int, parameters: int, update: Any) -> None:
-    shapes, layers = update.TREES[tree]()
+def test_trees(tree: str, leaves: int, parameters: int, trees: Any) -> None:
+    shapes, layers = trees.TREES[tree]()
     assert len(jax.tree.leaves(shapes)) == leaves
     assert sum(x.size for x in jax.tree.leaves(shapes)) == parameters
     assert bool(layers) == (tree == "bert-base-scan")
 
 
-def test_a_step_goes_on_from_the_last_with_the_next_input(common: Any) -> None:
+def test_a_step_goes_on_from_the_last_with_the_next_input(harness: Any) -> None:
     tx = optax.sgd(1.0)
     params, inputs = jnp.zeros(3), [(jnp.full(3, x),) for x in (-1.0, -10.0)]
-    step = common.Step(tx, common.update(tx), params, inputs[0])
+    step = harness.Step(tx, harness.update(tx), params, inputs[0])
     step.start(params, *inputs)
     assert [float(step()[0][0]) for _ in range(3)] == [1, 11, 12]
     assert step.held_bytes == 12
@@ -97,9 +95,9 @@ def test_a_step_goes_on_from_the_last_with_the_next_input(common: Any) -> None:
     assert step.compile_seconds > 0
 
 
-def test_candidates_take_turns(common: Any) -> None:
+def test_candidates_take_turns(harness: Any) -> None:
     called = []
-    times = common.interleaved({x: lambda x=x: called.append(x) for x in "ab"}, 3)
+    times = harness.interleaved({x: lambda x=x: called.append(x) for x in "ab"}, 3)
     assert called == ["a", "b"] * (1 + 3)
     assert {name: len(each) for name, each in times.items()} == {"a": 3, "b": 3}
 
@@ -197,12 +195,12 @@ def test_growth_is_measured_and_drawn(
 
 
 def test_what_does_not_fit_is_skipped(
-    growth: Any, common: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    growth: Any, harness: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Gradients, parameters and two moments: AdamW takes four times the parameters, LAMB a
     temporary more. The scalars of the state are few beside a leaf of 6,400 entries.
     """
-    monkeypatch.setattr(common, "_free_bytes", lambda: common.RESERVED_BYTES + 4.5 * 4 * 6400)
+    monkeypatch.setattr(harness, "_free_bytes", lambda: harness.RESERVED_BYTES + 4.5 * 4 * 6400)
     lines = growth.measure("leaves", 6400, 1, rounds=2)
     assert _printed(capsys) == lines
     assert {line["what"]: line.get("skipped", "")[:5] for line in lines} == {

@@ -1,15 +1,18 @@
-"""What a step on a few rows of a table costs: lazy_adam against Adam on the whole table.
+"""Measures a step on a few rows of a table: `lazy_adam`, and Adam on the whole table.
 
-    python scripts/bench_rows.py [--rounds N] [--torch-threads N]
+    python scripts/bench/rows.py [--rounds N] [--torch-threads N]
 
-Every step has fresh ids, 8,192 of a Zipf distribution with exponent 1, out of 16 batches that all
-candidates go through in the same order. In one process and taking turns, on a table of 1,000,000
-rows of 128: `lazy_adam`, `optax.adam` on the dense gradient that ``jax.grad`` of a gather makes,
-and, where torch can be imported, `torch.optim.SparseAdam`, on one thread unless told: several,
-waiting for one another, were ten times slower on a machine with other work. Then `lazy_adam` on
-tables of 250,000 and 4,000,000 rows. JAX's steps are jitted and donate. Prints one JSON line a
-measurement (the median and the quartiles in milliseconds, the temporaries XLA allocates in
-multiples of the table), then one line of ratios. Needs about 8 GB of memory.
+The candidates take turns in one process on a table of 1,000,000 rows of 128: `lazy_adam`;
+`optax.adam` on the dense gradient that ``jax.grad`` of a gather computes; and, where torch can be
+imported, `torch.optim.SparseAdam`. Then `lazy_adam` is measured on tables of 250,000 and 4,000,000
+rows. Each step reads 8,192 ids drawn from a Zipf distribution with exponent 1. There are 16 batches
+of ids, which all candidates use in the same order. JAX's steps are jitted and donate their
+arguments. torch uses one thread by default, because several threads that wait for one another were
+ten times slower on a machine with other work.
+
+Prints one JSON line per measurement (the median and the quartiles in milliseconds, and the
+temporaries that XLA allocates, in multiples of the table), then one line of ratios. Needs about
+8 GB of memory.
 """
 
 import argparse
@@ -18,13 +21,13 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import bench_common
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
 
+import harness
 import optim_zoo
 from optim_zoo.tree import Tree
 
@@ -38,12 +41,12 @@ ROUNDS = 100
 
 
 class Batches:
-    """The ids of each step, with one gradient a row."""
+    """The ids of each step, and one gradient for each id."""
 
     def __init__(self, num_rows: int) -> None:
         rng = np.random.default_rng(0)
-        upto = np.cumsum(1 / np.arange(1, num_rows + 1))  # of the commonest row, the next, ...
-        ranks = np.searchsorted(upto, upto[-1] * rng.random((BATCHES, BATCH)))
+        cumulative = np.cumsum(1 / np.arange(1, num_rows + 1))  # the most frequent row first
+        ranks = np.searchsorted(cumulative, cumulative[-1] * rng.random((BATCHES, BATCH)))
         self.ids: npt.NDArray[np.int32] = rng.permutation(num_rows).astype(np.int32)[ranks]
         self.rows = rng.normal(size=(BATCH, WIDTH)).astype(np.float32)
         self.num_rows = num_rows
@@ -54,14 +57,14 @@ Step = Callable[[], Any]
 
 
 class TorchSparseAdam:
-    """`torch.optim.SparseAdam` with the gradient of ``Embedding(sparse=True)``."""
+    """`torch.optim.SparseAdam` with the gradients that ``Embedding(sparse=True)`` computes."""
 
     def __init__(self, batches: Batches) -> None:
         import torch
 
         shape = (batches.num_rows, WIDTH)
         self._table = torch.nn.Parameter(torch.zeros(shape))
-        self._adam = torch.optim.SparseAdam([self._table], lr=bench_common.LEARNING_RATE)
+        self._adam = torch.optim.SparseAdam([self._table], lr=harness.LEARNING_RATE)
         rows = torch.from_numpy(batches.rows)
         self._gradients = [
             torch.sparse_coo_tensor(
@@ -72,33 +75,33 @@ class TorchSparseAdam:
         self._turn = 0
 
     def __call__(self) -> None:
-        """One step."""
+        """Makes one step."""
         self._table.grad = self._gradients[self._turn % BATCHES]
         self._adam.step()
         self._turn += 1
 
 
-def lazy(batches: Batches) -> bench_common.Step:
-    return _jax_step(batches, optim_zoo.lazy_adam(bench_common.LEARNING_RATE), optim_zoo.SparseRows)
+def lazy(batches: Batches) -> harness.Step:
+    return _jax_step(batches, optim_zoo.lazy_adam(harness.LEARNING_RATE), optim_zoo.SparseRows)
 
 
-def dense(batches: Batches) -> bench_common.Step:
+def dense(batches: Batches) -> harness.Step:
     def gradient(ids: jax.Array, rows: jax.Array, num_rows: int) -> jax.Array:
         return jnp.zeros((num_rows, WIDTH)).at[ids].add(rows)
 
-    return _jax_step(batches, optax.adam(bench_common.LEARNING_RATE), gradient)
+    return _jax_step(batches, optax.adam(harness.LEARNING_RATE), gradient)
 
 
 def _jax_step(
     batches: Batches, tx: optax.GradientTransformation, gradient: Callable[..., Any]
-) -> bench_common.Step:
+) -> harness.Step:
     def step(table: jax.Array, state: Tree, ids: jax.Array, rows: jax.Array) -> Tree:
         updates, state = tx.update(gradient(ids, rows, batches.num_rows), state, table)
         return optim_zoo.apply_updates(table, updates), state
 
     table, rows = jnp.zeros((batches.num_rows, WIDTH)), jnp.asarray(batches.rows)
     inputs = [(jnp.asarray(ids), rows) for ids in batches.ids]
-    compiled = bench_common.Step(tx, step, table, inputs[0])
+    compiled = harness.Step(tx, step, table, inputs[0])
     compiled.start(table, *inputs)
     return compiled
 
@@ -113,7 +116,7 @@ def main() -> None:
         "width": WIDTH,
         "ids": BATCH,
         "rounds": rounds,
-        **bench_common.machine(),
+        **harness.machine(),
     }
     peers: dict[str, Callable[[Batches], Step]] = {OURS: lazy, "optax.adam": dense}
     if importlib.util.find_spec("torch"):
@@ -128,7 +131,7 @@ def main() -> None:
     sizes = {f"{OURS} of {n} rows": (lazy, Batches(n)) for n in (FEW_ROWS, MANY_ROWS)}
     few, many = measure(sizes, rounds, common)
     ratios[f"{MANY_ROWS} rows / {FEW_ROWS} rows"] = many / few
-    bench_common.show("ratios of medians", ratios, common)
+    harness.show("ratios of medians", ratios, common)
 
 
 def measure(
@@ -136,17 +139,17 @@ def measure(
     rounds: int,
     common: Mapping[str, Any],
 ) -> list[float]:
-    """The median milliseconds of each, the candidates taking turns; prints their lines."""
+    """Times the candidates in turns, prints their lines and returns the median milliseconds."""
     steps = {name: make(batches) for name, (make, batches) in candidates.items()}
     medians = []
-    for name, milliseconds in bench_common.interleaved(steps, rounds).items():
+    for name, milliseconds in harness.interleaved(steps, rounds).items():
         step, batches = steps[name], candidates[name][1]
-        measured = bench_common.spread(milliseconds)
+        measured = harness.spread(milliseconds)
         medians.append(measured["median_ms"])
-        if isinstance(step, bench_common.Step):
+        if isinstance(step, harness.Step):
             measured["temporaries_per_table"] = step.temporaries
         measured |= {"num_rows": batches.num_rows, "different_ids": batches.different_ids}
-        bench_common.show(name, measured, common)
+        harness.show(name, measured, common)
     return medians
 
 
