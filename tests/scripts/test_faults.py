@@ -1,53 +1,49 @@
-"""The faults of scripts/faults.py: what a job does then, and that nothing saved is lost."""
+"""The faults of ``scripts/faults``: what a job does, and that nothing that was saved is lost."""
 
-import importlib
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+from tests.scripts.importing import imported
+
 pytestmark = [
-    pytest.mark.xdist_group("faults"),  # whose runs without a fault are made once
+    pytest.mark.xdist_group("faults"),  # one worker, so that runs without a fault are made once
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def faults() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))
-        yield importlib.import_module("faults")
-    del sys.modules["faults"]
+def program() -> Iterator[ModuleType]:
+    with imported("faults", "main") as (module,):
+        yield module
 
 
 @pytest.fixture(scope="module")
-def site(faults: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Most of the time of these runs would go into compiling."""
+def site(program: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Compiles without optimizations, because these runs spend most of their time compiling."""
     quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     work = tmp_path_factory.mktemp("faults")
-    with faults.Site(work, faults.SMOKE, environment=quick) as site:
+    with program.Site(work, program.SMOKE, environment=quick) as site:
         yield site
     shutil.rmtree(work)  # hundreds of megabytes
 
 
 @pytest.fixture
-def tried(request: pytest.FixtureRequest, faults: Any, site: Any) -> dict[str, Any]:
-    """The record of the fault that the test names; the rest of it has the same end everywhere."""
-    record: dict[str, Any] = faults.try_fault(site, request.param)
+def tried(request: pytest.FixtureRequest, program: Any, site: Any) -> dict[str, Any]:
+    """The record of the fault that the test names, after the checks that all faults share."""
+    record: dict[str, Any] = program.try_fault(site, request.param)
     if "skipped" in record:
         pytest.skip(record["skipped"])
     assert "failed" not in record, record
     assert set(record["same"]) == {"metrics", "parameters", "optimizer state"}
     assert all(record["same"].values()), record
     assert record["finite"] is True
-    title, happens, lost = faults.table([record]).splitlines()[-1][2:-2].split(" | ")
+    title, happens, lost = program.table([record]).splitlines()[-1][2:-2].split(" | ")
     assert title.startswith(record["title"])
     assert f"in the end bit for bit as {record['like']}" in happens
     assert lost.startswith(("at most", str(record["lost"])))
@@ -59,13 +55,13 @@ def fault(name: str) -> pytest.MarkDecorator:
 
 
 def assert_went_on(record: dict[str, Any], saved: int) -> None:
-    """The next start began at the last whole save, and had nothing to complain of."""
+    """The next start resumed from the last complete save, without an error."""
     assert (record["next_exit_code"], record["next_said"]) == (0, "")
     assert record["resumed_from"] == record["saved"] == saved
 
 
 def assert_unharmed(record: dict[str, Any]) -> None:
-    """A run to its end; begun again at the save before the last it ends the same."""
+    """The run reached its end, and it ends the same when it resumes from the save before."""
     assert (record["exit_code"], record["said"], record["made"]) == (0, "", 20)
     assert record["next_notes"] == []
     assert_went_on(record, 15)
@@ -80,7 +76,8 @@ def test_kills(tried: dict[str, Any]) -> None:
     assert tried["during"]["a save"] >= 5
     assert tried["during"]["a start"] > 0
     assert tried["from_the_last_whole"]
-    # Up to the save before the one that was going on, for whose end the next one waits.
+    # The save that the kill interrupts is lost. The one before it is complete, because a save only
+    # begins when the previous one has ended.
     assert 0 < tried["lost"] <= 2 * tried["save_every"]
     assert (tried["next_exit_code"], tried["next_said"]) == (0, "")
 
@@ -103,7 +100,7 @@ def test_a_full_disk_during_a_save(tried: dict[str, Any]) -> None:
         "is of step 5: make room, "
     )
     assert_went_on(tried, 5)
-    # A save that has failed is told of by the next at the latest.
+    # A failed save is noticed at the next save at the latest.
     assert 5 <= tried["lost"] <= 10
 
 
@@ -180,7 +177,7 @@ def test_an_infinite_loss_for_ten_steps(tried: dict[str, Any]) -> None:
 
 @slow
 @fault("infinite_loss_ends")
-def test_an_infinite_loss_for_longer_than_is_borne(tried: dict[str, Any]) -> None:
+def test_an_infinite_loss_for_longer_than_is_allowed(tried: dict[str, Any]) -> None:
     assert tried["exit_code"] == 2
     assert tried["said"].startswith("up to step 12, 5 steps in a row were refused, ")
     assert "; step 10 is saved: " in tried["said"]
@@ -198,7 +195,7 @@ def test_a_clock_that_jumps(tried: dict[str, Any]) -> None:
     assert tried["lost"] == 0
 
 
-# The table says what was seen, also where a job does otherwise
+# The table reports what the job did, also where that is wrong
 
 
 def sigterm_record(**changes: Any) -> dict[str, Any]:
@@ -257,19 +254,19 @@ ALIKE = "in the end bit for bit as an unbroken run"
         ({"failed": "it is stuck"}, "| SIGTERM | not known: it is stuck | ? |"),
     ],
 )
-def test_the_table_says_what_was_seen(faults: Any, changes: dict[str, Any], expected: str) -> None:
-    assert faults.table([sigterm_record(**changes)]).splitlines()[2:] == [expected]
+def test_the_table_says_what_was_seen(program: Any, changes: dict[str, Any], expected: str) -> None:
+    assert program.table([sigterm_record(**changes)]).splitlines()[2:] == [expected]
 
 
-def test_variants_that_differ_in_nothing_share_a_row(faults: Any) -> None:
+def test_variants_that_differ_in_nothing_share_a_row(program: Any) -> None:
     modes = [sigterm_record(variant=mode) for mode in ("jit", "pmap")]
     other = sigterm_record(variant="shard_map", lost=1)
-    _, _, both, alone = faults.table([*modes, other]).splitlines()
+    _, _, both, alone = program.table([*modes, other]).splitlines()
     assert both.startswith("| SIGTERM (jit; pmap) |")
     assert alone.startswith("| SIGTERM (shard_map) |")
 
 
-def test_an_unknown_fault_is_refused(faults: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_fault_is_refused(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        faults.main(["nothing"])
+        program.main(["nothing"])
     assert "nothing: not one of kills, sigterm, " in capsys.readouterr().err
