@@ -1,10 +1,10 @@
-"""Make tests/recorded_torch: runs in torch with the optimizer's state_dict in the middle.
+"""Makes tests/recorded_torch: runs in torch with the optimizer's state_dict in the middle.
 
     pip install -e '.[references]'
-    python scripts/make_torch_runs.py
+    python scripts/recordings/make_torch_runs.py
 
-A run trains a small model for 10 steps, keeps what `optimizer.state_dict()` gives, and goes on for
-20 steps. What the files hold is in tests/recorded_torch/README.md. Prints one JSON line a run.
+A run trains a small model for 10 steps, stores `optimizer.state_dict()`, and trains for 20 more
+steps. tests/recorded_torch/README.md describes the files. Prints one JSON line per run.
 """
 
 import dataclasses
@@ -18,18 +18,18 @@ from typing import Any
 
 import numpy as np
 
-FOLDER = Path(__file__).parent.parent / "tests" / "recorded_torch"
+FOLDER = Path(__file__).parents[2] / "tests" / "recorded_torch"
 STEPS_BEFORE, STEPS_AFTER = 10, 20
 EXAMPLES, INPUTS, OUTPUTS = 8, 5, 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An optimizer, and whether biases and the norm have a group of their own without decay."""
+    """An optimizer and its arguments."""
 
     optimizer: str
     arguments: Mapping[str, Any]
-    two_groups: bool = False
+    two_groups: bool = False  # biases and the norm are a second group without weight decay
 
 
 RUNS = {
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def record(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of the run, and what is said beside them."""
+    """The arrays of a run, and the description that goes into its JSON file."""
     import torch
 
     rng = np.random.default_rng(0)
@@ -86,12 +86,12 @@ def record(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     arrays |= {f"params0/{name}": _copied(x) for name, x in by_name.items()}
     for index, state in saved["state"].items():
         arrays |= {f"state/{index}/{name}": _copied(x) for name, x in state.items()}
-    # A copy of what it is now; timm's Lamb counts its steps there, in a tensor.
+    # A deep copy, because timm's Lamb counts its steps there, in a tensor.
     param_groups = json.loads(json.dumps(saved["param_groups"], default=lambda x: x.tolist()))
 
     grads, params = [], []
     for _ in range(STEPS_AFTER):
-        step()  # which changes no gradient: timm's Lamb clips copies
+        step()  # leaves the gradients unchanged: timm's Lamb clips copies
         grads.append({name: _copied(x.grad) for name, x in by_name.items()})
         params.append({name: _copied(x) for name, x in by_name.items()})
     for name in by_name:
@@ -110,7 +110,7 @@ def record(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _model(rng: np.random.Generator) -> Any:
-    """Float64. A square kernel first: its shape does not tell whether it was transposed."""
+    """A float64 model. Its first kernel is square, so that its shape cannot reveal a transpose."""
     import torch
 
     layers = OrderedDict(
@@ -120,7 +120,7 @@ def _model(rng: np.random.Generator) -> Any:
         out=torch.nn.Linear(INPUTS, OUTPUTS),
     )
     model = torch.nn.Sequential(layers).double()
-    for name, x in model.named_parameters():  # not torch's own start, which its seed decides
+    for name, x in model.named_parameters():  # independent of torch's seed
         start = rng.normal(size=x.shape) + (name == "norm.weight")
         x.data = torch.tensor(start)
     return model

@@ -1,11 +1,11 @@
-"""Make optim_zoo/train/vocabulary.txt, 4,096 WordPiece tokens of the standard library's prose.
+"""Trains the bundled vocabulary: 4,096 WordPiece tokens of the standard library's documentation.
 
-    python scripts/make_vocabulary.py
+    python scripts/recordings/make_vocabulary.py
 
-The trainer of `tokenizers` breaks ties between equally good merges in an order that changes from
-run to run, so two runs give two vocabularies: that is why the result is committed, and why losses
-of runs with different vocabularies must not be compared. Prints one JSON line with the share of
-[UNK] among the tokens of that prose.
+Writes optim_zoo/train/vocabulary.txt. The trainer of `tokenizers` breaks ties between equally good
+merges in an order that changes from run to run, so that two runs give two vocabularies. Therefore
+the result is committed, and the losses of runs with different vocabularies must not be compared.
+Prints one JSON line with the share of [UNK] among the tokens of the documentation.
 """
 
 import json
@@ -19,9 +19,9 @@ from optim_zoo.train import text
 from optim_zoo.train.vocabulary import SPECIAL_TOKENS, encode, read_vocabulary
 
 SIZE = 4096
-PATH = Path(__file__).parent.parent / "optim_zoo" / "train" / "vocabulary.txt"
+PATH = Path(__file__).parents[2] / "optim_zoo" / "train" / "vocabulary.txt"
 TYPOGRAPHY = "\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}\N{EN DASH}“”—…"
-# Printable ASCII after lowercasing and what typesetters add, so that [UNK] is rare in English.
+# Printable ASCII after lowercasing, and typographic characters, so that [UNK] is rare in English.
 ALPHABET = sorted(string.ascii_lowercase + string.digits + string.punctuation + TYPOGRAPHY)
 
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def train(documents: list[str]) -> list[str]:
-    """The tokens, the special ones first, then the alphabet, then pieces from most useful on."""
+    """The tokens: the special ones, then the alphabet, then pieces in the order of the merges."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

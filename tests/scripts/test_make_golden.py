@@ -1,27 +1,16 @@
-"""The references as pip installs them today still give the recorded trajectories."""
+"""The installed reference optimizers still give the recorded trajectories."""
 
 import dataclasses
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from optim_zoo import recorded
+from tests.scripts.importing import imported
 
-
-def _script(name: str) -> Any:
-    path = Path(__file__).parent.parent / "scripts" / f"{name}.py"
-    specification = importlib.util.spec_from_file_location(name, path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-make_golden = _script("make_golden")
+with imported("recordings", "make_golden") as (make_golden,):
+    pass  # a module, not a fixture, because a test is parametrized over its cases
 
 # pytorch_optimizer sums the squares of the global gradient norm in float32, whatever the gradients
 # are. Of the 720 orders of the six leaves 316 give the clipping factor of the recorded last step,

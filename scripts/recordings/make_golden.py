@@ -1,15 +1,15 @@
-"""Run the reference optimizers once more on the recorded gradients, and compare or write.
+"""Runs the reference optimizers again on the recorded gradients, and compares or writes.
 
     pip install -e '.[references]'
-    python scripts/make_golden.py [CASE ...] [--compare | --out DIR]
+    python scripts/recordings/make_golden.py [CASE ...] [--compare | --out DIR]
 
-Covers the recorded cases (`optim_zoo.recorded`) whose reference pip installs: torch, timm,
-pytorch_optimizer, keras and optax. --compare, the default, prints one JSON line a case; the
-largest difference is that of |actual - expected| / (|expected| + atol / rtol) over the parameters
-after every step and the recorded state, so that a case agrees where it is at most rtol. "version"
-stands there where the library is not the recorded one. --out writes DIR/<case>.npz with the keys
-of the recorded file instead. A library that cannot be imported is left out in one sentence. timm
-imports torchvision, which has to be of the same build (CPU or CUDA) as torch.
+Covers the recorded cases (`optim_zoo.recorded`) whose reference pip can install: torch, timm,
+pytorch_optimizer, keras and optax. --compare, the default, prints one JSON line per case. Its
+"largest_difference" is the largest |actual - expected| / (|expected| + atol / rtol) over the
+parameters after every step and the recorded state; a case agrees if it is at most rtol. "version"
+is the installed version, where it is not the recorded one. --out writes DIR/<case>.npz instead,
+with the keys of the recorded file. The cases of a library that cannot be imported are left out, and
+one sentence says so. timm imports torchvision, which must be the same build (CPU or CUDA) as torch.
 """
 
 import argparse
@@ -32,19 +32,19 @@ import optax
 from optim_zoo import recorded, tree
 
 Arrays = dict[str, np.ndarray]  # by the path of the leaf
-# After a step: the parameters, and what reads the state of a name.
+# The parameters after a step, and a function from the name of a part of the state to its arrays.
 Snapshot = tuple[Arrays, Callable[[str], Arrays]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """A library that cases were recorded from; their references begin with its name."""
+    """A library that cases were recorded from. Their references begin with its name."""
 
-    module: str  # where its optimizers are
+    module: str  # that has its optimizers
     steps: Callable[[recorded.Case, recorded.Trajectory], Iterator[Snapshot]]
 
     def unusable(self) -> str | None:
-        """Why it cannot be imported."""
+        """Why it cannot be imported, or None."""
         try:
             self.optimizers()
         except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision of another build
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def covered() -> list[recorded.Case]:
-    """The recorded cases of the libraries below."""
+    """The recorded cases of `LIBRARIES`."""
     return [case for case in recorded.cases() if library(case) in LIBRARIES]
 
 
@@ -101,7 +101,7 @@ def library(case: recorded.Case) -> str:
 
 
 def regenerate(case: recorded.Case) -> recorded.Trajectory:
-    """The trajectory of ``case`` with parameters and state from the reference as installed."""
+    """The trajectory of ``case``, with parameters and state from the installed reference."""
     trajectory = case.load()
     params = []
     extras: dict[str, dict[int, Arrays]] = {name: {} for name in case.extras}
@@ -129,7 +129,7 @@ def arrays(trajectory: recorded.Trajectory) -> Arrays:
 
 
 def comparison(case: recorded.Case, regenerated: recorded.Trajectory) -> dict[str, Any]:
-    """How far ``regenerated`` is from the recording."""
+    """Compares ``regenerated`` with the recording, and returns the line to print."""
     actual, expected = arrays(regenerated), arrays(case.load())
     shapes = [{key: x.shape for key, x in found.items()} for found in (actual, expected)]
     if shapes[0] != shapes[1]:
@@ -196,7 +196,7 @@ def _present_rows(grad: Any) -> Any:
     return torch.sparse_coo_tensor(rows[None], grad[rows], grad.shape, check_invariants=True)
 
 
-# What keras calls a state, where it is not the recorded name.
+# The names of states in keras, where they differ from the recorded ones.
 _KERAS_STATE = {
     "m": "momentum",
     "v": "velocity",
@@ -241,7 +241,7 @@ def keras_steps(case: recorded.Case, trajectory: recorded.Trajectory) -> Iterato
 
 
 def optax_steps(case: recorded.Case, trajectory: recorded.Trajectory) -> Iterator[Snapshot]:
-    """Optax; Lookahead keeps its slow weights among the parameters."""
+    """Optax, whose Lookahead keeps its slow weights among the parameters."""
     optimizer_of, arguments, excluded = _read(vars(case))
     if excluded:
         arguments["mask"] = lambda params: tree.map_with_path(
@@ -270,9 +270,9 @@ def optax_steps(case: recorded.Case, trajectory: recorded.Trajectory) -> Iterato
 
 
 def _by_path(nested: recorded.Tree, prefix: str = "") -> Arrays:
-    """The leaves by their paths, in the order they were recorded in, that of the reference's sums.
+    """The leaves by path in their recorded order, in which the reference sums over them.
 
-    ``optim_zoo.tree.by_path`` sorts them.
+    ``optim_zoo.tree.by_path`` would sort them.
     """
     made: Arrays = {}
     for name, x in nested.items():
@@ -281,11 +281,11 @@ def _by_path(nested: recorded.Tree, prefix: str = "") -> Arrays:
 
 
 class _Series(str):
-    """The name of a series with one number a step."""
+    """The name of a series with one number per step."""
 
 
 def _read(entry: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any], list[str]]:
-    """The class of the library, its arguments, and the patterns of leaves without decay."""
+    """The optimizer's class, its arguments, and the patterns of leaves without weight decay."""
     *_, name, optimizer = entry["constructor"].split(".")  # optim_zoo.ports.timm.Lamb
     module = LIBRARIES["optax" if name == "optim_zoo" else name].optimizers()
     arguments = dict(entry["arguments"])
