@@ -1,4 +1,4 @@
-"""The script that compiles a job's step for a TPU that is not there, and its reading of HLO."""
+"""The program that compiles a job's step for TPUs on any machine, and its reading of HLO."""
 
 import importlib.util
 import json
@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +13,14 @@ import pytest
 
 from optim_zoo.errors import UserError
 from optim_zoo.train import config_file
+from tests.scripts.importing import imported
 
-ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "scripts" / "tpu_compile.py"
+ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "scripts" / "tpu" / "compile.py"
 POD = ROOT / "configs" / "bert_large_lamb_64k_32k.toml"
 
-
-def _script() -> Any:
-    spec = importlib.util.spec_from_file_location("tpu_compile", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tpu_compile"] = module  # where dataclasses looks its annotations up
-    spec.loader.exec_module(module)
-    return module
-
-
-script = _script()
+with imported("tpu", "hlo", "programs", "compile") as (hlo, programs, command):
+    pass
 
 # As libtpu writes it: tiled layouts with parentheses of their own, comments in long tuples, one
 # collective under several fusions, a reduce-scatter as a fusion, loops without a known trip count.
@@ -72,12 +62,12 @@ HloModule jit_step, is_scheduled=true, input_output_alias={ {0}: (0, {}, may-ali
   ROOT %done = pred[]{:T(512)} compare(%k, %three), direction=LT
 }
 
-%beside_first (a: f32[4,16]) -> f32[16,16] {
+%split_first (a: f32[4,16]) -> f32[16,16] {
   %a = f32[4,16]{1,0:T(8,128)} parameter(0)
   ROOT %part = f32[16,16]{1,0:T(8,128)} all-gather(%a), channel_id=7, dimensions={0}
 }
 
-%beside_second (b: f32[4,16]) -> f32[16,16] {
+%split_second (b: f32[4,16]) -> f32[16,16] {
   %b = f32[4,16]{1,0:T(8,128)} parameter(0)
   ROOT %rest = f32[16,16]{1,0:T(8,128)} all-gather(%b), channel_id=7, dimensions={0}
 }
@@ -103,8 +93,8 @@ ENTRY %main (u: (s32[], bf16[8,16]), v: f32[4,16], w: f32[32,16]) -> f32[32,16] 
   %v = f32[4,16]{1,0:T(8,128)} parameter(1)
   %w = f32[32,16]{1,0:T(8,128)} parameter(2), sharding={replicated}
   %loop = (s32[]{:T(128)}, bf16[8,16]{1,0:T(8,128)(2,1)}) while(%u), condition=%outer_condition, body=%outer_body
-  %first = f32[16,16]{1,0:T(8,128)} fusion(%v), kind=kOutput, calls=%beside_first
-  %second = f32[16,16]{1,0:T(8,128)} fusion(%v), kind=kOutput, calls=%beside_second
+  %first = f32[16,16]{1,0:T(8,128)} fusion(%v), kind=kOutput, calls=%split_first
+  %second = f32[16,16]{1,0:T(8,128)} fusion(%v), kind=kOutput, calls=%split_second
   %scattered = f32[4,16]{1,0:T(8,128)} fusion(%second), kind=kCustom, calls=%all-reduce-scatter.1
   %copy-start = (f32[32,16]{1,0:T(8,128)S(1)}, f32[32,16]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%w)
   %copy-done = f32[32,16]{1,0:T(8,128)S(1)} copy-done(%copy-start)
@@ -119,15 +109,15 @@ ENTRY %main (u: (s32[], bf16[8,16]), v: f32[4,16], w: f32[32,16]) -> f32[32,16] 
 
 def test_shapes_are_read_out_of_tiled_tuples() -> None:
     text = "(bf16[1,1024]{1,0:T(2,128)(2,1)S(1)}, /*index=1*/pred[]{:T(512)}, u32[0]{0})"
-    shapes = script.parse_shapes(text)
+    shapes = hlo.parse_shapes(text)
     assert shapes == (("bf16", (1, 1024)), ("pred", ()), ("u32", (0,)))
     assert [shape.bytes for shape in shapes] == [2048, 1, 0]
 
 
 def test_a_loop_counts_as_often_as_it_runs() -> None:
-    module = script.parse_module(HLO)
-    assert script.trip_count(module, "inner_condition") == 5
-    times = {x.instruction.name: x.times for x in script.executed(module)}
+    module = hlo.parse_module(HLO)
+    assert hlo.trip_count(module, "inner_condition") == 5
+    times = {x.instruction.name: x.times for x in hlo.executed(module)}
     assert times["loop"] == 1
     assert times["inner"] == 3
     assert times["reduced"] == 15
@@ -136,13 +126,13 @@ def test_a_loop_counts_as_often_as_it_runs() -> None:
 
 def test_a_loop_that_cannot_be_counted_is_an_error() -> None:
     two_limits = HLO.replace("%three = ", "%two = s32[]{:T(128)} constant(2)\n  %three = ")
-    module = script.parse_module(two_limits)
+    module = hlo.parse_module(two_limits)
     with pytest.raises(ValueError, match="condition outer_condition"):
-        script.collectives(module)
+        hlo.collectives(module)
 
 
 def test_collectives_by_kind() -> None:
-    found = script.collectives(script.parse_module(HLO))
+    found = hlo.collectives(hlo.parse_module(HLO))
     assert found == {
         "all-reduce": {
             "count": 15,
@@ -171,15 +161,15 @@ def test_passes_over_a_leaf() -> None:
 
     Copies between memories and what stands inside the fusion are none.
     """
-    module = script.parse_module(HLO)
-    assert script.passes(module, [32 * 16]) == (2, 6)
-    assert script.passes(module, [32 * 16, 32 * 16]) == (1, 3)
-    assert script.passes(module, [77]) == (0, 0)
+    module = hlo.parse_module(HLO)
+    assert hlo.passes(module, [32 * 16]) == (2, 6)
+    assert hlo.passes(module, [32 * 16, 32 * 16]) == (1, 3)
+    assert hlo.passes(module, [77]) == (0, 0)
 
 
 def test_text_without_a_program_is_an_error() -> None:
     with pytest.raises(ValueError, match="no ENTRY computation"):
-        script.parse_module("HloModule nothing")
+        hlo.parse_module("HloModule nothing")
 
 
 @pytest.mark.parametrize(
@@ -192,37 +182,37 @@ def test_text_without_a_program_is_an_error() -> None:
     ],
 )
 def test_the_compiler_says_what_it_would_need(message: str) -> None:
-    said = script.needed_and_available(RuntimeError(message))
+    said = programs.needed_and_available(RuntimeError(message))
     assert said == (int(16.5 * 2**30), int(15.75 * 2**30))
 
 
 def test_another_error_of_the_compiler_is_not_taken_for_want_of_memory() -> None:
     with pytest.raises(RuntimeError, match="Mosaic"):
-        script.needed_and_available(RuntimeError("INTERNAL: Mosaic failed"))
+        programs.needed_and_available(RuntimeError("INTERNAL: Mosaic failed"))
 
 
 def test_a_smaller_topology_takes_more_micro_batches() -> None:
     config = config_file.load(POD)
-    few = script.for_chips(config, 4, 256)
+    few = programs.for_chips(config, 4, 256)
     for stage, smaller in zip(config.stages, few.stages, strict=True):
         assert smaller.micro_batches == 64 * stage.micro_batches
         assert smaller.batch_size == stage.batch_size
-    assert script.for_chips(config, 256, 256) == config
+    assert programs.for_chips(config, 256, 256) == config
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(UserError, match=r"train\.batch_size must divide"):
-        script.for_chips(config_file.load(POD), 48, 48)
+        programs.for_chips(config_file.load(POD), 48, 48)
     with pytest.raises(UserError, match="64 chips must be a multiple of 48"):
-        script.for_chips(config_file.load(POD), 48, 64)
+        programs.for_chips(config_file.load(POD), 48, 64)
 
 
 def test_shapes_of_the_pod_config_need_no_text() -> None:
     config = config_file.load(POD)
-    job = script.make_job(config, script.BERT_VOCABULARY)
+    job = programs.make_job(config, command.BERT_VOCABULARY)
     assert sum(x.size for x in jax.tree.leaves(job.params)) == 335_174_458
     first, second = config.stages
-    batch = script.batch_shapes(config, second)
+    batch = programs.batch_shapes(config, second)
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
         "input_ids": ((32_768, 512), jnp.int32),
         "type_ids": ((32_768, 512), jnp.int32),
@@ -231,33 +221,33 @@ def test_shapes_of_the_pod_config_need_no_text() -> None:
         "masked_weights": ((32_768, 77), jnp.float32),
         "dropout_keys": ((32_768, 2), jnp.uint32),
     }
-    total, weight = jax.eval_shape(job.loss, job.params, script.batch_shapes(config, first))
+    total, weight = jax.eval_shape(job.loss, job.params, programs.batch_shapes(config, first))
     assert total.shape == weight.shape == ()
 
 
-def test_every_large_leaf_is_cut() -> None:
-    """24 stacked layers do not divide over 8 devices here, nor 30,522 tokens: their width does."""
-    job = script.make_job(config_file.load(POD, ["model.num_layers=12"]), script.BERT_VOCABULARY)
+def test_every_large_leaf_is_sharded() -> None:
+    """8 devices divide neither 12 stacked layers nor 30,522 tokens, but they divide the widths."""
+    job = programs.make_job(config_file.load(POD, ["model.num_layers=12"]), command.BERT_VOCABULARY)
     mesh = jax.make_mesh((8,), ("data",))
-    specs = {path.strip("^$").replace("\\", ""): spec for path, spec in script.cut_rules(
+    specs = {path.strip("^$").replace("\\", ""): spec for path, spec in programs.sharding_rules(
         job.params, mesh)}  # fmt: skip
-    large = {path for path, x in script.by_path(job.params).items() if x.size >= script.LARGE}
+    large = {path for path, x in programs.by_path(job.params).items() if x.size >= programs.LARGE}
     assert set(specs) == large
     assert tuple(specs["embeddings/word_embeddings/embedding"]) == (None, "data")
     assert tuple(specs["encoder/layers/intermediate/kernel"]) == (None, None, "data")
-    step = script.make_step(job, job.config.stages[0], "fsdp", mesh)
-    assert isinstance(step, script.sharding.DataParallelStep)
+    step = programs.make_step(job, job.config.stages[0], "fsdp", mesh)
+    assert isinstance(step, programs.sharding.DataParallelStep)
 
 
 def test_the_table_has_a_row_a_program() -> None:
-    found = script.collectives(script.parse_module(HLO))
+    found = hlo.collectives(hlo.parse_module(HLO))
     common = {"what": "step", "chips": 4, "stage": 1, "micro_batches": 2}
     fits = {"layout": "zero1", "fits": True, "collectives": found,
             "memory": {"peak": 3 << 29, "arguments": 1 << 30, "temporaries": 1 << 29}}  # fmt: skip
     not_fitting = {"layout": "replicated", "fits": False, "memory": {"peak": 1 << 35}}
     update = {"what": "update", "optimizer": "optax.lamb", "fusions_per_large_leaf": 4.0,
               "arrays_moved_per_large_leaf": 12.0}  # fmt: skip
-    table = script.markdown([common | fits, common | not_fitting, update]).splitlines()
+    table = command.markdown([common | fits, common | not_fitting, update]).splitlines()
     assert "| 4 | 1 | zero1 | 2 | 1.50 | 1.00 | 0.50 | yes |" in table[2]
     assert "| 4 | 1 | replicated | 2 | 32.00 |  |  | **no** |" in table[3]
     assert table[-1] == "| `optax.lamb` | 4 | 12 |"
@@ -266,9 +256,9 @@ def test_the_table_has_a_row_a_program() -> None:
 
 
 def test_without_libtpu_it_ends_with_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[train,tpu\]'"):
-        script.prepare_compiler()
+        command.prepare_compiler()
 
 
 needs_libtpu = pytest.mark.skipif(
@@ -289,10 +279,10 @@ TINY = [
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: libtpu says on import what it needs to of the environment."""
-    command = [sys.executable, str(SCRIPT), str(POD), *arguments]
+    """Runs the program in a process of its own, because libtpu reads the environment on import."""
+    line = [sys.executable, str(PROGRAM), str(POD), *arguments]
     environment = {**os.environ, "XLA_FLAGS": ""}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
 
 
 @pytest.mark.slow
@@ -310,8 +300,8 @@ def test_a_tiny_config_is_compiled_for_four_chips() -> None:
     # 12 bytes a parameter become 4 + 8/4 = 6, and 3 where it is large, as six in ten are here.
     assert arguments["zero1"] < 0.6 * arguments["replicated"]
     assert arguments["fsdp"] < 0.7 * arguments["zero1"]
-    # Every chip hears of every gradient, in float32, once a step.
-    parameters = sum(x.size for x in jax.tree.leaves(script.make_job(
+    # Every gradient is summed over all chips in float32, once per step.
+    parameters = sum(x.size for x in jax.tree.leaves(programs.make_job(
         config_file.load(POD, TINY), 4096).params))  # fmt: skip
     reduced = steps["replicated"]["collectives"]["all-reduce"]
     assert reduced["bytes_by_dtype"]["f32"] == pytest.approx(4 * parameters, rel=0.01)
@@ -330,7 +320,7 @@ def test_a_tiny_config_is_compiled_for_four_chips() -> None:
         (["--topology", "v5e:12x12"], "train.batch_size must divide by 144 devices"),
     ],
 )
-def test_what_cannot_be_compiled_is_told_in_a_sentence(arguments: list[str], sentence: str) -> None:
+def test_what_cannot_be_compiled_is_one_sentence(arguments: list[str], sentence: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
