@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -39,22 +38,19 @@ class Job:
         return self.steps[0].uncopied(tree)
 
     def step(self, number: int, params: Tree, state: Tree) -> tuple[Tree, Tree, jax.Array]:
-        """Returns parameters and state after step ``number`` (from 0), and the mean loss.
+        """Returns parameters and state after step ``number`` (from 0), and its loss.
 
-        With accumulation and the guard against non-finite losses, the mean leaves out the batches
-        that the guard leaves out.
+        With accumulation the loss is the mean over the batches of the step by their weight, as the
+        optimizer state holds it: without batches that were left out.
         """
         stage, every = self.config.stage_of(number), self.config.accumulation.every
-        losses = []
         for index in range(number * every, (number + 1) * every):
             batch = self.task.batch(index, self.config.stages[stage])
             params, state, loss = self.steps[stage](params, state, batch)
-            losses.append(loss)
-        if every == 1:
-            return params, state, losses[0]
-        seen = jnp.stack(losses)
-        counted = jnp.isfinite(seen) | (not self.config.guards.nonfinite)
-        return params, state, jnp.sum(jnp.where(counted, seen, 0)) / jnp.sum(counted)
+        if every > 1:
+            total, weight = self.plain((state.value, state.weight))
+            loss = total / weight
+        return params, state, loss
 
     def units_after(self, steps: int) -> int:
         """Returns the units of the task (such as tokens) used after ``steps`` steps."""

@@ -39,8 +39,13 @@ from jax.sharding import Mesh
 import gpu_lines
 import harness
 from optim_zoo import accumulation, guards, metrics, precision, sharding
-from optim_zoo.train import batches, bert, config, optimization, tasks
-from optim_zoo.train.vocabulary import Vocabulary
+from optim_zoo.train import config_file, optimization
+from optim_zoo.train.config import Config
+from optim_zoo.train.tasks.masked_language import batches
+from optim_zoo.train.tasks.masked_language.model import Bert, layer_rules
+from optim_zoo.train.tasks.masked_language.sections import Model
+from optim_zoo.train.tasks.masked_language.task import init_bert, masked_loss
+from optim_zoo.train.tasks.masked_language.vocabulary import Vocabulary
 from optim_zoo.tree import Tree
 from trees import VOCABULARY_SIZE
 
@@ -56,7 +61,7 @@ COMPILED_BY, MEASURED_BY = 0.6, 0.9
 class Size(NamedTuple):
     """A model, and the batch of one call."""
 
-    model: config.Model
+    model: Model
     vocabulary: int
     batch_size: int  # sequences
     sequence_length: int  # tokens
@@ -65,7 +70,7 @@ class Size(NamedTuple):
 SIZES: Mapping[str, Size] = MappingProxyType(
     {
         "base": Size(
-            config.Model(
+            Model(
                 num_layers=12,
                 hidden_size=768,
                 num_heads=12,
@@ -78,7 +83,7 @@ SIZES: Mapping[str, Size] = MappingProxyType(
             sequence_length=128,
         ),
         "tiny": Size(
-            config.Model(
+            Model(
                 hidden_size=32,
                 intermediate_size=64,
                 max_positions=32,
@@ -93,7 +98,7 @@ SIZES: Mapping[str, Size] = MappingProxyType(
 )
 
 
-def job_config(size: Size, parameters: str) -> config.Config:
+def job_config(size: Size, parameters: str) -> Config:
     """The config of configs/bert_base_lamb_32k.toml on one device, at a size.
 
     Args:
@@ -101,28 +106,25 @@ def job_config(size: Size, parameters: str) -> config.Config:
       parameters: the dtype in which parameters are stored.
     """
     excluded = ["bias", "LayerNorm"]
-    return config.Config(
-        run=config.Run(),
-        task=config.Task(),
-        data=config.Data(sequence_length=size.sequence_length),
-        model=size.model,
-        optimizer=config.Choice(
-            "lamb",
-            {
+    return config_file.build(
+        {
+            "data": {"sequence_length": size.sequence_length},
+            "model": dataclasses.asdict(size.model),
+            "optimizer": {
+                "name": "lamb",
                 "weight_decay": 0.01,
                 "exclude_from_weight_decay": excluded,
                 "exclude_from_layer_adaptation": excluded,
             },
-        ),
-        schedule=config.Choice("warmup_polynomial", {"learning_rate": 0.005, "warmup_steps": 2813}),
-        train=config.Train(steps=14063, batch_size=size.batch_size),
-        second_stage=config.SecondStage(),
-        precision=config.Precision(parameters=parameters),
-        accumulation=config.Accumulation(),
-        guards=config.Guards(),
-        output=config.Output(),
-        parallel=config.Parallel(),
-        distributed=config.Distributed(),
+            "schedule": {
+                "name": "warmup_polynomial",
+                "learning_rate": 0.005,
+                "warmup_steps": 2813,
+            },
+            "train": {"steps": 14063, "batch_size": size.batch_size},
+            "precision": {"parameters": parameters},
+        },
+        "gpu_job_step.py",
     )
 
 
@@ -180,7 +182,7 @@ class JobStep:
     def __init__(self, candidate: Candidate, size: Size, batch: Tree) -> None:
         """Compiles the step; nothing is allocated."""
         settings = job_config(size, candidate.parameters)
-        self._model = bert.Bert(size.model, size.vocabulary)
+        self._model = Bert(size.model, size.vocabulary)
         self._config, self._batch = settings, batch
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, candidate.parameters),
@@ -190,7 +192,7 @@ class JobStep:
             self._job = None
             step = jax.jit(jax.value_and_grad(self._mean_loss)).lower(shapes, batch)
         else:
-            bare = optimization.make_optimizer(settings, bert.layer_rules(size.model))
+            bare = optimization.make_optimizer(settings, layer_rules(size.model))
             tx = candidate.wrap(bare)
             mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
             self._job = sharding.data_parallel(self._loss, tx, mesh=mesh)
@@ -220,7 +222,7 @@ class JobStep:
         return made
 
     def _loss(self, params: Tree, batch: Tree) -> tuple[jax.Array, jax.Array]:
-        return tasks.masked_loss(self._model, params, batch)
+        return masked_loss(self._model, params, batch)
 
     def _mean_loss(self, params: Tree, batch: Tree) -> jax.Array:
         total, weight = self._loss(params, batch)
@@ -229,8 +231,7 @@ class JobStep:
 
 def init_params(size: Size, key: jax.Array) -> Tree:
     """The float32 parameters that the job starts from."""
-    stage = job_config(size, "float32").stages[0]
-    return tasks.init_bert(bert.Bert(size.model, size.vocabulary), stage, key)
+    return init_bert(Bert(size.model, size.vocabulary), size.sequence_length, key)
 
 
 def random_batch(size: Size) -> Tree:

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 import harness
 from optim_zoo import sharding
-from optim_zoo.train import config_file, optimization, tasks
+from optim_zoo.train import config_file, optimization
 from optim_zoo.tree import Tree
 
 UPDATE_ROUNDS = 200
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     config = config_file.load(arguments.config, arguments.overrides)
     with tempfile.TemporaryDirectory() as cache:
-        task = tasks.make(config, Path(cache))
+        task = config_file.make_task(config, Path(cache))
         batch = task.batch(0, config.stages[0])
     params = jax.jit(task.init)(jax.random.key(config.run.seed))
     tx = optimization.make_optimizer(config, task.layers)

@@ -9,29 +9,30 @@ import jax.numpy as jnp
 
 import harness
 from optim_zoo import rules
-from optim_zoo.train import bert, config
+from optim_zoo.train.tasks.masked_language.model import Bert, layer_rules
+from optim_zoo.train.tasks.masked_language.sections import Model
 from optim_zoo.tree import Tree
 
 VOCABULARY_SIZE = 30_522  # of the uncased models of google-research/bert
 
-BERT_TINY = config.Model(scan_layers=False)
-BERT_BASE = config.Model(
+BERT_TINY = Model(scan_layers=False)
+BERT_BASE = Model(
     num_layers=12, hidden_size=768, num_heads=12, intermediate_size=3072, scan_layers=False
 )
-BERT_BASE_SCAN = config.Model(
+BERT_BASE_SCAN = Model(
     num_layers=12, hidden_size=768, num_heads=12, intermediate_size=3072, scan_layers=True
 )
-BERT_LARGE = config.Model(
+BERT_LARGE = Model(
     num_layers=24, hidden_size=1024, num_heads=16, intermediate_size=4096, scan_layers=False
 )
 
 
-def bert_tree(model: config.Model) -> tuple[Tree, rules.Rules]:
+def bert_tree(model: Model) -> tuple[Tree, rules.Rules]:
     """The shapes of BERT's parameters, and the rules that say what a layer is in them."""
     ids = jax.ShapeDtypeStruct((1,), jnp.int32)
-    init = functools.partial(bert.Bert(model, VOCABULARY_SIZE).init, deterministic=True)
+    init = functools.partial(Bert(model, VOCABULARY_SIZE).init, deterministic=True)
     variables: Any = jax.eval_shape(init, jax.random.key(0), ids, ids, ids)
-    return variables["params"], bert.layer_rules(model)
+    return variables["params"], layer_rules(model)
 
 
 TREES: Mapping[str, Callable[[], tuple[Tree, rules.Rules]]] = {

@@ -20,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from optim_zoo import cli
-from optim_zoo.train import config_file, tasks
+from optim_zoo.train import config_file
+from optim_zoo.train.config import Config
+from optim_zoo.train.tasks.base import Task
 from optim_zoo.tree import Tree
 
 
@@ -36,8 +38,9 @@ class Injection:
     # (batch, seconds): the clock jumps by so many seconds when the batch is requested
     clock: tuple[tuple[int, float], ...] = ()
 
-    def task(self, task: tasks.Task) -> tasks.Task:
-        """The task with these faults."""
+    def inject(self, task: Task) -> Task:
+        """Puts these faults into a task, and returns it."""
+        healthy_batch, healthy_loss = task.batch, task.loss
         if self.clock:
             _advance_clock(0.0)
         neutral = 0.0 if self.what == "loss" else 1.0
@@ -47,7 +50,7 @@ class Injection:
             if number in jumps:
                 _advance_clock(jumps[number])
             first, after = self.left_out
-            made = task.batch(number + (after - first if number >= first else 0), stage)
+            made = healthy_batch(number + (after - first if number >= first else 0), stage)
             fault = np.full(len(made["masked_weights"]), neutral, np.float32)
             if self.batches[0] <= number < self.batches[1]:
                 fault[slice(*self.rows)] = self.value
@@ -56,14 +59,15 @@ class Injection:
             return {**made, "fault": fault} if self.what else made
 
         def loss(params: Tree, batch: Tree) -> tuple[jax.Array, jax.Array]:
-            total, weight = task.loss(params, batch)
+            total, weight = healthy_loss(params, batch)
             if self.what == "gradient":
                 total = _scale_gradient(total, jnp.max(batch["fault"]))
             elif self.what == "loss":
                 total += jnp.sum(batch["fault"])
             return total, weight
 
-        return dataclasses.replace(task, batch=batch, loss=loss)
+        task.batch, task.loss = batch, loss  # type: ignore[method-assign]
+        return task
 
 
 @jax.custom_vjp
@@ -91,8 +95,12 @@ def batch_size(config: Path, overrides: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     injection, *rest = arguments
-    make, faulty = tasks.make, Injection(**json.loads(injection)).task
-    tasks.make = lambda config, folder: faulty(make(config, folder))
+    faults, make_task = Injection(**json.loads(injection)), config_file.make_task
+
+    def make_faulty(config: Config, cache: Path) -> Task:
+        return faults.inject(make_task(config, cache))
+
+    config_file.make_task = make_faulty
     return cli.main(rest)
 
 

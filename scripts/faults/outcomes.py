@@ -14,7 +14,7 @@ from jobs import SHORT, Ended, Site
 Record = dict[str, Any]
 
 UNBROKEN = "an unbroken run"
-RESUMED = "going on from the checkpoint of step "  # what the command prints when it resumes
+RESUMED = "resuming from the checkpoint of step "  # what the command prints when it resumes
 
 
 # Reading a run folder

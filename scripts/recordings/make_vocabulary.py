@@ -2,9 +2,10 @@
 
     python scripts/recordings/make_vocabulary.py
 
-Writes optim_zoo/train/vocabulary.txt. The trainer of `tokenizers` breaks ties between equally good
-merges in an order that changes from run to run, so that two runs give two vocabularies. Therefore
-the result is committed, and the losses of runs with different vocabularies must not be compared.
+Writes optim_zoo/train/tasks/masked_language/vocabulary.txt. The trainer of `tokenizers` breaks ties
+between equally good merges in an order that changes from run to run, so that two runs give two
+vocabularies. Therefore the result is committed, and the losses of runs with different vocabularies
+must not be compared.
 Prints one JSON line with the share of [UNK] among the tokens of the documentation.
 """
 
@@ -15,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from optim_zoo.train import text
-from optim_zoo.train.vocabulary import SPECIAL_TOKENS, encode, read_vocabulary
+from optim_zoo.train.tasks.masked_language import text, vocabulary
+from optim_zoo.train.tasks.masked_language.vocabulary import SPECIAL_TOKENS, encode, read_vocabulary
 
 SIZE = 4096
-PATH = Path(__file__).parents[2] / "optim_zoo" / "train" / "vocabulary.txt"
+PATH = Path(vocabulary.__file__).with_name("vocabulary.txt")
 TYPOGRAPHY = "\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}\N{EN DASH}“”—…"
 # Printable ASCII after lowercasing, and typographic characters, so that [UNK] is rare in English.
 ALPHABET = sorted(string.ascii_lowercase + string.digits + string.punctuation + TYPOGRAPHY)
@@ -30,10 +31,10 @@ def main() -> None:
     tokens = train(documents)
     PATH.write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
 
-    vocabulary = read_vocabulary(str(PATH))
-    ids = np.concatenate(encode(documents, vocabulary))
-    unknown = float(np.mean(ids == vocabulary.unk))
-    print(json.dumps({"tokens": vocabulary.size, "corpus": ids.size, "unknown_share": unknown}))
+    made = read_vocabulary(str(PATH))
+    ids = np.concatenate(encode(documents, made))
+    unknown = float(np.mean(ids == made.unk))
+    print(json.dumps({"tokens": made.size, "corpus": ids.size, "unknown_share": unknown}))
 
 
 def train(documents: list[str]) -> list[str]:

@@ -38,6 +38,7 @@ import programs
 from optim_zoo.errors import UserError
 from optim_zoo.train import config_file
 from optim_zoo.train.config import Config
+from optim_zoo.train.tasks.masked_language.task import sequence_length
 from programs import LAYOUTS
 
 BERT_VOCABULARY = 30_522  # tokens of the uncased models of google-research/bert, vocab.txt
@@ -119,7 +120,7 @@ def compile_all(
                     "stage": number,
                     "layout": layout,
                     "batch_size": stage.batch_size,
-                    "sequence_length": stage.sequence_length,
+                    "sequence_length": sequence_length(stage),
                     "micro_batches": stage.micro_batches,
                     "rows_per_chip_and_micro_batch": stage.batch_size
                     // (mesh.size * stage.micro_batches),

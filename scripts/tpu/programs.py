@@ -19,9 +19,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import hlo
 from optim_zoo import clip_by_global_norm, registry, sharding
 from optim_zoo.errors import UserError
-from optim_zoo.train import batches, bert, loop, optimization, tasks
+from optim_zoo.train import optimization
 from optim_zoo.train.config import Config, Stage
-from optim_zoo.train.vocabulary import read_vocabulary
+from optim_zoo.train.job import check_batches
+from optim_zoo.train.random_numbers import KEYS
+from optim_zoo.train.tasks.masked_language import batches
+from optim_zoo.train.tasks.masked_language.model import Bert, layer_rules
+from optim_zoo.train.tasks.masked_language.task import init_bert, masked_loss, sequence_length
+from optim_zoo.train.tasks.masked_language.vocabulary import read_vocabulary
 from optim_zoo.tree import Tree, by_path
 
 LARGE = 1 << 18  # the elements that a large leaf has at least: 1 MiB in float32
@@ -37,13 +42,13 @@ class Job:
     """What a config trains. No array is allocated."""
 
     config: Config
-    model: bert.Bert
+    model: Bert
     params: Tree  # of ShapeDtypeStructs
     tx: optax.GradientTransformation
 
     def loss(self, params: Tree, batch: Tree) -> tuple[jax.Array, jax.Array]:
         """The training loss of a batch and its weight."""
-        return tasks.masked_loss(self.model, params, batch)
+        return masked_loss(self.model, params, batch)
 
 
 def make_job(config: Config, vocabulary_size: int) -> Job:
@@ -53,10 +58,12 @@ def make_job(config: Config, vocabulary_size: int) -> Job:
       config: the config. The files that it names need not exist.
       vocabulary_size: the number of tokens.
     """
-    model = bert.Bert(config.model, vocabulary_size)
-    key = jax.eval_shape(lambda: jax.random.key(0, impl=tasks.KEYS))
-    params = jax.eval_shape(lambda key: tasks.init_bert(model, config.stages[0], key), key)
-    tx = optimization.make_optimizer(config, bert.layer_rules(config.model))
+    sizes = config.task_sections["model"]
+    model = Bert(sizes, vocabulary_size)
+    key = jax.eval_shape(lambda: jax.random.key(0, impl=KEYS))
+    length = sequence_length(config.stages[0])
+    params = jax.eval_shape(lambda key: init_bert(model, length, key), key)
+    tx = optimization.make_optimizer(config, layer_rules(sizes))
     return Job(config, model, params, tx)
 
 
@@ -64,14 +71,14 @@ def batch_shapes(config: Config, stage: Stage) -> Tree:
     """The shapes of a batch: those of a batch with one row, with as many rows as the stage has."""
     vocabulary = read_vocabulary("")
     row = batches.masked_batch(
-        np.zeros(stage.sequence_length, vocabulary.dtype),
+        np.zeros(sequence_length(stage), vocabulary.dtype),
         vocabulary,
         seed=0,
         step=0,
         batch_size=1,
-        sequence_length=stage.sequence_length,
+        sequence_length=sequence_length(stage),
     )
-    if config.model.dropout:
+    if config.task_sections["model"].dropout:
         row["dropout_keys"] = np.zeros((1, 2), np.uint32)
     return {
         name: jax.ShapeDtypeStruct((stage.batch_size, *x.shape[1:]), x.dtype)
@@ -104,19 +111,18 @@ def for_chips(config: Config, chips: int, most_chips: int) -> Config:
     Raises:
       UserError: a batch cannot be divided evenly.
     """
-    loop.check_batches(config, most_chips)
+    check_batches(config, most_chips)
     if most_chips % chips:
         raise UserError(
             f"{most_chips} chips must be a multiple of {chips}: compile them separately"
         )
     times = most_chips // chips
 
-    def more(section: Any) -> Any:
-        return dataclasses.replace(section, micro_batches=section.micro_batches * times)
-
-    return dataclasses.replace(
-        config, train=more(config.train), second_stage=more(config.second_stage)
+    stages = tuple(
+        dataclasses.replace(stage, micro_batches=stage.micro_batches * times)
+        for stage in config.stages
     )
+    return dataclasses.replace(config, stages=stages)
 
 
 def make_step(job: Job, stage: Stage, layout: str, mesh: Mesh) -> sharding.DataParallelStep:
@@ -239,7 +245,7 @@ def updates(job: Job) -> dict[str, optax.GradientTransformation]:
     choice = job.config.optimizer
     constructor = registry.get(choice.name).constructor
     schedule = optimization.make_schedule(job.config)
-    rules = {"layers": bert.layer_rules(job.config.model)}
+    rules = {"layers": layer_rules(job.config.task_sections["model"])}
     known = rules if "layers" in inspect.signature(constructor).parameters else {}
     shared = {key: choice.arguments[key] for key in ("b1", "b2", "eps", "weight_decay")
               if key in choice.arguments}  # fmt: skip

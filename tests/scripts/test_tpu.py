@@ -18,6 +18,7 @@ from tests.scripts.importing import imported
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "scripts" / "tpu" / "compile.py"
 POD = ROOT / "configs" / "bert_large_lamb_64k_32k.toml"
+ONE_STAGE = ROOT / "configs" / "bert_tiny_lamb.toml"
 
 with imported("tpu", "hlo", "programs", "compile") as (hlo, programs, command):
     pass
@@ -201,7 +202,7 @@ def test_a_smaller_topology_takes_more_micro_batches() -> None:
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(UserError, match=r"train\.batch_size must divide"):
+    with pytest.raises(UserError, match=r"stages\.0\.batch_size must divide"):
         programs.for_chips(config_file.load(POD), 48, 48)
     with pytest.raises(UserError, match="64 chips must be a multiple of 48"):
         programs.for_chips(config_file.load(POD), 48, 64)
@@ -274,13 +275,12 @@ TINY = [
     "data.sequence_length=64",
     "train.batch_size=64",
     "train.micro_batches=2",
-    "second_stage.steps=0",
 ]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the program in a process of its own, because libtpu reads the environment on import."""
-    line = [sys.executable, str(PROGRAM), str(POD), *arguments]
+    line = [sys.executable, str(PROGRAM), str(config), *arguments]
     environment = {**os.environ, "XLA_FLAGS": ""}
     return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
 
@@ -290,7 +290,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_tiny_config_is_compiled_for_four_chips() -> None:
     layouts = ("replicated", "zero1", "fsdp")
     chosen = [word for layout in layouts for word in ("--layout", layout)]
-    done = run(*TINY, "--topology", "v5e:2x2", "--vocabulary-size", "4096", *chosen)
+    done = run(ONE_STAGE, *TINY, "--topology", "v5e:2x2", "--vocabulary-size", "4096", *chosen)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     steps = {x["layout"]: x for x in lines if x["what"] == "step"}
@@ -302,7 +302,7 @@ def test_a_tiny_config_is_compiled_for_four_chips() -> None:
     assert arguments["fsdp"] < 0.7 * arguments["zero1"]
     # Every gradient is summed over all chips in float32, once per step.
     parameters = sum(x.size for x in jax.tree.leaves(programs.make_job(
-        config_file.load(POD, TINY), 4096).params))  # fmt: skip
+        config_file.load(ONE_STAGE, TINY), 4096).params))  # fmt: skip
     reduced = steps["replicated"]["collectives"]["all-reduce"]
     assert reduced["bytes_by_dtype"]["f32"] == pytest.approx(4 * parameters, rel=0.01)
     assert reduced["bytes_in_loops"] == 0
@@ -317,11 +317,11 @@ def test_a_tiny_config_is_compiled_for_four_chips() -> None:
     ("arguments", "sentence"),
     [
         (["--topology", "v5e:nowhere"], "v5e:nowhere is no TPU topology"),
-        (["--topology", "v5e:12x12"], "train.batch_size must divide by 144 devices"),
+        (["--topology", "v5e:12x12"], "stages.0.batch_size must divide by 144 devices"),
     ],
 )
 def test_what_cannot_be_compiled_is_one_sentence(arguments: list[str], sentence: str) -> None:
-    done = run(*arguments)
+    done = run(POD, *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert sentence in done.stderr.splitlines()[-1]
