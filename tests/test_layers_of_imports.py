@@ -5,6 +5,7 @@ row of its own.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,25 @@ def test_imports_point_down() -> None:
             if LEVEL[used] >= LEVEL[part]:
                 wrong.append(f"{file.relative_to(ROOT)} imports {used}")
     assert not wrong, wrong
+
+
+def test_long_files_are_named_with_their_reason() -> None:
+    page = (ROOT.parent / "docs" / "architecture.md").read_text("utf-8")
+    lengths = {
+        str(file.relative_to(ROOT)): len(file.read_text("utf-8").splitlines())
+        for file in ROOT.rglob("*.py")
+    }
+    assert max(lengths.values()) <= 400
+    long = {name for name, length in lengths.items() if length > 300}
+    assert long == set(re.findall(r"`([\w/]+\.py)`", page.partition("## Long files")[2]))
+
+
+def test_the_page_has_the_rows_of_this_test() -> None:
+    page = (ROOT.parent / "docs" / "architecture.md").read_text("utf-8")
+    listed = re.search(r"holds these rows:\n\n```\n(.*?)```", page, re.DOTALL)
+    assert listed
+    rows = [tuple(line.partition(" (")[0].split()) for line in listed[1].splitlines()]
+    assert rows == list(ROWS)
 
 
 @pytest.mark.parametrize("arguments", [("list",), ("show", "lamb"), ("verify", "torch_sgd")])

@@ -114,7 +114,7 @@ def build(
     config = Config(task_sections=own, stages=stages, **built)
     task.check(setup(config, Path()))
     with user_errors_in("output", sources):
-        sinks.make(config.output.sinks)
+        sinks.check(config.output.sinks)
     _check_arguments(config, sources)
     return config
 

@@ -17,6 +17,17 @@ SINKS: Mapping[str, str] = MappingProxyType(
 """Name -> import path of a class, which is called without arguments."""
 
 
+def check(names: Sequence[str]) -> None:
+    """Checks names of sinks, and imports those of the user.
+
+    Raises:
+      ArgumentValueError: see `make`.
+    """
+    for name in names:
+        if name not in SINKS:  # those import matplotlib, which only a run needs
+            import_paths.find("sink", name, SINKS, argument="sinks")
+
+
 def make(names: Sequence[str]) -> list[Sink]:
     """Returns the sinks of ``output.sinks``, preceded by the one that writes ``metrics.jsonl``.
 
