@@ -16,7 +16,7 @@ import pytest
 
 from optim_zoo import catalogue, cli, recorded, verify
 from optim_zoo.train import loop
-from optim_zoo.train.checkpoints import saved_steps
+from optim_zoo.train.run_folder import saved_steps
 from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = pytest.mark.xdist_group("command line")  # whose fixtures are runs, made once

@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from optim_zoo import saved_state
 from optim_zoo.errors import ArgumentValueError, UserError
 from optim_zoo.train import foreign_errors
+from optim_zoo.train.run_folder import saved_steps
 from optim_zoo.train.signals import Stopped
 from optim_zoo.tree import Tree
 
@@ -222,12 +223,6 @@ class Checkpoints:
                 f"{foreign_errors.why_not_written_or_read(error)}; {saved}: make room, or make "
                 f"the folder writable, and start again"
             ) from error
-
-
-def saved_steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in a run folder."""
-    names = [path.name for path in (folder / "checkpoints").glob("*")]
-    return sorted(int(name) for name in names if name.isdecimal())
 
 
 class _Damaged(Exception):

@@ -8,8 +8,9 @@ import optax
 
 from optim_zoo import guards
 from optim_zoo.errors import UserError
-from optim_zoo.train.checkpoints import Checkpoints, saved_steps
+from optim_zoo.train.checkpoints import Checkpoints
 from optim_zoo.train.job import Job
+from optim_zoo.train.run_folder import saved_steps
 from optim_zoo.tree import Tree
 
 

@@ -30,8 +30,8 @@ from jax.experimental import multihost_utils
 
 from optim_zoo.errors import UserError
 from optim_zoo.train import foreign_errors
-from optim_zoo.train.checkpoints import saved_steps
 from optim_zoo.train.config import Distributed
+from optim_zoo.train.run_folder import saved_steps
 
 LOST = os.EX_TEMPFAIL  # the exit code where another process is lost: starting again is the cure
 NO_START = 2  # as for every mistake of the user's

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from optim_zoo.errors import UserError
 from optim_zoo.train import saved_config
-from optim_zoo.train.checkpoints import Checkpoints, saved_steps
+from optim_zoo.train.checkpoints import Checkpoints
 from optim_zoo.train.config import Config
 from optim_zoo.train.job import Job
+from optim_zoo.train.run_folder import saved_steps
 from optim_zoo.tree import Tree
 
 

@@ -24,7 +24,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from optim_zoo import cli
 from optim_zoo.train import config_file, loop
-from optim_zoo.train.checkpoints import saved_steps
+from optim_zoo.train.run_folder import saved_steps
 from optim_zoo.train.sinks import plots
 from tests.train.tasks.masked_language.small_text import write_random_text
 

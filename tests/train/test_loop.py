@@ -23,8 +23,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from optim_zoo import metrics
 from optim_zoo.errors import UserError
 from optim_zoo.train import config_file, job, loop, machine, optimization, saved_config
-from optim_zoo.train.checkpoints import Checkpoints, saved_steps
+from optim_zoo.train.checkpoints import Checkpoints
 from optim_zoo.train.config import Stage
+from optim_zoo.train.run_folder import saved_steps
 from optim_zoo.train.tasks.masked_language.task import MaskedLanguage
 from optim_zoo.tree import Tree
 from tests.train.tasks.masked_language.small_text import write_random_text
