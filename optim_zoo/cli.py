@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 USER_ERROR = 2
@@ -17,29 +17,20 @@ USER_ERROR = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    0, 1 where `verify` finds a difference, 2 for a user's mistake, 75 where another process of the
-    run is lost, 128 + n for signal n.
+    It is 0 for success, 1 if `verify` finds a difference, 2 for a user's mistake, 75 if another
+    process of the run is lost, and 128 + n for signal n.
     """
     parsed = _parser().parse_args(arguments)
     trains = parsed.command == "train"
-    saved = "; the same command goes on from what is saved" if trains else ""
     try:
         return _train(parsed.config, parsed.overrides) if trains else _look(parsed)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "optim_zoo" or not trains:
             raise
-        message = (
-            f"{error.name} is missing: pip install 'optim-zoo[train]' installs what train needs"
-        )
-        print(f"optim-zoo: {message}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        return _leave(128 + signal.SIGINT, f"interrupted{saved}")
-    except OSError as error:  # an output that is closed, or a disk that fails
-        _abandon_output()
-        if isinstance(error, BrokenPipeError) and not trains:
-            return 128 + signal.SIGPIPE  # such as `list | head -1`: the reader has enough
-        return _leave(USER_ERROR, f"{error.strerror or error}{saved}")
+        advice = "pip install 'optim-zoo[train]' installs what train needs"
+        return _say(USER_ERROR, _line(f"{error.name} is missing: {advice}"))
+    except (KeyboardInterrupt, OSError) as error:  # `train` handles these once it has started.
+        return _say(*_explain(error, trains))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _look(parsed: argparse.Namespace) -> int:
-    """The commands that write nothing but what they print."""
-    # Here and not on top: jax takes a second.
+    """Runs the commands that only print."""
+    # Imported lazily: importing jax takes a second.
     from optim_zoo import catalogue, verify
     from optim_zoo.errors import UserError
 
@@ -105,52 +96,76 @@ def _look(parsed: argparse.Namespace) -> int:
             width = min(columns or catalogue.WIDTH, catalogue.WIDTH)
             print(catalogue.page(parsed.name, width), flush=True)
     except UserError as error:
-        print(f"optim-zoo: {error}", file=sys.stderr)
-        return USER_ERROR
+        return _say(USER_ERROR, _line(error))
     return 0
 
 
 def _train(path: Path, overrides: Sequence[str]) -> int:
-    # Here and not on top: the library itself does without the extra `train`.
-    import jax
-
+    """Trains, alone or with the other processes of the run; returns the exit code."""
+    # Imported lazily: the other commands work without the extra `train`.
     from optim_zoo.errors import UserError
-    from optim_zoo.train import config_file, loop, processes
-    from optim_zoo.train.signals import Stopped
+    from optim_zoo.train import config_file, distributed, loop
 
     _quiet_orbax()
+    sys.path.append(os.getcwd())  # for a task or a sink of the user's own, as with `python -m`
     try:
-        loaded = config_file.load(path, overrides)
-        folder = Path(loaded.run.dir or Path("runs") / path.stem).expanduser()
-        processes.start(loaded.distributed, folder)
-        loop.run(loaded, folder)
+        config = config_file.load(path, overrides)
+        folder = Path(config.run.dir or Path("runs") / path.stem).expanduser()
+        processes = distributed.start(config.distributed, folder)
     except UserError as error:
-        return _leave(USER_ERROR, error)
-    except Stopped as stopped:
-        return _leave(128 + stopped.signal_number, stopped if processes.is_first() else "")
-    except processes.Lost as lost:
-        return _leave(processes.LOST, lost)
-    except Exception:
-        if not jax.distributed.is_initialized():
-            raise
-        traceback.print_exc()
-        return _leave(1)  # or Python would wait for the other processes before it ends
-    return _leave(0)
+        return _say(USER_ERROR, _line(error))
+    with processes:
+        try:
+            return processes.leave(*_ending(lambda: loop.run(config, folder)))
+        except (KeyboardInterrupt, OSError) as error:
+            return processes.leave(*_explain(error, trains=True))
+        except Exception:
+            if not processes.joined:
+                raise
+            traceback.print_exc()
+            return processes.leave(1)
 
 
-def _leave(code: int, message: str | Exception = "") -> int:
-    """Prints a message, if any, and leaves with the other processes of a run, if it has any."""
-    sentence = f"optim-zoo: {message}" if message else ""
-    processes = sys.modules.get("optim_zoo.train.processes")
-    if processes is not None:
-        return int(processes.leave(code, sentence))
-    if sentence:
-        print(sentence, file=sys.stderr)
+def _ending(run: Callable[[], object]) -> tuple[int, str]:
+    """Calls a function that trains; returns exit code and last line, empty if all went well."""
+    from optim_zoo.errors import UserError
+    from optim_zoo.train import distributed
+
+    try:
+        run()
+    except UserError as error:
+        return USER_ERROR, _line(error)
+    except distributed.Stopped as stopped:
+        return 128 + stopped.signal_number, _line(stopped) if distributed.is_first() else ""
+    except distributed.Lost as lost:
+        return distributed.LOST, _line(lost)
+    return 0, ""
+
+
+def _explain(error: KeyboardInterrupt | OSError, trains: bool) -> tuple[int, str]:
+    """Returns exit code and last line for Ctrl-C, a closed output, or a disk that fails."""
+    resumes = "; the same command resumes from what is saved" if trains else ""
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, _line(f"interrupted{resumes}")
+    _abandon_output()
+    if isinstance(error, BrokenPipeError) and not trains:
+        return 128 + signal.SIGPIPE, ""  # as in `list | head -1`: the reader has enough
+    return USER_ERROR, _line(f"{error.strerror or error}{resumes}")
+
+
+def _line(message: object) -> str:
+    return f"optim-zoo: {message}"
+
+
+def _say(code: int, line: str) -> int:
+    """Prints a last line, unless it is empty, and returns the exit code."""
+    if line:
+        print(line, file=sys.stderr)
     return code
 
 
 def _abandon_output() -> None:
-    """Points standard output nowhere, or Python complains when it flushes it at its end."""
+    """Redirects a broken standard output to nowhere; Python would complain when it ends."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -158,7 +173,7 @@ def _abandon_output() -> None:
 
 
 def _quiet_orbax() -> None:
-    """Silences the tracebacks of Orbax's threads: what they fail at is raised, and told once."""
+    """Silences the tracebacks of Orbax's threads; the main thread raises the same errors."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)

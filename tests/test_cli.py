@@ -422,7 +422,7 @@ def test_a_closed_pipe_is_one_sentence(tiny: Path, tmp_path: Path) -> None:
     with process.stderr:
         err = process.stderr.read()
     assert process.wait(timeout=120) == 2
-    assert err == "optim-zoo: Broken pipe; the same command goes on from what is saved\n"
+    assert err == "optim-zoo: Broken pipe; the same command resumes from what is saved\n"
 
 
 def test_an_output_on_a_full_disk_is_one_sentence(tiny: Path, tmp_path: Path) -> None:
@@ -439,7 +439,7 @@ def test_an_output_on_a_full_disk_is_one_sentence(tiny: Path, tmp_path: Path) ->
         )
     assert done.returncode == 2
     assert done.stderr == (
-        "optim-zoo: No space left on device; the same command goes on from what is saved\n"
+        "optim-zoo: No space left on device; the same command resumes from what is saved\n"
     )
 
 

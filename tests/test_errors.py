@@ -371,7 +371,7 @@ READS_FOREIGN_TEXT = "train/foreign_errors.py"
 _TEXTS = {"args", "message", "msg", "strerror", "error_message", "sentence", "advice", "expected"}
 _NAMES = {"error", "err", "exc", "exception", "cause"}  # of parameters that are exceptions
 _CAUSES = {"__cause__", "__context__"}
-_TAKES_TEXT = {"print", "say", "leave", "_leave"}  # beside the constructors of exceptions
+_TAKES_TEXT = {"print", "say", "_line", "leave"}  # beside the constructors of exceptions
 
 
 def _called(node: ast.Call) -> str:

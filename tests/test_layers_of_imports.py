@@ -82,6 +82,33 @@ def test_the_page_has_the_rows_of_this_test() -> None:
     assert rows == list(ROWS)
 
 
+def _modules_imported(file: Path) -> set[Path]:
+    """The files of optim_zoo that ``file`` imports at its top, with ``a/b.py`` for ``a.b``."""
+    found = set()
+    for node in ast.parse(file.read_text("utf-8")).body:
+        if not isinstance(node, ast.ImportFrom) or not f"{node.module}.".startswith("optim_zoo."):
+            continue
+        package = ROOT.parent.joinpath(*str(node.module).split("."))
+        for alias in node.names:
+            paths = [
+                package / f"{alias.name}.py",
+                package / alias.name / "__init__.py",
+                package.with_suffix(".py"),
+                package / "__init__.py",
+            ]
+            found.add(next(path for path in paths if path.exists()))
+    return found
+
+
+def test_no_two_files_of_train_need_each_other() -> None:
+    """Also by way of others: the files can be put into an order in which imports point down."""
+    left = {file: _modules_imported(file) for file in (ROOT / "train").rglob("*.py")}
+    assert any(used & left.keys() for used in left.values())
+    while ready := {file for file, used in left.items() if not used & left.keys() - {file}}:
+        left = {file: used for file, used in left.items() if file not in ready}
+    assert not left, sorted(str(file.relative_to(ROOT)) for file in left)
+
+
 @pytest.mark.parametrize("arguments", [("list",), ("show", "lamb"), ("verify", "torch_sgd")])
 def test_the_commands_that_train_nothing_import_nothing_of_train(
     arguments: tuple[str, ...],

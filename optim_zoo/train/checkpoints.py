@@ -23,8 +23,8 @@ import orbax.checkpoint as ocp
 from optim_zoo import saved_state
 from optim_zoo.errors import ArgumentValueError, UserError
 from optim_zoo.train import foreign_errors
+from optim_zoo.train.distributed import Stopped
 from optim_zoo.train.run_folder import saved_steps
-from optim_zoo.train.signals import Stopped
 from optim_zoo.tree import Tree
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from optim_zoo import sharding
 from optim_zoo.errors import UserError
-from optim_zoo.train import config_file, machine, optimization, processes, saved_config
+from optim_zoo.train import config_file, distributed, machine, optimization, saved_config
 from optim_zoo.train.config import Config
 from optim_zoo.train.random_numbers import KEYS
 from optim_zoo.train.tasks.base import Task
@@ -71,9 +71,9 @@ def prepare(config: Config, folder: Path) -> Job:
     Raises:
       UserError: the data, the batch sizes or the optimizer's rules do not fit.
     """
-    with processes.first_one_first("the task is prepared"):
+    with distributed.first_process_first("the task is prepared"):
         task = config_file.make_task(config, folder / "tokens")
-    processes.check_same({"config": saved_config.to_toml(config), **task.identity})
+    distributed.check_same({"config": saved_config.to_toml(config), **task.identity})
     mesh = Mesh(np.array(jax.devices()), ("data",))
     steps = _make_steps(config, task, mesh)
     return Job(config, folder, task, steps, _evaluation(task, mesh), machine.describe())
@@ -115,7 +115,7 @@ def _make_steps(config: Config, task: Task, mesh: Mesh) -> list[sharding.DataPar
             jax.eval_shape(lambda each=each: each.init(initial_params(config, task)))
         except (TypeError, ValueError) as error:
             raise UserError(f"[{section}] {error}") from error
-    if config.parallel.mode == "pmap" and processes.several():
+    if config.parallel.mode == "pmap" and distributed.several():
         raise UserError("parallel.mode=pmap is for one process: use jit or shard_map for several")
     return [
         sharding.data_parallel(

@@ -14,14 +14,13 @@ import jax
 
 from optim_zoo import metrics
 from optim_zoo.errors import UserError
-from optim_zoo.train import foreign_errors, processes, resume, saved_config, sinks
+from optim_zoo.train import distributed, foreign_errors, resume, saved_config, sinks
 from optim_zoo.train.checkpoints import Checkpoints
 from optim_zoo.train.config import Config
+from optim_zoo.train.distributed import SharedSignals, Signals, Stopped
 from optim_zoo.train.files import replace_file
 from optim_zoo.train.health import Health
 from optim_zoo.train.job import Job, check_batches, prepare
-from optim_zoo.train.run_lock import alone_in
-from optim_zoo.train.signals import SharedSignals, Signals, Stopped
 from optim_zoo.train.sinks.base import RunInfo, opened
 from optim_zoo.train.sinks.jsonl import has_evaluation
 from optim_zoo.train.summary import summarize
@@ -39,18 +38,18 @@ def run(config: Config, folder: Path) -> Mapping[str, str]:
     Raises:
       UserError: a mistake of the user's, or a loss that is not finite.
       Stopped: SIGTERM or Ctrl-C reached any process; a checkpoint was saved first.
-      processes.Lost: another process has failed or is gone.
+      distributed.Lost: another process has failed or is gone.
     """
     check_batches(config, jax.device_count())
-    with _memory_advice(), processes.watched(folder), alone_in(folder):
-        processes.check_shared(folder)
-        if processes.is_first():  # it soon writes its own config there
+    with _memory_advice(), distributed.watched(folder), distributed.alone_in(folder):
+        distributed.check_shared(folder)
+        if distributed.is_first():  # it soon writes its own config there
             resume.check_config(config, folder)
         job = prepare(config, folder)
         with _signals() as signals, Checkpoints(folder, config.output.keep_checkpoints) as saved:
             info = _train(job, signals, saved)
-        processes.wait_for_all("the end")
-        return summarize(info) if processes.is_first() else {}
+        distributed.wait_for_all("the end")
+        return summarize(info) if distributed.is_first() else {}
 
 
 def _train(job: Job, signals: Signals, checkpoints: Checkpoints) -> RunInfo:
@@ -82,7 +81,7 @@ def _train(job: Job, signals: Signals, checkpoints: Checkpoints) -> RunInfo:
             if stop is not None and done < info.total_steps:
                 checkpoints.wait()
                 raise Stopped(stop, done, job.folder)
-        if processes.as_the_first_says(_lacks_evaluation(job)):
+        if distributed.broadcast_from_first(_lacks_evaluation(job)):
             _evaluate(job, done, params, health, outputs)
         checkpoints.wait()
     return info
@@ -121,12 +120,12 @@ def _evaluate(job: Job, done: int, params: Tree, health: Health, outputs: list[s
 
 def _lacks_evaluation(job: Job) -> bool:
     """Whether the metrics file, which only process 0 reads, has been removed since."""
-    return processes.is_first() and not has_evaluation(job.folder)
+    return distributed.is_first() and not has_evaluation(job.folder)
 
 
 def _outputs(job: Job) -> list[sinks.Sink]:
     """The sinks of this process; writes the config that a resumed run compares its own with."""
-    if not processes.is_first():
+    if not distributed.is_first():
         return []
     replace_file(job.folder / "config.toml", saved_config.to_toml(job.config).encode())
     return sinks.make(job.config.output.sinks)
@@ -148,7 +147,7 @@ def _info(job: Job, start: int, notes: list[str]) -> RunInfo:
 
 
 def _signals() -> Signals:
-    return SharedSignals() if processes.several() else Signals()
+    return SharedSignals() if distributed.several() else Signals()
 
 
 @contextlib.contextmanager

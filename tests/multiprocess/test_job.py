@@ -5,15 +5,11 @@ float32 loss of about 3 after a few steps of LAMB, whose trust ratios carry the 
 """
 
 import json
-import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from optim_zoo import cli
 from optim_zoo.train import config_file, loop
 from optim_zoo.train.run_folder import saved_steps
 from optim_zoo.train.sinks import plots
+from tests.multiprocess.group import Group, free_port
 from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = [
@@ -101,63 +98,6 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     compilation_cache.reset_cache()
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def environment(devices: int) -> dict[str, str]:
-    kept = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
-    own = {
-        name: value
-        for name, value in os.environ.items()
-        if name in kept or not name.startswith(("JAX_", "XLA_", "TF_"))
-    }
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**own, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONWARNINGS": "default"}
-
-
-class Group:
-    """The processes of one run; killed on the way out."""
-
-    def __init__(self, commands: Sequence[Sequence[str]], devices: int) -> None:
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, *command],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment(devices),
-            )
-            for command in commands
-        ]
-
-    def __enter__(self) -> "Group":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for process in self.processes:
-            process.kill()
-            process.communicate()
-
-    def ends(self, seconds: float = 240) -> list[tuple[int, str, str]]:
-        """Exit code, output and errors of each."""
-        limit = time.monotonic() + seconds
-        seen = []
-        for process in self.processes:
-            out, err = process.communicate(timeout=max(limit - time.monotonic(), 0.1))
-            seen.append((process.returncode, out, err))
-        return seen
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        limit = time.monotonic() + 200
-        while not condition():
-            assert [process.poll() for process in self.processes] == [None] * len(self.processes)
-            assert time.monotonic() < limit
-            time.sleep(0.01)
-
-
 def train(tiny: Path, folder: Path, *overrides: str, processes: int = 2, devices: int = 4) -> Group:
     """Starts a run."""
     common = [
@@ -230,6 +170,9 @@ def test_the_first_process_writes_and_speaks(two: tuple[Path, list[Any]]) -> Non
     assert "8 x cpu in 2 processes" in (folder / "report.html").read_text()
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"3", "6"}
     assert len(list((folder / "tokens").iterdir())) == 1
+    # The mark by which the processes have seen that they share the folder is removed.
+    hidden = {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] == "."}
+    assert hidden == {".lock": b""}
     # Where it ran is no part of what it is.
     assert "distributed" not in (folder / "config.toml").read_text()
 
@@ -280,7 +223,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
     assert [code for code, _, _ in ends] == [128 + signal.SIGTERM] * 2
     said = re.fullmatch(
         rf"optim-zoo: stopped by SIGTERM; step (\d+) is saved in {folder}, and the same command "
-        r"goes on from there\n",
+        r"resumes from there\n",
         ends[0][2],
     )
     assert said, ends
@@ -332,8 +275,8 @@ def assert_lost(err: str, folder: Path, reason: str = ".*") -> None:
     saved = saved_steps(folder)[-1]
     assert re.fullmatch(
         rf"optim-zoo: another process of this run has failed or is gone \({reason}\); step {saved} "
-        rf"is saved in {folder}: start all processes again, by the same commands, to go on from "
-        r"there\n",
+        rf"is saved in {folder}: start all processes again with the same commands to resume "
+        r"from there\n",
         err,
     ), err
 
@@ -473,10 +416,10 @@ def test_a_plain_machine_is_asked_nothing(tmp_path: Path, tiny: Path) -> None:
         "import jax\n"
         "from jax._src import xla_bridge\n"
         "from pathlib import Path\n"
-        "from optim_zoo.train import config_file, loop, processes\n"
+        "from optim_zoo.train import config_file, distributed, loop\n"
         f"loaded = config_file.load({str(tiny)!r})\n"
         "assert not xla_bridge.backends_are_initialized()\n"
-        "processes.start(loaded.distributed, Path('run'))\n"
+        "assert not distributed.start(loaded.distributed, Path('run')).joined\n"
         "assert not jax.distributed.is_initialized()\n"
         "assert not xla_bridge.backends_are_initialized()\n"
     )

@@ -773,7 +773,7 @@ def test_a_signal_saves_and_leaves_with_a_sentence(
     assert code == 128 + number, err
     said = re.fullmatch(
         rf"optim-zoo: stopped by {number.name}; step (\d+) is saved in {folder}, and the same "
-        r"command goes on from there\n",
+        r"command resumes from there\n",
         err,
     )
     assert said, err
