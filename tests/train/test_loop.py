@@ -31,6 +31,7 @@ from optim_zoo.tree import Tree
 from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = [
+    pytest.mark.xdist_group("loop"),  # in one worker: the fixtures are runs, which are made once
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
@@ -758,7 +759,6 @@ def long_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.xdist_group("long run")  # whose fixture is made once
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
@@ -785,7 +785,6 @@ def test_a_signal_saves_and_leaves_with_a_sentence(
     assert lines(folder) == lines(long_run)
 
 
-@pytest.mark.xdist_group("long run")
 @pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_change_no_bit(
     kills: int, tiny: Path, tmp_path: Path, long_run: Path
