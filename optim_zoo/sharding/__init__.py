@@ -10,6 +10,7 @@ also sharded over the data axis::
 ``pmap``), which give the same numbers. From the bottom up:
 
 - ``placement``: where parameters and state are placed.
+- ``losses``: what a loss function returns, such as a `WeightedLoss`.
 - ``gradients``: the mean gradient over devices and micro-batches.
 - ``device_axis``: the layout of mode ``pmap``, whose arrays have a leading axis of devices.
 - ``record``: `DataParallelStep`, the functions that make up a training step.
@@ -17,13 +18,14 @@ also sharded over the data axis::
 - ``step``: `data_parallel`, which checks its arguments and chooses the mode.
 """
 
-from optim_zoo.sharding.gradients import LossFn
+from optim_zoo.sharding.losses import LossFn, WeightedLoss
 from optim_zoo.sharding.placement import init, put, state_shardings, unspread
 from optim_zoo.sharding.step import DataParallelStep, data_parallel
 
 __all__ = [
     "DataParallelStep",
     "LossFn",
+    "WeightedLoss",
     "data_parallel",
     "init",
     "put",

@@ -1,8 +1,8 @@
 """The gradient of the mean loss over a batch that is divided over devices and micro-batches.
 
-A loss returns the sum ``s`` of the losses of its examples and the sum ``w`` of their weights. (A
-loss that returns only the mean over its examples counts as ``s`` with ``w = 1``.) On device ``d``
-with micro-batch ``m``,
+A `WeightedLoss` is the sum ``s`` of the losses of some examples and the sum ``w`` of their weights.
+(A loss that returns only the mean over its examples counts as ``s`` with ``w = 1``.) On device
+``d`` with micro-batch ``m``,
 
     weight   = sum_dm w_dm
     loss     = sum_dm s_dm / weight
@@ -12,17 +12,12 @@ and loss and gradient are 0 where the weight is 0. The sums over micro-batches a
 float32, or in the dtype of the parameters where that is wider. The sum over devices is taken once.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from optim_zoo.sharding.losses import LossFn, loss_and_aux
 from optim_zoo.tree import Tree, varying_axes, wide
-
-LossFn = Callable[[Tree, Tree], Any]
-"""``loss_fn(params, batch)``; see `optim_zoo.sharding.data_parallel`."""
 
 _Sums = tuple[Tree, jax.Array, jax.Array]  # of gradients, of losses, of weights
 
@@ -39,7 +34,7 @@ def mean_gradient(
     """Returns ``(loss, weight, gradient, aux)`` of the mean over the whole batch.
 
     Args:
-      loss_fn: ``loss_fn(params, batch)`` returns the mean loss, or ``(sum, weight)``.
+      loss_fn: ``loss_fn(params, batch)`` returns the mean loss or a `WeightedLoss`.
       params: the parameters.
       batch: the whole batch or, with ``axis_name``, the rows of this device.
       micro_batches: the number of parts that the batch is divided into. They are processed one
@@ -117,10 +112,8 @@ def _sums(loss_fn: LossFn, params: Tree, batch: Tree, has_aux: bool) -> tuple[_S
     """Returns the gradient of the summed loss, that loss and its weight; and aux."""
 
     def objective(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
-        value = loss_fn(params, batch)
-        loss, aux = value if has_aux else (value, None)
-        total, weight = loss if isinstance(loss, tuple) else (loss, 1.0)
-        return jnp.asarray(total, float), (jnp.asarray(weight, float), aux)
+        (total, weight), aux = loss_and_aux(loss_fn(params, batch), has_aux)
+        return total, (weight, aux)
 
     (total, (weight, aux)), gradient = jax.value_and_grad(objective, has_aux=True)(params)
     return (gradient, total, weight), aux

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optim_zoo import rules
 from optim_zoo.errors import ArgumentValueError
 from optim_zoo.sharding import device_axis, gradients, placement
-from optim_zoo.sharding.gradients import LossFn
+from optim_zoo.sharding.losses import LossFn
 from optim_zoo.sharding.record import DataParallelStep, Step
 from optim_zoo.tree import Tree
 

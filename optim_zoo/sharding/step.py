@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from optim_zoo import ranges, rules
 from optim_zoo.errors import ArgumentValueError
 from optim_zoo.sharding import modes, placement
-from optim_zoo.sharding.gradients import LossFn
+from optim_zoo.sharding.losses import LossFn
 from optim_zoo.sharding.record import DataParallelStep
 
 
@@ -31,10 +31,10 @@ def data_parallel(
     weights as ``weight=``, where ``tx`` accepts them, as guards and `accumulate` do.
 
     Args:
-      loss_fn: ``loss_fn(params, batch)`` returns the mean loss over its batch, or ``(sum, weight)``
-        where examples have different weights (masked tokens). Sums and weights are then added over
-        all devices and micro-batches before they are divided, and zero weight gives a zero
-        gradient. Randomness is passed as per-example keys in the batch.
+      loss_fn: ``loss_fn(params, batch)`` returns the mean loss over its batch or, where examples
+        have different weights (masked tokens), ``WeightedLoss(total, weight)``. Totals and weights
+        are then added over all devices and micro-batches before they are divided, and zero weight
+        gives a zero gradient. Randomness is passed as per-example keys in the batch.
       tx: the optimizer.
       mesh: the mesh of devices. Its axes are treated as Auto axes, whatever their types are.
       mode: ``"jit"``: arrays are global, and the compiler divides the work. ``"shard_map"`` and
@@ -57,7 +57,10 @@ def data_parallel(
     Raises:
       ArgumentValueError: the mode or an axis is unknown, or ``zero1`` or ``param_shardings`` is
         passed with a mode that replicates parameters and state, or mode ``"pmap"`` is used with
-        another mesh axis or with several processes.
+        another mesh axis or with several processes. When the step is traced: the loss is not a
+        scalar.
+      ArgumentTypeError: when the step is traced, ``loss_fn`` returns something else, such as a pair
+        that is no `WeightedLoss` without ``has_aux``.
     """
     ranges.check_choice("mode", mode, ("jit", "shard_map", "pmap"))
     placement.check_axis("batch_axis", batch_axis, mesh)

@@ -117,9 +117,13 @@ def _make_steps(config: Config, task: Task, mesh: Mesh) -> list[sharding.DataPar
             raise UserError(f"[{section}] {error}") from error
     if config.parallel.mode == "pmap" and distributed.several():
         raise UserError("parallel.mode=pmap is for one process: use jit or shard_map for several")
+
+    def loss(params: Tree, batch: Tree) -> sharding.WeightedLoss:
+        return sharding.WeightedLoss(*task.loss(params, batch))  # of a task that returns a pair
+
     return [
         sharding.data_parallel(
-            task.loss,
+            loss,
             tx,
             mesh=mesh,
             mode=config.parallel.mode,

@@ -221,7 +221,7 @@ class JobStep:
             self._carry = made[:2]
         return made
 
-    def _loss(self, params: Tree, batch: Tree) -> tuple[jax.Array, jax.Array]:
+    def _loss(self, params: Tree, batch: Tree) -> sharding.WeightedLoss:
         return masked_loss(self._model, params, batch)
 
     def _mean_loss(self, params: Tree, batch: Tree) -> jax.Array:

@@ -65,9 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     gradients = jax.jit(jax.grad(mean_loss))(params)
     mesh = Mesh(np.array(jax.devices()), ("data",))
-    step = sharding.data_parallel(
-        task.loss, tx, mesh=mesh, micro_batches=config.train.micro_batches
-    )
+
+    def loss(params: Tree, batch: Tree) -> sharding.WeightedLoss:
+        return sharding.WeightedLoss(*task.loss(params, batch))
+
+    step = sharding.data_parallel(loss, tx, mesh=mesh, micro_batches=config.train.micro_batches)
     clip = optax.clip_by_global_norm(config.train.clip_norm)
     updates = {
         f"clip + optim_zoo.{config.optimizer.name}": tx,

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optim_zoo import cli
+from optim_zoo.sharding import WeightedLoss
 from optim_zoo.train import config_file
 from optim_zoo.train.config import Config
 from optim_zoo.train.tasks.base import Task
@@ -58,13 +59,13 @@ class Injection:
                 return {**made, "masked_weights": made["masked_weights"] * fault[:, None]}
             return {**made, "fault": fault} if self.what else made
 
-        def loss(params: Tree, batch: Tree) -> tuple[jax.Array, jax.Array]:
+        def loss(params: Tree, batch: Tree) -> WeightedLoss:
             total, weight = healthy_loss(params, batch)
             if self.what == "gradient":
                 total = _scale_gradient(total, jnp.max(batch["fault"]))
             elif self.what == "loss":
                 total += jnp.sum(batch["fault"])
-            return total, weight
+            return WeightedLoss(total, weight)
 
         task.batch, task.loss = batch, loss  # type: ignore[method-assign]
         return task

@@ -46,7 +46,7 @@ class Job:
     params: Tree  # of ShapeDtypeStructs
     tx: optax.GradientTransformation
 
-    def loss(self, params: Tree, batch: Tree) -> tuple[jax.Array, jax.Array]:
+    def loss(self, params: Tree, batch: Tree) -> sharding.WeightedLoss:
         """The training loss of a batch and its weight."""
         return masked_loss(self.model, params, batch)
 

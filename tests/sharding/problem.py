@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from optim_zoo.sharding import WeightedLoss
+
 # Sums over devices and micro-batches add in another order: about 1e-7 of the largest entries.
 RTOL = 2e-6
 
@@ -22,10 +24,10 @@ def mean_loss(params: Any, batch: Any) -> jax.Array:
     return jnp.mean((hidden @ params["out"] - batch["y"]) ** 2)
 
 
-def weighted_loss(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+def weighted_loss(params: Any, batch: Any) -> WeightedLoss:
     hidden = jnp.tanh(batch["x"] @ params["hidden"])
     losses = jnp.mean((hidden @ params["out"] - batch["y"]) ** 2, axis=-1)
-    return jnp.sum(losses * batch["weight"]), jnp.sum(batch["weight"])
+    return WeightedLoss(jnp.sum(losses * batch["weight"]), jnp.sum(batch["weight"]))
 
 
 def many_params(rng: np.random.Generator) -> Any:

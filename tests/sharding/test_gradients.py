@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optim_zoo.sharding.gradients import mean_gradient, mean_gradient_by_device
+from optim_zoo.sharding.losses import loss_and_aux
 from tests.sharding.problem import assert_same, data_mesh, mean_loss, weighted_loss
 
 pytestmark = pytest.mark.newest
@@ -25,8 +26,8 @@ def _by_definition(loss_fn: Any, params: Any, batch: Any) -> tuple[jax.Array, An
     """The mean loss and its gradient, of the whole batch at once on one device."""
 
     def mean(params: Any) -> jax.Array:
-        value = loss_fn(params, batch)
-        return value[0] / value[1] if isinstance(value, tuple) else value
+        loss, _ = loss_and_aux(loss_fn(params, batch), has_aux=False)
+        return loss.total / loss.weight
 
     return jax.value_and_grad(mean)(params)
 

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optim_zoo import accumulation, lamb, lars, metrics, ranger, sharding
+from optim_zoo.sharding.losses import loss_and_aux
 from tests.sharding.problem import (
     assert_same,
     data_mesh,
@@ -50,8 +51,8 @@ def _by_hand(
     @jax.jit
     def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, jax.Array]:
         def whole(params: Any) -> jax.Array:
-            value = loss_fn(params, batch)
-            return value[0] / value[1] if isinstance(value, tuple) else value
+            loss, _ = loss_and_aux(loss_fn(params, batch), has_aux=False)
+            return loss.total / loss.weight
 
         loss, grads = jax.value_and_grad(whole)(params)
         updates, state = tx.update(grads, state, params)

@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from optim_zoo.errors import UserError
-from optim_zoo.train import config_file, tasks
+from optim_zoo.train import config_file, job, tasks
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -77,6 +78,24 @@ def test_a_mistake_in_a_config_of_the_page_names_the_override(
         config_file.load(line / "line.toml", [override])
     assert str(caught.value).startswith(f"command line ({override}): ")
     assert said in str(caught.value)
+
+
+def test_a_task_may_return_a_plain_pair_as_its_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = block("your_own_task.md", "python")
+    plain = page.replace("WeightedLoss(jnp.sum", "(jnp.sum")
+    assert plain != page
+    steps = []
+    for name, text in (("weighted_task", page), ("plain_task", plain)):
+        (tmp_path / f"{name}.py").write_text(text)
+        (tmp_path / "line.toml").write_text(block("your_own_task.md", "toml"))
+        monkeypatch.syspath_prepend(str(tmp_path))
+        config = config_file.load(tmp_path / "line.toml", [f"task.name={name}:Line"])
+        prepared = job.prepare(config, tmp_path)
+        params, _, loss = prepared.step(0, *prepared.init())
+        steps.append((jax.device_get(params), float(loss), prepared.evaluate(params)))
+    assert steps[0] == steps[1]
 
 
 def test_the_command_exits_with_2_where_a_task_is_not_there(line: Path) -> None:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from optim_zoo import rules
+from optim_zoo.sharding import WeightedLoss
 from optim_zoo.train.config import Stage
 from optim_zoo.tree import Tree
 
@@ -100,8 +101,11 @@ class Task(abc.ABC):
         """Returns the initial parameters; traced by ``jax.jit``."""
 
     @abc.abstractmethod
-    def loss(self, params: Tree, batch: Tree) -> WeightedSum:
-        """Returns the training loss summed over a batch, and its weight; traced by ``jax.jit``."""
+    def loss(self, params: Tree, batch: Tree) -> WeightedLoss:
+        """Returns the training loss summed over a batch, and its weight; traced by ``jax.jit``.
+
+        A plain pair ``(total, weight)`` is accepted too.
+        """
 
     @abc.abstractmethod
     def batch(self, number: int, stage: Stage) -> Batch:

@@ -18,6 +18,7 @@ from flax import linen as nn
 from sklearn.datasets import load_digits
 
 from optim_zoo import ranges
+from optim_zoo.sharding import WeightedLoss
 from optim_zoo.train.config import Stage
 from optim_zoo.train.random_numbers import generator
 from optim_zoo.train.tasks.base import Baseline, Batch, Setup, Task, WeightedSum
@@ -86,9 +87,9 @@ class Digits(Task):
         variables: Any = self.model.init(key, self._pixels[:1])
         return variables["params"]
 
-    def loss(self, params: Tree, batch: Tree) -> WeightedSum:
+    def loss(self, params: Tree, batch: Tree) -> WeightedLoss:
         """Returns the summed cross entropy, and the number of images."""
-        return self.measure(params, batch)["loss"]
+        return WeightedLoss(*self.measure(params, batch)["loss"])
 
     def measure(self, params: Tree, batch: Tree) -> Mapping[str, WeightedSum]:
         """Returns the loss and the accuracy of a batch."""

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from optim_zoo.errors import UserError
+from optim_zoo.sharding import WeightedLoss
 from optim_zoo.train.config import Stage
 from optim_zoo.train.random_numbers import KEYS, generator
 from optim_zoo.train.tasks.base import Baseline, Batch, Setup, Task, WeightedSum
@@ -82,7 +83,7 @@ class MaskedLanguage(Task):
         """Returns the initial parameters of BERT."""
         return init_bert(self.model, sequence_length(self.setup.stages[0]), key)
 
-    def loss(self, params: Tree, batch: Tree) -> WeightedSum:
+    def loss(self, params: Tree, batch: Tree) -> WeightedLoss:
         """Returns the loss of a batch with dropout, if the model has any."""
         return masked_loss(self.model, params, batch)
 
@@ -128,7 +129,9 @@ def init_bert(model: Bert, length: int, key: jax.Array) -> Tree:
     return variables["params"]
 
 
-def masked_loss(model: Bert, params: Tree, batch: Tree, deterministic: bool = False) -> WeightedSum:
+def masked_loss(
+    model: Bert, params: Tree, batch: Tree, deterministic: bool = False
+) -> WeightedLoss:
     """Returns the cross entropy in nats summed over the masked tokens, and their number.
 
     Dropout is on where the batch has ``dropout_keys``, one per sequence, unless ``deterministic``.
@@ -150,4 +153,4 @@ def masked_loss(model: Bert, params: Tree, batch: Tree, deterministic: bool = Fa
         jax.vmap(logits)(dict(batch)), batch["masked_targets"]
     )
     weights = batch["masked_weights"]
-    return jnp.sum(losses * weights), jnp.sum(weights)
+    return WeightedLoss(jnp.sum(losses * weights), jnp.sum(weights))
