@@ -11,6 +11,7 @@ also sharded over the data axis::
 
 - ``placement``: where parameters and state are placed.
 - ``losses``: what a loss function returns, such as a `WeightedLoss`.
+- ``auxiliary``: how the auxiliary values of a loss are combined.
 - ``gradients``: the mean gradient over devices and micro-batches.
 - ``device_axis``: the layout of mode ``pmap``, whose arrays have a leading axis of devices.
 - ``record``: `DataParallelStep`, the functions that make up a training step.
@@ -18,6 +19,7 @@ also sharded over the data axis::
 - ``step``: `data_parallel`, which checks its arguments and chooses the mode.
 """
 
+from optim_zoo.sharding.auxiliary import Mean, Sum
 from optim_zoo.sharding.losses import LossFn, WeightedLoss
 from optim_zoo.sharding.placement import init, put, state_shardings, unspread
 from optim_zoo.sharding.step import DataParallelStep, data_parallel
@@ -25,6 +27,8 @@ from optim_zoo.sharding.step import DataParallelStep, data_parallel
 __all__ = [
     "DataParallelStep",
     "LossFn",
+    "Mean",
+    "Sum",
     "WeightedLoss",
     "data_parallel",
     "init",

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from optim_zoo.sharding.auxiliary import Aux
 from optim_zoo.sharding.placement import put
 from optim_zoo.tree import Tree
 
@@ -53,20 +54,12 @@ def batch_divided(batch: Tree, by_device: NamedSharding) -> Tree:
     return jax.tree.map(divide, batch)
 
 
-def aux_joined(aux: Tree, micro_batches: int) -> Tree:
-    """Returns aux without the device axis: arrays are joined along their rows, scalars are equal.
-
-    With several micro-batches, their axis is between the device axis and the axis of the rows.
-    """
-    rows_axis = 1 if micro_batches == 1 else 2
-
-    def join(x: jax.Array) -> jax.Array:
-        if x.ndim == rows_axis:
-            return x[0]
-        x = jnp.moveaxis(x, 0, rows_axis - 1)
-        return x.reshape(*x.shape[: rows_axis - 1], -1, *x.shape[rows_axis + 1 :])
-
-    return jax.tree.map(join, aux)
+def removed_from_aux(aux: Aux) -> Aux:
+    """Returns aux without the device axis: the rows of all devices are concatenated."""
+    return Aux(
+        replicated=jax.tree.map(lambda x: x[0], aux.replicated),
+        rows=jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), aux.rows),
+    )
 
 
 def copied_shapes(tree: Tree, by_device: NamedSharding) -> Tree:

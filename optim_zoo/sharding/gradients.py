@@ -12,14 +12,18 @@ and loss and gradient are 0 where the weight is 0. The sums over micro-batches a
 float32, or in the dtype of the parameters where that is wider. The sum over devices is taken once.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from optim_zoo.sharding import auxiliary
+from optim_zoo.sharding.auxiliary import Aux, Plan
 from optim_zoo.sharding.losses import LossFn, loss_and_aux
 from optim_zoo.tree import Tree, varying_axes, wide
 
-_Sums = tuple[Tree, jax.Array, jax.Array]  # of gradients, of losses, of weights
+_Sums = tuple[Tree, jax.Array, jax.Array, list[Any]]  # of gradients, losses, weights, aux
 
 
 def mean_gradient(
@@ -30,7 +34,7 @@ def mean_gradient(
     micro_batches: int = 1,
     axis_name: str | None = None,
     has_aux: bool = False,
-) -> tuple[jax.Array, jax.Array, Tree, Tree]:
+) -> tuple[jax.Array, jax.Array, Tree, Aux]:
     """Returns ``(loss, weight, gradient, aux)`` of the mean over the whole batch.
 
     Args:
@@ -45,21 +49,26 @@ def mean_gradient(
 
     Returns:
       The mean loss and the sum of the weights, both scalars in JAX's default float dtype; the
-      gradient, in float32 or wider; and aux, or None without ``has_aux``. With several
-      micro-batches every array of aux has a new first axis of this length. With ``axis_name``,
-      scalars in aux are averaged over devices and other arrays are those of this device.
+      gradient, in float32 or wider; and aux, which is without leaves unless ``has_aux``. See
+      `optim_zoo.sharding.auxiliary` for how it is combined over devices and micro-batches.
     """
     # The parameters are made to vary by type over the axis. Under shard_map, JAX sums the gradient
     # of a value that does not vary over devices by itself, in the dtype of the parameters.
     params = _varying(params, axis_name)
-    sums, aux = _summed(loss_fn, params, batch, micro_batches, axis_name, has_aux)
+    plan = auxiliary.NO_AUX
+    if has_aux:
+        plan = auxiliary.plan(loss_fn, params, _first(batch, micro_batches))
+    sums, rows = _summed(loss_fn, params, batch, micro_batches, axis_name, plan)
+    gradient, total, weight, added = sums
+    gradient = jax.tree.map(wide, gradient)
     if axis_name is not None:
-        sums = jax.tree.map(lambda x: jax.lax.psum(wide(x), axis_name), sums)
-        aux = _scalars_averaged(aux, axis_name, scalar_ndim=int(micro_batches > 1))
-    gradient, total, weight = sums
+        gradient, total, weight, added = jax.tree.map(
+            lambda x: jax.lax.psum(x, axis_name), (gradient, total, weight, added)
+        )
     # A batch without any weight, such as one without masked tokens, has a zero gradient, not 0 / 0.
     scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, weight, 1), 0)
-    return total * scale, weight, jax.tree.map(lambda g: wide(g) * scale, gradient), aux
+    mean = jax.tree.map(lambda g: g * scale, gradient)
+    return total * scale, weight, mean, plan.combined(added, rows)
 
 
 def _varying(tree: Tree, axis_name: str | None) -> Tree:
@@ -82,19 +91,20 @@ def _summed(
     batch: Tree,
     micro_batches: int,
     axis_name: str | None,
-    has_aux: bool,
-) -> tuple[_Sums, Tree]:
-    """Returns the sums over micro-batches on this device, and aux."""
+    plan: Plan,
+) -> tuple[_Sums, list[Any]]:
+    """Returns the sums over micro-batches on this device, and the rows of aux."""
     if micro_batches == 1:
-        return _sums(loss_fn, params, batch, has_aux)
+        return _sums(loss_fn, params, batch, plan)
 
-    def add(carry: _Sums, micro_batch: Tree) -> tuple[_Sums, Tree]:
-        sums, aux = _sums(loss_fn, params, micro_batch, has_aux)
-        return jax.tree.map(jnp.add, carry, sums), aux
+    def add(carry: _Sums, micro_batch: Tree) -> tuple[_Sums, list[Any]]:
+        sums, rows = _sums(loss_fn, params, micro_batch, plan)
+        return jax.tree.map(jnp.add, carry, sums), rows
 
     zeros = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), params)
-    start = (zeros, jnp.zeros((), float), jnp.zeros((), float))
-    return jax.lax.scan(add, _varying(start, axis_name), _divided(batch, micro_batches))
+    start = (zeros, jnp.zeros((), float), jnp.zeros((), float), plan.zeros())
+    sums, rows = jax.lax.scan(add, _varying(start, axis_name), _divided(batch, micro_batches))
+    return sums, _joined(rows)
 
 
 def _divided(batch: Tree, micro_batches: int) -> Tree:
@@ -108,22 +118,27 @@ def _divided(batch: Tree, micro_batches: int) -> Tree:
     )
 
 
-def _sums(loss_fn: LossFn, params: Tree, batch: Tree, has_aux: bool) -> tuple[_Sums, Tree]:
-    """Returns the gradient of the summed loss, that loss and its weight; and aux."""
+def _joined(micro_batches: Tree) -> Tree:
+    """Returns the rows in the order of the batch: the inverse of `_divided`."""
+    return jax.tree.map(lambda x: jnp.reshape(x.swapaxes(0, 1), (-1, *x.shape[2:])), micro_batches)
+
+
+def _first(batch: Tree, micro_batches: int) -> Tree:
+    """Returns a batch of the size of a micro-batch."""
+    return jax.tree.map(lambda x: x[: x.shape[0] // micro_batches], batch)
+
+
+def _sums(loss_fn: LossFn, params: Tree, batch: Tree, plan: Plan) -> tuple[_Sums, list[Any]]:
+    """Returns what one call of the loss adds to the sums, and its rows of aux."""
+    has_aux = plan is not auxiliary.NO_AUX
 
     def objective(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
         (total, weight), aux = loss_and_aux(loss_fn(params, batch), has_aux)
         return total, (weight, aux)
 
     (total, (weight, aux)), gradient = jax.value_and_grad(objective, has_aux=True)(params)
-    return (gradient, total, weight), aux
-
-
-def _scalars_averaged(aux: Tree, axis_name: str, scalar_ndim: int) -> Tree:
-    """Averages over devices the arrays of ``aux`` that are scalars of one call of the loss."""
-    return jax.tree.map(
-        lambda x: jax.lax.pmean(x, axis_name) if jnp.ndim(x) == scalar_ndim else x, aux
-    )
+    added, rows = plan.parts(aux, weight)
+    return (gradient, total, weight, added), rows
 
 
 def mean_gradient_by_device(
@@ -135,7 +150,7 @@ def mean_gradient_by_device(
     axis_name: str,
     micro_batches: int = 1,
     has_aux: bool = False,
-) -> tuple[jax.Array, jax.Array, Tree, Tree]:
+) -> tuple[jax.Array, jax.Array, Tree, Aux]:
     """Returns the `mean_gradient` of global arrays, computed on each device's own rows.
 
     Under jit, the compiler would sum the gradients over devices in every micro-batch, and in the
@@ -143,7 +158,7 @@ def mean_gradient_by_device(
     ``axis_name`` are left to the compiler.
     """
 
-    def on_device(params: Tree, batch: Tree) -> tuple[jax.Array, jax.Array, Tree, Tree]:
+    def on_device(params: Tree, batch: Tree) -> tuple[jax.Array, jax.Array, Tree, Aux]:
         return mean_gradient(
             loss_fn,
             params,
@@ -154,33 +169,10 @@ def mean_gradient_by_device(
         )
 
     whole = PartitionSpec()
-    of_aux = aux_specs(loss_fn, params, batch, mesh, axis_name, micro_batches) if has_aux else None
     return jax.shard_map(
         on_device,
         mesh=mesh,
         in_specs=(whole, PartitionSpec(axis_name)),
-        out_specs=(whole, whole, whole, of_aux),
+        out_specs=(whole, whole, whole, Aux(replicated=whole, rows=PartitionSpec(axis_name))),
         axis_names={axis_name},
     )(params, batch)
-
-
-def aux_specs(
-    loss_fn: LossFn, params: Tree, batch: Tree, mesh: Mesh, axis_name: str, micro_batches: int
-) -> Tree:
-    """Returns the ``out_specs`` of aux: scalars are replicated, other arrays sharded by rows.
-
-    Args:
-      loss_fn: ``loss_fn(params, batch)`` returns ``(loss, aux)``.
-      params: the parameters.
-      batch: the whole batch, of global arrays.
-      mesh: the mesh of devices.
-      axis_name: the mesh axis that the batch is sharded over.
-      micro_batches: see `mean_gradient`.
-    """
-    parts = mesh.shape[axis_name] * micro_batches
-    part = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype), batch
-    )
-    _, aux = jax.eval_shape(loss_fn, params, part)
-    rows = (axis_name,) if micro_batches == 1 else (None, axis_name)
-    return jax.tree.map(lambda x: PartitionSpec(*rows) if x.ndim else PartitionSpec(), aux)

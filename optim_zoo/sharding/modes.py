@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optim_zoo import rules
 from optim_zoo.errors import ArgumentValueError
 from optim_zoo.sharding import device_axis, gradients, placement
+from optim_zoo.sharding.auxiliary import Aux
 from optim_zoo.sharding.losses import LossFn
 from optim_zoo.sharding.record import DataParallelStep, Step
 from optim_zoo.tree import Tree
@@ -68,12 +69,12 @@ def jit_step(
 
     def step(params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         of_params, of_state = shardings(params)
-        params, state, loss, *aux = update(params, state, batch)
+        params, state, loss, aux = update(params, state, batch)
         return (
             jax.lax.with_sharding_constraint(params, of_params),
             jax.lax.with_sharding_constraint(state, of_state),
             jax.lax.with_sharding_constraint(loss, replicated),
-            *aux,
+            aux,
         )
 
     patterns = [pattern for pattern, _ in param_shardings]
@@ -82,23 +83,15 @@ def jit_step(
 
 def shard_map_step(settings: Settings) -> DataParallelStep:
     """Returns the step that ``shard_map`` runs on each device's rows, with all else replicated."""
-    axis_name, micro_batches = settings.batch_axis, settings.micro_batches
     update = _make_update(settings, _mean_gradient_of_device(settings))
 
     def step(params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
-        whole = PartitionSpec()
-        out_specs: tuple[Any, ...] = (whole, whole, whole)
-        if settings.has_aux:
-            out_specs += (
-                gradients.aux_specs(
-                    settings.loss_fn, params, batch, settings.mesh, axis_name, micro_batches
-                ),
-            )
+        whole, rows = PartitionSpec(), PartitionSpec(settings.batch_axis)
         return jax.shard_map(
             update,
             mesh=settings.mesh,
-            in_specs=(whole, whole, PartitionSpec(axis_name)),
-            out_specs=out_specs,
+            in_specs=(whole, whole, rows),
+            out_specs=(whole, whole, whole, Aux(replicated=whole, rows=rows)),
         )(params, state, batch)
 
     shardings = functools.partial(placement.step_shardings, settings.tx, mesh=settings.mesh)
@@ -115,12 +108,17 @@ def _step_of_global_arrays(
 
     Args:
       settings: see `Settings`.
-      step: a function of global arrays, not compiled yet.
+      step: a function of global arrays, not compiled yet, which returns an `Aux`.
       shardings: the shardings of parameters and state, as a function of the parameters.
       patterns: the path patterns of ``param_shardings``.
     """
     tx, mesh, rows = settings.tx, settings.mesh, settings.rows
-    compiled = jax.jit(step, donate_argnums=(0, 1))
+
+    def joined(params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
+        *made, aux = step(params, state, batch)
+        return (*made, aux.joined()) if settings.has_aux else tuple(made)
+
+    compiled = jax.jit(joined, donate_argnums=(0, 1))
 
     def call(params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         _check_batch(settings, batch)
@@ -168,8 +166,9 @@ def pmap_step(settings: Settings) -> DataParallelStep:
     def call(params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         _check_batch(settings, batch)
         batch = device_axis.batch_divided(batch, by_device)
-        params, state, loss, *aux = compiled(params, state, batch)
-        return (params, state, loss[0], *device_axis.aux_joined(aux, settings.micro_batches))
+        params, state, loss, aux = compiled(params, state, batch)
+        made = (params, state, loss[0])
+        return (*made, device_axis.removed_from_aux(aux).joined()) if settings.has_aux else made
 
     def init(params: Tree) -> tuple[Tree, optax.OptState]:
         params = device_axis.new_copies(params, by_device)
@@ -224,7 +223,7 @@ def _mean_gradient_of_device(settings: Settings) -> Callable[[Tree, Tree], tuple
 def _make_update(
     settings: Settings, mean_gradient: Callable[[Tree, Tree], tuple[Any, ...]]
 ) -> Step:
-    """Returns one step of the optimizer, to be compiled."""
+    """Returns one step of the optimizer, to be compiled, which returns an `Aux`."""
     tx = settings.tx
     accepted = _keywords_accepted(tx.update, ("value", "weight"))
 
@@ -233,8 +232,7 @@ def _make_update(
         extra = {"value": loss, "weight": weight}
         extra = {name: extra[name] for name in accepted}
         updates, state = tx.update(gradient, state, params, **extra)
-        params = optax.apply_updates(params, updates)
-        return (params, state, loss, aux) if settings.has_aux else (params, state, loss)
+        return optax.apply_updates(params, updates), state, loss, aux
 
     return update
 

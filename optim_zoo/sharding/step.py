@@ -50,15 +50,23 @@ def data_parallel(
         `state_shardings`.
       param_shardings: in mode ``"jit"``, rules (path pattern, ``PartitionSpec``) for parameters
         that are sharded (FSDP, tensor parallelism). The other parameters are replicated.
-      has_aux: whether ``loss_fn`` returns ``(loss, aux)``. With several micro-batches every array
-        of aux has a new first axis of this length. Where the loss is called with the rows of one
-        device, arrays of aux are joined along their rows, and scalars are averaged over devices.
+      has_aux: whether ``loss_fn`` returns ``(loss, aux)``, where aux is any pytree of arrays. Each
+        is combined over the calls of the loss by a rule that does not depend on the mode or on the
+        numbers of devices and micro-batches. A floating-point scalar must be a mean over the
+        examples, with the weights of the loss where it has any, and is averaged with them. An
+        integer or boolean scalar must be a sum over the examples, and is added (booleans in int32).
+        An array whose first axis is the batch is concatenated in the
+        order of the batch. Other means and sums are marked: ``sharding.Mean(x)`` or
+        ``sharding.Sum(x)``, for arrays of any shape, such as the mean of every feature or a
+        floating-point sum, which cannot be told from a mean. To find the arrays whose first axis
+        is the batch, the loss is also traced with a batch of twice the size.
 
     Raises:
       ArgumentValueError: the mode or an axis is unknown, or ``zero1`` or ``param_shardings`` is
         passed with a mode that replicates parameters and state, or mode ``"pmap"`` is used with
         another mesh axis or with several processes. When the step is traced: the loss is not a
-        scalar.
+        scalar, or a leaf of aux is not covered by a rule (a batch statistic without a mark, a
+        random key, a string).
       ArgumentTypeError: when the step is traced, ``loss_fn`` returns something else, such as a pair
         that is no `WeightedLoss` without ``has_aux``.
     """

@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optim_zoo.sharding import device_axis
+from optim_zoo.sharding.auxiliary import Aux
 from tests.sharding.problem import data_mesh
 
 pytestmark = pytest.mark.newest
@@ -56,16 +57,9 @@ def test_each_device_has_its_own_rows(batches: list[Any], by_device: NamedShardi
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, divided)
 
 
-def test_rows_of_aux_are_joined() -> None:
-    rows = np.arange(24).reshape(DEVICES, 6)
-    joined = device_axis.aux_joined({"rows": rows, "scalar": np.ones(DEVICES)}, 1)
-    np.testing.assert_array_equal(joined["rows"], np.arange(24))
+def test_rows_of_aux_are_concatenated() -> None:
+    rows = np.arange(24).reshape(DEVICES, 3, 2)
+    aux = Aux({"rows": None, "scalar": np.ones(DEVICES)}, {"rows": rows, "scalar": None})
+    joined = device_axis.removed_from_aux(aux).joined()
+    np.testing.assert_array_equal(joined["rows"], np.arange(24).reshape(12, 2))
     assert joined["scalar"] == 1
-
-
-def test_rows_of_aux_are_joined_within_micro_batches() -> None:
-    rows = np.arange(24).reshape(DEVICES, 2, 3)
-    joined = device_axis.aux_joined({"rows": rows, "scalar": np.ones((DEVICES, 2))}, 2)
-    np.testing.assert_array_equal(joined["rows"][0], [0, 1, 2, 6, 7, 8, 12, 13, 14, 18, 19, 20])
-    np.testing.assert_array_equal(joined["rows"][1], joined["rows"][0] + 3)
-    np.testing.assert_array_equal(joined["scalar"], [1, 1])

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from optim_zoo.sharding.auxiliary import Aux
 from optim_zoo.sharding.gradients import mean_gradient, mean_gradient_by_device
 from optim_zoo.sharding.losses import loss_and_aux
 from tests.sharding.problem import assert_same, data_mesh, mean_loss, weighted_loss
@@ -34,13 +35,12 @@ def _by_definition(loss_fn: Any, params: Any, batch: Any) -> tuple[jax.Array, An
 
 def _shard_map(*, check_vma: bool) -> Callable[..., Result]:
     def mapped(loss_fn: Any, params: Any, batch: Any, **options: Any) -> Result:
-        of_aux = P(None, "data") if options.get("micro_batches", 1) > 1 else P("data")
         return jax.jit(
             jax.shard_map(
                 lambda *args: mean_gradient(loss_fn, *args, axis_name="data", **options),
                 mesh=data_mesh(DEVICES),
                 in_specs=(P(), P("data")),
-                out_specs=(P(), P(), P(), of_aux),
+                out_specs=(P(), P(), P(), Aux(replicated=P(), rows=P("data"))),
                 check_vma=check_vma,
             )
         )(params, batch)
@@ -53,7 +53,7 @@ def _pmap(loss_fn: Any, params: Any, batch: Any, **options: Any) -> Result:
         lambda *args: mean_gradient(loss_fn, *args, axis_name="data", **options),
         "data",
         in_axes=(None, 0),
-        out_axes=(None, None, None, 0),
+        out_axes=(None, None, None, Aux(replicated=None, rows=0)),
     )(params, jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch))
 
 
@@ -88,7 +88,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
     # A loss that is a mean already has weight 1 in every call.
     expected = micro_batches if loss_fn is mean_loss else batches[0]["weight"].sum()
     assert weight == expected
-    assert aux is None
+    assert aux == Aux(None, None)
 
 
 @every_mapping
@@ -207,37 +207,19 @@ def _loss_with_aux(params: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Ar
     return mean_loss(params, batch), {"rows": batch["x"][:, 0], "mean": jnp.mean(batch["y"])}
 
 
-@every_count
-def test_aux_has_an_axis_of_micro_batches(
-    params: Any, batches: list[Any], micro_batches: int
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("mapped", [None, *MAPPED.values()], ids=["one device", *MAPPED])
+def test_aux_is_that_of_the_whole_batch(
+    params: Any, batches: list[Any], mapped: Any, micro_batches: int
 ) -> None:
     batch = batches[0]
-    loss, _, gradient, aux = mean_gradient(
+    loss, _, gradient, aux = (mapped or mean_gradient)(
         _loss_with_aux, params, batch, micro_batches=micro_batches, has_aux=True
     )
     assert_same((loss, gradient), _by_definition(mean_loss, params, batch))
-    if micro_batches == 1:
-        np.testing.assert_array_equal(aux["rows"], batch["x"][:, 0])
-        assert aux["mean"].shape == ()
-        return
-    for m in range(micro_batches):  # which has every n-th row
-        np.testing.assert_array_equal(aux["rows"][m], batch["x"][m::micro_batches, 0])
-        np.testing.assert_allclose(aux["mean"][m], np.mean(batch["y"][m::micro_batches]), 1e-6)
-
-
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_scalars_in_aux_are_averaged_over_devices(
-    params: Any, batches: list[Any], micro_batches: int
-) -> None:
-    batch = batches[0]
-    _, _, _, aux = _by_device(
-        _loss_with_aux, params, batch, micro_batches=micro_batches, has_aux=True
-    )
-    _, _, _, expected = mean_gradient(
-        _loss_with_aux, params, batch, micro_batches=micro_batches, has_aux=True
-    )
-    np.testing.assert_array_equal(aux["rows"], expected["rows"])
-    np.testing.assert_allclose(aux["mean"], expected["mean"], 1e-5)
+    rows = aux.rows["rows"].reshape(-1)  # under pmap it has an axis of devices
+    np.testing.assert_array_equal(rows, batch["x"][:, 0])
+    np.testing.assert_allclose(aux.replicated["mean"], np.mean(batch["y"]), 1e-5)
 
 
 def test_other_mesh_axes_are_left_to_the_compiler(params: Any, batches: list[Any]) -> None:

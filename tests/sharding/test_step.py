@@ -126,31 +126,6 @@ def test_steps_of_several_weighted_batches(params: Any, batches: list[Any], mode
     assert_same(actual, expected)
 
 
-@every_mode
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_aux(params: Any, batches: list[Any], micro_batches: int, mode: str) -> None:
-    def loss_fn(params: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return mean_loss(params, batch), {"rows": batch["x"][:, 0], "count": jnp.ones(())}
-
-    step = sharding.data_parallel(
-        loss_fn,
-        optax.sgd(0.1),
-        mesh=data_mesh(4),
-        mode=mode,
-        micro_batches=micro_batches,
-        has_aux=True,
-    )
-    expected = mean_loss(params, batches[0])
-    x, state = step.init(params)
-    _, _, loss, aux = step(x, state, batches[0])
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
-    # Micro-batch m has the rows m, m + micro_batches, ... in this order.
-    rows = batches[0]["x"][:, 0]
-    expected_rows = rows if micro_batches == 1 else rows.reshape(-1, micro_batches).T
-    np.testing.assert_array_equal(aux["rows"], expected_rows)
-    assert aux["count"].shape == (() if micro_batches == 1 else (micro_batches,))
-
-
 def test_randomness_is_a_key_an_example(params: Any, batches: list[Any], key: jax.Array) -> None:
     def loss_fn(params: Any, batch: Any) -> jax.Array:
         noise = jax.vmap(lambda k: jax.random.normal(k, (4,)))(batch["key"])
