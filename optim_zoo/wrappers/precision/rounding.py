@@ -15,7 +15,7 @@ from optim_zoo.wrappers.precision.narrow import is_narrow, reaching
 class StochasticRoundingState(NamedTuple):
     """State of `stochastic_rounding`."""
 
-    key: jax.Array  # a key: of the next step
+    key: jax.Array  # uint32: the data of the next step's key, which Flax can serialize
     inner: optax.OptState
 
 
@@ -49,7 +49,9 @@ def stochastic_rounding(
 
     def init(params: Tree) -> StochasticRoundingState:
         check_floating(params)
-        return StochasticRoundingState(jnp.copy(key), inner.init(jax.tree.map(wide, params)))
+        return StochasticRoundingState(
+            jnp.copy(jax.random.key_data(key)), inner.init(jax.tree.map(wide, params))
+        )
 
     def update(
         updates: Tree, state: StochasticRoundingState, params: Tree | None = None, **extra: Any
@@ -59,7 +61,8 @@ def stochastic_rounding(
         rows.check_updates("stochastic_rounding", updates, params)
         master = jax.tree.map(wide, params)
         steps, inner_state = inner.update(updates, state.inner, master, **extra)
-        next_key, now = jax.random.split(state.key)
+        state_key = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(key))
+        next_key, now = jax.random.split(state_key)
         keys = keys_like(now, params)
         updates = jax.tree.map(
             lambda x, u, k: (
@@ -69,7 +72,7 @@ def stochastic_rounding(
             steps,
             keys,
         )
-        return updates, StochasticRoundingState(next_key, inner_state)
+        return updates, StochasticRoundingState(jax.random.key_data(next_key), inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
