@@ -1,4 +1,4 @@
-"""What an optimizer state is made of, saved beside its numbers and compared before they are read.
+"""What an optimizer state consists of: saved next to its numbers and compared before they are read.
 
 ::
 
@@ -7,8 +7,9 @@
     like = jax.eval_shape(tx.init, params)
     saved_state.check(json.load(file), like)  # then restore into the shape of `like`
 
-Numbers do not enter: a rate that has become a schedule, or another clipping norm, makes no
-difference.
+The numbers are not compared: a learning rate that has become a schedule, or another clipping norm,
+makes no difference. What another optimizer or another setting such as Nesterov's momentum computes
+has a state type of its own, and does.
 """
 
 import json
@@ -20,44 +21,81 @@ import jax.numpy as jnp
 from jax.tree_util import KeyPath
 
 from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
-from optim_zoo.tree import Tree
+from optim_zoo.tree import Tree, is_box
 
-VERSION = 1  # of the layout of this library's states: raised when a piece changes its fields
+VERSION = 2  # of the layout of this library's states: raised when a piece changes its fields
+_WITHOUT_CONTAINERS = 1  # the version before; the arrays are the same
 _SHOWN = 5  # differences that an error lists; the others are of the same kind
+_PLAIN = ("dict", "list")  # what a state restored without a target consists of
 
 
 def describe(state: Tree) -> dict[str, Any]:
-    """The version of the layout, and dtype and shape of every array by its path, ready for JSON.
+    """Returns the version of the layout, and every array and container by its path, for JSON.
 
-    ``{"version": 1, "arrays": {"0/mu/kernel": "float32(3, 4)", ...}}``. A path is the fields of
-    named tuples, the keys of dicts and the indices of tuples, joined by ``/``; a key with a ``/``
-    or ``"`` of its own is in quotes, so that no two arrays share a path. ``state`` may be any tree
-    of arrays, keys (``key<fry>()``), ``jax.ShapeDtypeStruct``, and may be traced.
+    ::
+
+        {
+            "version": 2,
+            "arrays": {"0/mu/kernel": "float32(3, 4)", ...},
+            "containers": {"": "tuple", "0": "ScaleByAdamState", "0/mu": "dict", ...},
+        }
+
+    A path is the fields of named tuples, the keys of dicts and the indices of tuples, joined by
+    ``/``; a key with a ``/`` or ``"`` of its own is in quotes, so that no two arrays share a path.
+    A container is the name of a named tuple, ``tuple``, ``list``, or ``dict`` for any mapping.
+    Other containers, such as dataclasses, are not recorded. ``state`` may be any tree of arrays,
+    keys (``key<fry>()``), ``jax.ShapeDtypeStruct``, and may be traced.
+
+    In the state of an ``nnx.Optimizer`` each array is in a variable, whose field ends the path:
+    ``0/mu/kernel/value``. Pass ``optimizer.opt_state``: in ``nnx.state(optimizer)`` named tuples
+    are mappings, so that the states of ``adam`` and ``radam`` look the same. In a state replicated
+    for ``jax.pmap`` the shapes begin with the number of devices; to compare it with one that is
+    not replicated, pass ``jax.tree.map(lambda x: x[0], state)``.
 
     Raises:
       ArgumentTypeError: a leaf is none of these and not a number.
     """
-    leaves = jax.tree.leaves_with_path(state)
-    arrays = {_name(path): _dtype_and_shape(path, leaf) for path, leaf in leaves}
-    return {"version": VERSION, "arrays": arrays}
+    arrays: dict[str, str] = {}
+    containers: dict[str, str] = {}
+
+    def walk(path: KeyPath, node: Any) -> None:
+        children = jax.tree.leaves_with_path(node, is_leaf=lambda child: child is not node)
+        if len(children) == 1 and not children[0][0]:  # ``node`` itself
+            arrays[_name(path)] = _dtype_and_shape(path, node)
+            return
+        if (container := _container(node)) is not None:
+            containers[_name(path)] = container
+        for key, child in children:
+            walk((*path, *key), child)
+
+    walk((), state)
+    return {"version": VERSION, "arrays": arrays, "containers": containers}
 
 
 def differences(saved: Mapping[str, Any], state: Tree) -> list[str]:
-    """What differs between ``saved``, made by `describe`, and ``state``: one line a difference.
+    """Lists how ``saved``, made by `describe`, differs from ``state``: one line per difference.
 
-    ``0/nu/kernel was float32(3, 4) and is bfloat16(3, 4)``; a path that only one of them has; the
-    version. Empty where ``saved`` fits.
+    A line is ``0/nu/kernel was float32(3, 4) and is bfloat16(3, 4)``, ``0 was ScaleByAdamState and
+    is ScaleByRadamState``, a path that only one of them has, or the version. There is none where
+    ``saved`` fits. Only the arrays are compared where ``saved`` is of version 1, which did not
+    record containers.
 
     Raises:
       ArgumentValueError: ``saved`` is not a description.
     """
-    version, before = _read(saved)
-    now = describe(state)["arrays"]
+    version, arrays, containers = _read(saved)
+    _, arrays_now, containers_now = _read(describe(state))
     lines = []
-    if version != VERSION:
+    if version not in (_WITHOUT_CONTAINERS, VERSION):
         lines.append(f"the layout of states was version {version} and is version {VERSION}")
+    if version == _WITHOUT_CONTAINERS:
+        containers = containers_now = {}
+    before, now = containers | arrays, containers_now | arrays_now
+    parents = {path[:i] for path in before | now for i, x in enumerate(path) if x == "/"} | {""}
     for path in sorted(before.keys() | now.keys()):
-        name = path or "the only array"
+        if (path in before) != (path in now) and path in parents:
+            continue  # There is a line for each array below it.
+        name = path or ("the only array" if path in arrays_now else "the state")
         if path not in before:
             lines.append(f"{name} is missing in the checkpoint")
         elif path not in now:
@@ -77,29 +115,95 @@ def check(saved: Mapping[str, Any], state: Tree) -> None:
     lines = differences(saved, state)
     if not lines:
         return
-    version, before = _read(saved)
-    if version != VERSION:
+    version, arrays, containers = _read(saved)
+    _, arrays_now, containers_now = _read(describe(state))
+    changed = {
+        path: containers_now.get(path)
+        for path, container in containers.items()
+        if container != containers_now.get(path)
+    }
+    problem = "the saved state does not fit this optimizer and its parameters"
+    if version not in (_WITHOUT_CONTAINERS, VERSION):
         advice = "restore it with the version of optim_zoo it was saved with"
-    elif before.keys() == describe(state)["arrays"].keys():
+    elif version == VERSION and arrays == arrays_now and _lost_types(changed):
+        problem = "the state was restored without a target, and has lost its types"
+        advice = "rebuild it with saved_state.rebuild(tx.init(params), state)"
+    elif arrays.keys() == arrays_now.keys() and (
+        version == _WITHOUT_CONTAINERS or containers == containers_now
+    ):
         advice = "take the shapes, dtypes and options it was saved with"
     else:
         advice = "take the optimizer and options it was saved with"
-    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     raise ArgumentValueError(
         "saved",
         "fit this optimizer and its parameters",
         saved,
         advice,
-        sentence=f"the saved state does not fit this optimizer and its parameters "
-        f"({'; '.join(lines[:_SHOWN] + more)}): {advice}",
+        sentence=f"{problem} ({_shown(lines)}): {advice}",
         related=["state"],
     )
+
+
+def rebuild(template: Tree, restored: Tree) -> Tree:
+    """Returns the arrays of ``restored`` in the containers of ``template``.
+
+    Orbax without a target, and ``flax.serialization.msgpack_restore``, give a state as nested
+    dictionaries and lists, which no optimizer can update::
+
+        state = saved_state.rebuild(jax.eval_shape(tx.init, params), checkpointer.restore(path))
+
+    The numbers do not show which optimizer they were saved by: `check` a saved description too.
+
+    Args:
+      template: a state like the one that was saved; its numbers do not matter.
+      restored: arrays at the same paths (see `describe`). NumPy arrays become JAX arrays, others
+        keep their sharding.
+
+    Raises:
+      ArgumentValueError: an array is missing, or has another shape or dtype; the message names the
+        first few.
+    """
+    saved = {**describe(restored), "version": _WITHOUT_CONTAINERS}
+    if lines := differences(saved, template):
+        expected, advice = "hold the arrays of template", "take the optimizer it was saved with"
+        raise ArgumentValueError(
+            "restored",
+            expected,
+            saved["arrays"],
+            advice,
+            sentence=f"{{argument}} must {expected} ({_shown(lines)}): {advice}",
+            related=["template"],
+        )
+    by_name = {_name(path): x for path, x in jax.tree.leaves_with_path(restored)}
+    structure: Any = jax.tree.structure(template)
+    leaves = [by_name[_name(path)] for path, _ in jax.tree.leaves_with_path(template)]
+    return structure.unflatten([x if isinstance(x, jax.Array) else jnp.asarray(x) for x in leaves])
 
 
 def _name(path: KeyPath) -> str:
     # Not `tree.leaf_paths`, which leaves out the field ``value`` of Flax's boxes.
     keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
     return "/".join(json.dumps(key) if set(key) & set('/"') else key for key in keys)
+
+
+def _container(node: Any) -> str | None:
+    """The name of a container in a description; None for those that are not recorded."""
+    if isinstance(node, tuple):
+        return type(node).__name__ if hasattr(node, "_fields") else "tuple"
+    if isinstance(node, list):
+        return "list"
+    return "dict" if isinstance(node, Mapping) and not is_box(node) else None
+
+
+def _lost_types(changed: Mapping[str, str | None]) -> bool:
+    """Whether all containers that differ have become plain; Orbax leaves empty ones out."""
+    kinds = set(changed.values()) - {None}
+    return bool(kinds) and kinds <= set(_PLAIN)
+
+
+def _shown(lines: list[str]) -> str:
+    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "; ".join(lines[:_SHOWN] + more)
 
 
 def _dtype_and_shape(path: KeyPath, leaf: Any) -> str:
@@ -115,13 +219,13 @@ def _dtype_and_shape(path: KeyPath, leaf: Any) -> str:
     return f"{dtype}{tuple(jnp.shape(leaf))}"
 
 
-def _read(saved: Any) -> tuple[int, dict[str, str]]:
-    """The version and the arrays of a description; raises where ``saved`` is none."""
+def _read(saved: Any) -> tuple[int, dict[str, str], dict[str, str]]:
+    """The version, arrays and containers of a description; raises where ``saved`` is none."""
     match saved:
-        case {"version": int(version), "arrays": Mapping() as arrays} if all(
-            isinstance(text, str) for item in arrays.items() for text in item
-        ):
-            return version, dict(arrays)
+        case {"version": int(version), "arrays": Mapping() as arrays}:
+            containers = saved.get("containers", {} if version == _WITHOUT_CONTAINERS else None)
+            if _is_text(arrays) and _is_text(containers):
+                return version, dict(arrays), dict(containers)
     expected = "a description made by saved_state.describe"
     advice = "give the one that was saved with the state"
     raise ArgumentValueError(
@@ -130,4 +234,10 @@ def _read(saved: Any) -> tuple[int, dict[str, str]]:
         saved,
         advice,
         sentence=f"expected {expected}, got {str(saved)[:100]}: {advice}",
+    )
+
+
+def _is_text(entries: Any) -> bool:
+    return isinstance(entries, Mapping) and all(
+        isinstance(text, str) for item in entries.items() for text in item
     )

@@ -64,6 +64,11 @@ def _box_types() -> tuple[type, ...]:
     return tuple(box for box in found if box is not None)
 
 
+def is_box(node: Any) -> bool:
+    """Whether ``node`` is a variable or a metadata box of Flax, which holds one array or tree."""
+    return isinstance(node, _box_types())
+
+
 def _key_name(key: Any) -> str:
     match key:
         case DictKey(key=name) | FlattenedIndexKey(key=name) | GetAttrKey(name=name):

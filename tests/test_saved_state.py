@@ -1,23 +1,31 @@
 """Descriptions of states: what they hold, what they tell apart, and what makes no difference."""
 
+import itertools
 import json
 import math
+import pickle
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
-from flax import nnx
+from flax import nnx, serialization
 from flax.core import freeze
+from flax.training.train_state import TrainState
 
 import optim_zoo
 from optim_zoo import saved_state
 from optim_zoo.tree import Tree
 from optim_zoo.wrappers.accumulation import accumulate
-from optim_zoo.wrappers.precision import master_weights, stochastic_rounding
+from optim_zoo.wrappers.guards import skip_nonfinite, skip_spikes
+from optim_zoo.wrappers.metrics import with_metrics
+from optim_zoo.wrappers.precision import master_weights, stochastic_rounding, store_state
 
 PARAMS = {"dense": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}
 
@@ -27,9 +35,9 @@ def described(tx: optax.GradientTransformation, params: Tree = PARAMS) -> dict[s
     return json.loads(json.dumps(saved_state.describe(tx.init(params))))
 
 
-def test_a_description_names_every_array() -> None:
+def test_a_description_names_every_array_and_container() -> None:
     assert described(optim_zoo.adam(0.1)) == {
-        "version": 1,
+        "version": 2,
         "arrays": {
             "0/count": "int32()",
             "0/mu/dense/bias": "float32(4,)",
@@ -38,6 +46,15 @@ def test_a_description_names_every_array() -> None:
             "0/nu/dense/kernel": "float32(3, 4)",
             "1/count": "int32()",
             "1/learning_rate": "float32()",
+        },
+        "containers": {
+            "": "tuple",
+            "0": "ScaleByAdamState",
+            "0/mu": "dict",
+            "0/mu/dense": "dict",
+            "0/nu": "dict",
+            "0/nu/dense": "dict",
+            "1": "ScaleByLearningRateState",
         },
     }
 
@@ -80,10 +97,10 @@ def test_shapes_alone_and_tracers_are_described_as_arrays_are(tx: Any) -> None:
 
 def test_a_state_without_arrays() -> None:
     description = described(optax.identity())
-    assert description == {"version": 1, "arrays": {}}
+    assert description == {"version": 2, "arrays": {}, "containers": {"": "EmptyState"}}
     saved_state.check(description, optax.identity().init(PARAMS))
-    with pytest.raises(ValueError, match="1/learning_rate is missing in the checkpoint"):
-        saved_state.check(description, optim_zoo.momentum(0.1).init(PARAMS))
+    with pytest.raises(ValueError, match="0/learning_rate is missing in the checkpoint"):
+        saved_state.check(description, optim_zoo.sgd(0.1).init(PARAMS))
 
 
 def test_flax_containers() -> None:
@@ -142,60 +159,72 @@ PAIRS = {
         optim_zoo.adam(0.1),
         optim_zoo.amsgrad(0.1),
         [
+            "0 was ScaleByAdamState and is ScaleByAmsgradState",
             "0/nu_max/dense/bias is missing in the checkpoint",
             "0/nu_max/dense/kernel is missing in the checkpoint",
         ],
-        2,
+        3,
     ),
     "sgd, momentum": (
         optim_zoo.sgd(0.1),
         optim_zoo.momentum(0.1),
         [
+            "0 was ScaleByLearningRateState and is TraceMomentumState",
             "0/learning_rate is only in the checkpoint",
             "0/momentum/dense/bias is missing in the checkpoint",
             "0/momentum/dense/kernel is missing in the checkpoint",
             "1/count is missing in the checkpoint",
             "1/learning_rate is missing in the checkpoint",
         ],
-        5,
+        6,
     ),
     "adamw, lamb": (
         ADAMW,
         optim_zoo.lamb(0.1),
         [
+            "2 was ScaleByLearningRateState and is ScaleByTrustRatioState",
             "2/count is only in the checkpoint",
             '2/trust_ratio/"dense/kernel" is missing in the checkpoint',
         ],
-        10,  # three figures of two leaves, and the rate's place
+        11,  # three figures of two leaves, and the rate's place
     ),
     "clipping": (
         ADAMW,
         optax.chain(optim_zoo.clip_by_global_norm(1.0), ADAMW),
         [
+            "0 was ScaleByAdamState and is ClipByGlobalNormState",
+            "1 was AddDecayedWeightsState and is tuple",
             "0/gradient_norm is missing in the checkpoint",
             "0/mu/dense/kernel is only in the checkpoint",
             "1/0/mu/dense/kernel is missing in the checkpoint",
         ],
-        2 + 2 * 7,  # its norms, and the seven arrays of AdamW in another place
+        # its norms, the seven arrays and the decay of AdamW in another place, and two containers
+        2 + 2 * 7 + 1 + 2,
     ),
     "accumulation": (
         ADAMW,
         accumulate(ADAMW, 2),
         [
+            "the state was tuple and is AccumulateState",
+            "1 is only in the checkpoint",
             "2/count is only in the checkpoint",
             "inner/2/count is missing in the checkpoint",
             "sums/dense/kernel is missing in the checkpoint",
         ],
-        7 + len(jax.tree.leaves(accumulate(ADAMW, 2).init(PARAMS))),  # all of both
+        # all arrays of both, their decay and their root
+        7 + len(jax.tree.leaves(accumulate(ADAMW, 2).init(PARAMS))) + 2 + 1,
     ),
     "master weights": (
         ADAMW,
         master_weights(ADAMW),
         [
+            "the state was tuple and is MasterWeightsState",
             "2/count is only in the checkpoint",
             "inner/2/count is missing in the checkpoint",
+            "master/dense/kernel is missing in the checkpoint",
         ],
-        2 * 7,  # float32 parameters have no master
+        # all arrays and the decay of both, the root, and a gap for each float32 parameter
+        2 * 7 + 2 + 1 + 2,
     ),
 }
 
@@ -207,9 +236,12 @@ def test_another_optimizer_is_told_by_its_paths(name: str) -> None:
     assert set(some) <= set(lines)
     assert len(lines) == len(set(lines)) == count
     swap = {"only in": "missing in", "missing in": "only in"}
-    assert saved_state.differences(described(other), one.init(PARAMS)) == [
-        re.sub("only in|missing in", lambda found: swap[found[0]], line) for line in lines
-    ]
+
+    def swapped(line: str) -> str:
+        line = re.sub(r"was (\S+) and is (\S+)$", r"was \2 and is \1", line)
+        return re.sub("only in|missing in", lambda found: swap[found[0]], line)
+
+    assert saved_state.differences(described(other), one.init(PARAMS)) == list(map(swapped, lines))
     for saved, now in ((one, other), (other, one)):
         with pytest.raises(ValueError, match=r"take the optimizer and options it was saved with$"):
             saved_state.check(described(saved), now.init(PARAMS))
@@ -253,10 +285,10 @@ def test_an_error_lists_the_first_few_paths_and_counts_the_others() -> None:
 
 def test_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     saved = described(ADAMW)
-    monkeypatch.setattr(saved_state, "VERSION", 2)
+    monkeypatch.setattr(saved_state, "VERSION", 3)
     state = ADAMW.init(PARAMS)
     assert saved_state.differences(saved, state) == [
-        "the layout of states was version 1 and is version 2"
+        "the layout of states was version 2 and is version 3"
     ]
     with pytest.raises(ValueError, match="restore it with the version of optim_zoo it was saved"):
         saved_state.check(saved, state)
@@ -274,6 +306,8 @@ def test_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
         {"version": 1, "arrays": ["0/count"]},
         {"version": 1, "arrays": {"0/count": 3}},
         {"version": 1, "arrays": {0: "int32()"}},
+        {"version": 2, "arrays": {}},
+        {"version": 2, "arrays": {}, "containers": {"": 1}},
     ],
 )
 def test_what_is_no_description_is_one_sentence(saved: Any) -> None:
@@ -288,3 +322,188 @@ def test_what_is_no_description_is_one_sentence(saved: Any) -> None:
 def test_what_is_no_array_is_named() -> None:
     with pytest.raises(TypeError, match="made of arrays, got str at 0/name"):
         saved_state.describe([{"name": "adam"}])
+
+
+def test_a_description_of_version_1_is_compared_by_its_arrays() -> None:
+    """So a checkpoint from before containers were recorded resumes."""
+    now = described(ADAMW)
+    saved = {"version": 1, "arrays": now["arrays"]}
+    saved_state.check(saved, ADAMW.init(PARAMS))
+    with pytest.raises(ValueError, match=r"2/trust_ratio.*take the optimizer and options it was"):
+        saved_state.check(saved, optim_zoo.lamb(0.1).init(PARAMS))
+    wider = {"dense": {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(4)}}
+    with pytest.raises(ValueError, match=r"take the shapes, dtypes and options it was saved with$"):
+        saved_state.check(saved, ADAMW.init(wider))
+
+
+# Every optimizer of the registry by its default arguments, and settings that change its formula.
+OPTIMIZERS: dict[str, Any] = {
+    **{
+        name: optim_zoo.registry.OPTIMIZERS[name].constructor(0.1)
+        for name in optim_zoo.registry.OPTIMIZERS
+        if not optim_zoo.registry.OPTIMIZERS[name].wraps
+    },
+    "layerwise_adaptive": optim_zoo.layerwise_adaptive(optim_zoo.scale_by_adam(), 0.1),
+    "layerwise_adaptive of nadam": optim_zoo.layerwise_adaptive(optim_zoo.scale_by_nadam(), 0.1),
+    "lookahead": optim_zoo.lookahead(optim_zoo.adam(0.1)),
+    "lookahead of radam": optim_zoo.lookahead(optim_zoo.radam(0.1)),
+    "sgd with momentum": optim_zoo.sgd(0.1, 0.9),
+    "sgd with Nesterov's momentum": optim_zoo.sgd(0.1, 0.9, nesterov=True),
+    "momentum as a moving average": optim_zoo.momentum(0.1, ema=True),
+    "rmsprop with momentum": optim_zoo.rmsprop(0.1, momentum=0.9),
+    "rmsprop with Nesterov's momentum": optim_zoo.rmsprop(0.1, momentum=0.9, nesterov=True),
+    "centered rmsprop": optim_zoo.rmsprop(0.1, centered=True),
+    "lars with Nesterov's momentum": optim_zoo.lars(0.1, nesterov=True),
+    "lars with the rate outside": optim_zoo.lars(0.1, lr_inside_momentum=False),
+    "uncorrected adam": optim_zoo.adam(0.1, bias_correction=False),
+    "uncorrected amsgrad": optim_zoo.amsgrad(0.1, bias_correction=False),
+    "uncorrected lamb": optim_zoo.lamb(0.1, bias_correction=False),
+    "ranger with centralization": optim_zoo.ranger(0.1, gradient_centralization=True),
+}
+# The same formula under two names.
+SAME = [
+    {"momentum", "sgd with momentum"},  # the heavy ball
+    {"nesterov", "sgd with Nesterov's momentum"},
+]
+
+
+def test_no_two_optimizers_of_the_registry_have_the_same_description() -> None:
+    known = {name: described(tx) for name, tx in OPTIMIZERS.items()}
+    same = [
+        {one, other}
+        for one, other in itertools.combinations(known, 2)
+        if known[one] == known[other]
+    ]
+    assert same == SAME
+    for one, other in itertools.permutations(known, 2):
+        assert (saved_state.differences(known[one], OPTIMIZERS[other].init(PARAMS)) == []) == (
+            {one, other} in SAME
+        )
+
+
+def test_a_piece_without_arrays_makes_a_difference() -> None:
+    centralized = optax.chain(optim_zoo.centralize_gradients(), optim_zoo.adam(0.1))
+    decayed = optax.chain(optim_zoo.add_decayed_weights(0.1), optim_zoo.adam(0.1))
+    assert saved_state.differences(described(centralized), decayed.init(PARAMS)) == [
+        "0 was CentralizeGradientsState and is AddDecayedWeightsState"
+    ]
+    behind = optax.chain(optim_zoo.adam(0.1), optim_zoo.centralize_gradients())
+    alone = optax.chain(optim_zoo.adam(0.1))
+    assert saved_state.differences(described(behind), alone.init(PARAMS)) == [
+        "1 is only in the checkpoint"
+    ]
+    for saved, now in ((behind, alone), (alone, behind), (centralized, decayed)):
+        with pytest.raises(ValueError, match=r"take the optimizer and options it was saved with$"):
+            saved_state.check(described(saved), now.init(PARAMS))
+
+
+def test_the_state_of_an_nnx_optimizer_keeps_the_names_of_the_pieces() -> None:
+    def opt_state(tx: Any) -> Any:
+        return nnx.Optimizer(nnx.Linear(4, 6, rngs=nnx.Rngs(0)), tx, wrt=nnx.Param).opt_state
+
+    saved = saved_state.describe(opt_state(optim_zoo.adam(0.1)))
+    assert saved["arrays"]["0/mu/kernel/value"] == "float32(4, 6)"
+    assert saved["containers"] == {
+        "": "tuple",
+        "0": "ScaleByAdamState",
+        "0/mu": "dict",
+        "0/nu": "dict",
+        "1": "ScaleByLearningRateState",
+    }
+    saved_state.check(saved, opt_state(optim_zoo.adam(0.2)))
+    assert saved_state.differences(saved, opt_state(optim_zoo.radam(0.1))) == [
+        "0 was ScaleByAdamState and is ScaleByRadamState"
+    ]
+
+
+def test_a_train_state_and_a_replicated_state() -> None:
+    tx = optim_zoo.lamb(0.1)
+    made = TrainState.create(apply_fn=lambda: None, params=PARAMS, tx=tx)
+    saved_state.check(described(tx), made.opt_state)
+    devices = jax.local_device_count()
+    params = jax.tree.map(lambda x: jnp.stack([x] * devices), PARAMS)
+    replicated = jax.pmap(tx.init)(params)
+    arrays = saved_state.describe(replicated)["arrays"]
+    assert arrays["0/mu/dense/kernel"] == f"float32({devices}, 3, 4)"
+    saved_state.check(described(tx), jax.tree.map(lambda x: x[0], replicated))
+
+
+WRAPPED: dict[str, Callable[[Any], Any]] = {
+    "accumulate": lambda tx: accumulate(tx, 2),
+    "skip_nonfinite": skip_nonfinite,
+    "skip_spikes": skip_spikes,
+    "with_metrics": with_metrics,
+    "master_weights": master_weights,
+    "store_state": lambda tx: store_state(tx, {"mu": "bfloat16"}),
+    "stochastic_rounding": lambda tx: stochastic_rounding(tx, jax.random.key(3)),
+    "stochastic_rounding, rbg": lambda tx: stochastic_rounding(tx, jax.random.key(3, impl="rbg")),
+}
+STATES = OPTIMIZERS | {
+    name: wrap(optim_zoo.lamb(0.1, weight_decay=0.1)) for name, wrap in WRAPPED.items()
+}
+
+
+def started(tx: Any) -> tuple[Tree, Tree]:
+    """Parameters of two dtypes, and a state in which no two numbers of an array are equal."""
+    params = {**PARAMS, "low": jnp.ones(5, jnp.bfloat16)}
+
+    def numbered(x: jax.Array) -> jax.Array:
+        return jnp.asarray(1 + np.arange(x.size).reshape(x.shape), x.dtype)
+
+    return params, jax.tree.map(numbered, tx.init(params))
+
+
+def assert_same(one: Tree, other: Tree) -> None:
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert isinstance(x, jax.Array)
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_flax_restores_every_state_with_and_without_a_target(name: str) -> None:
+    params, state = started(STATES[name])
+    saved = serialization.to_bytes(state)
+    like = STATES[name].init(params)
+    assert_same(jax.tree.map(jnp.asarray, serialization.from_bytes(like, saved)), state)
+    assert_rebuilt(STATES[name], params, state, serialization.msgpack_restore(saved))
+
+
+def assert_rebuilt(tx: Any, params: Tree, state: Tree, restored: Tree) -> None:
+    description = json.loads(json.dumps(saved_state.describe(state)))
+    with pytest.raises(ValueError, match=r"without a target.*saved_state\.rebuild\(tx\.init"):
+        saved_state.check(description, restored)
+    rebuilt = saved_state.rebuild(jax.eval_shape(tx.init, params), restored)
+    saved_state.check(description, rebuilt)
+    assert_same(rebuilt, state)
+
+
+@pytest.mark.parametrize("name", ["lamb", "master_weights", "stochastic_rounding", "accumulate"])
+def test_orbax_without_a_target_is_rebuilt(name: str, tmp_path: Path) -> None:
+    params, state = started(STATES[name])
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state")
+    assert_rebuilt(STATES[name], params, state, restored)
+    rebuilt = saved_state.rebuild(state, restored)
+    assert_same(*(jax.jit(STATES[name].update)(params, x, params) for x in (rebuilt, state)))
+
+
+def test_pickle_keeps_the_types() -> None:
+    for tx in STATES.values():
+        state = tx.init(PARAMS)
+        restored = pickle.loads(pickle.dumps(state))
+        saved_state.check(saved_state.describe(state), restored)
+        assert jax.tree.structure(restored) == jax.tree.structure(state)
+
+
+def test_what_does_not_fit_is_not_rebuilt() -> None:
+    restored = serialization.to_state_dict(optim_zoo.adam(0.1).init(PARAMS))
+    wider = {"dense": {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(4)}}
+    with pytest.raises(ValueError, match=r"0/mu/dense/kernel was float32\(3, 4\) and is") as caught:
+        saved_state.rebuild(optim_zoo.adam(0.1).init(wider), restored)
+    assert caught.value.argument == "restored"
+    with pytest.raises(ValueError, match="2/count is missing in the checkpoint"):
+        saved_state.rebuild(ADAMW.init(PARAMS), restored)

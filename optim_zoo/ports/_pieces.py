@@ -12,6 +12,7 @@ import optax
 
 from optim_zoo import errors, ranges, rules
 from optim_zoo.errors import ArgumentTypeError, parameters_missing
+from optim_zoo.transforms.adam import ScaleByLazyAdamState
 from optim_zoo.transforms.moments import Direction, bias, scale_by_moments
 from optim_zoo.transforms.momentum import trace_momentum
 from optim_zoo.transforms.radam import rectification
@@ -188,11 +189,21 @@ def epsilon_hat(b1: float, b2: float, eps: float) -> Direction:
     return direction
 
 
+class ScaleByAdamEpsilonHatState(NamedTuple):
+    """State of `scale_by_adam_epsilon_hat`."""
+
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    mu: Tree  # like the parameters, in float32 or wider: moving average of g
+    nu: Tree  # like the parameters, in float32 or wider: moving average of g^2
+
+
 def scale_by_adam_epsilon_hat(
     b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, *, lazy: bool = False
 ) -> optax.GradientTransformation:
     """`scale_by_adam`, or with ``lazy`` `scale_by_lazy_adam`, with `epsilon_hat`."""
-    return scale_by_moments("Adam", epsilon_hat(b1, b2, eps), b1, b2, eps, lazy=lazy)
+    state = ScaleByLazyAdamState if lazy else ScaleByAdamEpsilonHatState
+    hat = epsilon_hat(b1, b2, eps)
+    return scale_by_moments("Adam", hat, b1, b2, eps, state=state, lazy=lazy)
 
 
 def radam_epsilon_hat(

@@ -9,7 +9,7 @@ import optax
 from optim_zoo import ranges
 from optim_zoo.optimizers.lookahead import synchronize
 from optim_zoo.ports._pieces import in_source_words
-from optim_zoo.transforms import TraceMomentumState
+from optim_zoo.transforms import TraceMomentumState, TraceNesterovMomentumState
 from optim_zoo.tree import Tree, map_to_several
 
 
@@ -102,9 +102,9 @@ def _pull_back(due: jax.Array, state: _CachedMomentumState, share: float) -> _Ca
     return _CachedMomentumState([cached for _, cached in pulled], inner)
 
 
-def _traces(state: Any) -> list[TraceMomentumState]:
+def _traces(state: Any) -> list[Any]:
     return [node for node in jax.tree.leaves(state, is_leaf=_is_trace) if _is_trace(node)]
 
 
 def _is_trace(node: Any) -> bool:
-    return isinstance(node, TraceMomentumState)
+    return isinstance(node, TraceMomentumState | TraceNesterovMomentumState)

@@ -25,6 +25,9 @@ from optim_zoo.ports._pieces import (
     times,
 )
 from optim_zoo.transforms import (
+    ScaleByLarsTrustRatioState,
+    ScaleByRadamState,
+    ScaleByUncorrectedAdamState,
     add_decayed_weights,
     centralize_gradients,
     clip_by_global_norm,
@@ -76,7 +79,15 @@ def Lamb(
     step = chain(
         negated(maximize),
         clip_by_global_norm(max_grad_norm, eps=eps) if pre_norm and max_grad_norm else None,
-        scale_by_moments("Lamb", direction, b1, b2, eps, grad_averaging=grad_averaging),
+        scale_by_moments(
+            "Lamb",
+            direction,
+            b1,
+            b2,
+            eps,
+            state=ScaleByUncorrectedAdamState,
+            grad_averaging=grad_averaging,
+        ),
         None if weight_decouple else add_decayed_weights(weight_decay, exclude_from_weight_decay),
         None if adam else scale_by_trust_ratio(phi_bounds=(None, 10.0), eps=eps),
         scale_by_learning_rate(_divided_by_bias(lr, b1)),
@@ -111,8 +122,8 @@ def LARS(
         return jnp.where(defined, trust_coefficient * x / jnp.where(defined, denominator, 1), 1)
 
     adapted = scale_by_layer(
-        "pytorch_optimizer.LARS", ratio, weight_decay=weight_decay, exclude=(), layers=(),
-        axis_name=None,
+        "pytorch_optimizer.LARS", ratio, state=ScaleByLarsTrustRatioState,
+        weight_decay=weight_decay, exclude=(), layers=(), axis_name=None,
     )  # fmt: skip
     with errors.renaming({"decay": "momentum"}):
         trace = trace_with_gain(
@@ -223,7 +234,7 @@ def _radam(
     direction = radam_epsilon_hat(*betas, eps, threshold=threshold, below=below)
     return chain(
         negated(maximize),
-        scale_by_moments("RAdam", direction, *betas, eps),
+        scale_by_moments("RAdam", direction, *betas, eps, state=ScaleByRadamState),
         scale_by_learning_rate(lr),
     )
 

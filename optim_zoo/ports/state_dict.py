@@ -13,16 +13,23 @@ import optax
 
 from optim_zoo import ranges
 from optim_zoo.errors import ArgumentValueError
-from optim_zoo.ports._pieces import DecayState
+from optim_zoo.ports._pieces import DecayState, ScaleByAdamEpsilonHatState
 from optim_zoo.transforms import (
     ScaleByAdadeltaState,
     ScaleByAdagradState,
     ScaleByAdamState,
     ScaleByAmsgradState,
+    ScaleByLazyAdamState,
     ScaleByLearningRateState,
+    ScaleByNadamState,
+    ScaleByRadamState,
     ScaleByRmsState,
     ScaleByScheduledNadamState,
+    ScaleByUncorrectedAdamState,
+    ScaleByUncorrectedAmsgradState,
+    TraceMomentumEmaState,
     TraceMomentumState,
+    TraceNesterovMomentumState,
 )
 from optim_zoo.tree import Tree, leaf_paths, map_with_path
 
@@ -32,11 +39,22 @@ Names = Mapping[str, str | tuple[str, Sequence[int]]]
 _LIBRARIES = ("torch", "timm", "pytorch_optimizer")
 
 # What the fields of our states are called in torch, timm and pytorch_optimizer.
+_MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
+_LARGEST_MOMENTS = {**_MOMENTS, "nu_max": "max_exp_avg_sq"}
+_MOMENTUM = {"momentum": "momentum_buffer"}
 _FIELDS: dict[type, dict[str, str]] = {
-    ScaleByAdamState: {"mu": "exp_avg", "nu": "exp_avg_sq"},
-    ScaleByAmsgradState: {"mu": "exp_avg", "nu": "exp_avg_sq", "nu_max": "max_exp_avg_sq"},
-    ScaleByScheduledNadamState: {"mu": "exp_avg", "nu": "exp_avg_sq"},
-    TraceMomentumState: {"momentum": "momentum_buffer"},
+    ScaleByAdamState: _MOMENTS,
+    ScaleByAdamEpsilonHatState: _MOMENTS,
+    ScaleByUncorrectedAdamState: _MOMENTS,
+    ScaleByLazyAdamState: _MOMENTS,
+    ScaleByRadamState: _MOMENTS,
+    ScaleByNadamState: _MOMENTS,
+    ScaleByScheduledNadamState: _MOMENTS,
+    ScaleByAmsgradState: _LARGEST_MOMENTS,
+    ScaleByUncorrectedAmsgradState: _LARGEST_MOMENTS,
+    TraceMomentumState: _MOMENTUM,
+    TraceNesterovMomentumState: _MOMENTUM,
+    TraceMomentumEmaState: _MOMENTUM,
     ScaleByRmsState: {"nu": "square_avg", "mu": "grad_avg"},
     ScaleByAdagradState: {"sum_of_squares": "sum"},
     ScaleByAdadeltaState: {"e_g": "square_avg", "e_x": "acc_delta"},

@@ -4,6 +4,7 @@
 supported; ``name`` changes nothing. Each agrees with the source to 1e-9 in float64.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from optim_zoo.ports._pieces import (
     scale_by_adam_epsilon_hat,
     warmup_then_linear,
 )
-from optim_zoo.transforms import add_decayed_weights, scale_by_learning_rate
+from optim_zoo.transforms import ScaleByRadamState, add_decayed_weights, scale_by_learning_rate
 from optim_zoo.transforms.amsgrad import scale_by_largest_moments
 from optim_zoo.transforms.moments import Direction, bias, scale_by_moments
 from optim_zoo.transforms.radam import rectification
@@ -162,7 +163,8 @@ def rectified_adam(
     exclude_from_weight_decay: rules.Patterns,
 ) -> optax.GradientTransformation:
     """A rectified direction, decay and learning rate."""
-    scale = scale_by_largest_moments if amsgrad else scale_by_moments
+    piece: Any = functools.partial(scale_by_moments, state=ScaleByRadamState)
+    scale = scale_by_largest_moments if amsgrad else piece
     return chain(
         scale("RectifiedAdam", direction, beta_1, beta_2, epsilon),
         add_decayed_weights(weight_decay, exclude_from_weight_decay),

@@ -29,6 +29,8 @@ from optim_zoo.ports._pieces import (
     times,
 )
 from optim_zoo.transforms import (
+    ScaleByLarsTrustRatioState,
+    ScaleByNadamState,
     add_decayed_weights,
     cast_like_params,
     clip_by_global_norm,
@@ -36,7 +38,7 @@ from optim_zoo.transforms import (
     scale_by_rms,
     scale_by_trust_ratio,
 )
-from optim_zoo.transforms.adam import adam_direction
+from optim_zoo.transforms.adam import adam_direction, adam_state
 from optim_zoo.transforms.lars import lars_ratio
 from optim_zoo.transforms.layerwise import scale_by_layer
 from optim_zoo.transforms.leafwise import Declaration, Leaf, leafwise, zero_count, zeros
@@ -125,6 +127,7 @@ def fused_lamb(
         b1,
         b2,
         eps,
+        state=adam_state(bias_correction=bias_correction),
         grad_averaging=grad_averaging,
     )
     decay = add_decayed_weights(weight_decay, exclude_from_weight_decay)
@@ -175,6 +178,7 @@ def Lars(
         return scale_by_layer(
             "timm.Lars",
             clipped if trust_clip else unclipped,
+            state=ScaleByLarsTrustRatioState,
             weight_decay=weight_decay,
             exclude_from_weight_decay=exclude_from_weight_decay,
             exclude=() if always_adapt else exclude_from_weight_decay,
@@ -332,7 +336,7 @@ def NAdamW(
 
     return chain(
         negated(maximize),
-        scale_by_moments("timm.NAdamW", direction, b1, b2, eps),
+        scale_by_moments("timm.NAdamW", direction, b1, b2, eps, state=ScaleByNadamState),
         add_decayed_weights(weight_decay, exclude_from_weight_decay),
         scale_by_learning_rate(lr),
     )

@@ -24,6 +24,7 @@ from optim_zoo.ports._pieces import (
     scale_by_adam_epsilon_hat,
 )
 from optim_zoo.transforms import (
+    ScaleByRadamState,
     add_decayed_weights,
     scale_by_adagrad,
     scale_by_adam,
@@ -155,7 +156,8 @@ def RAdam(
     """RAdam with eps beside the uncorrected root, and momentum alone below rho = 5."""
     refuse("torch.RAdam", foreach=(foreach, None), capturable=(capturable, False),
            differentiable=(differentiable, False))  # fmt: skip
-    direction = scale_by_moments("RAdam", radam_epsilon_hat(*betas, eps), *betas, eps)
+    hat = radam_epsilon_hat(*betas, eps)
+    direction = scale_by_moments("RAdam", hat, *betas, eps, state=ScaleByRadamState)
     decay = add_decayed_weights(weight_decay, exclude_from_weight_decay)
     return _stepping(lr, direction, decay, decoupled_weight_decay, maximize)
 

@@ -1,10 +1,29 @@
 """Adam's direction, with and without bias correction (Kingma and Ba, arXiv 1412.6980)."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from optim_zoo.transforms.leafwise import Leafwise
-from optim_zoo.transforms.moments import Direction, bias, scale_by_moments
+from optim_zoo.transforms.moments import Direction, ScaleByAdamState, bias, scale_by_moments
+from optim_zoo.tree import Tree
+
+
+class ScaleByUncorrectedAdamState(NamedTuple):
+    """State of `scale_by_adam` with ``bias_correction=False``."""
+
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    mu: Tree  # like the parameters, in float32 or wider: moving average of g
+    nu: Tree  # like the parameters, in float32 or wider: moving average of g^2
+
+
+class ScaleByLazyAdamState(NamedTuple):
+    """State of `scale_by_lazy_adam`."""
+
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    mu: Tree  # like the parameters, in float32 or wider: moving average of g
+    nu: Tree  # like the parameters, in float32 or wider: moving average of g^2
 
 
 def scale_by_adam(
@@ -39,7 +58,8 @@ def scale_by_adam(
       TypeError: a rate has fewer bits than float32, or a parameter is not floating-point.
     """
     direction = adam_direction(b1, b2, eps, bias_correction=bias_correction)
-    return scale_by_moments("scale_by_adam", direction, b1, b2, eps)
+    state = adam_state(bias_correction=bias_correction)
+    return scale_by_moments("scale_by_adam", direction, b1, b2, eps, state=state)
 
 
 def scale_by_lazy_adam(
@@ -56,7 +76,14 @@ def scale_by_lazy_adam(
       ValueError, TypeError: see `scale_by_adam`.
     """
     direction = adam_direction(b1, b2, eps)
-    return scale_by_moments("scale_by_lazy_adam", direction, b1, b2, eps, lazy=True)
+    return scale_by_moments(
+        "scale_by_lazy_adam", direction, b1, b2, eps, state=ScaleByLazyAdamState, lazy=True
+    )
+
+
+def adam_state(*, bias_correction: bool) -> type[Any]:
+    """Returns the type of the state of `scale_by_adam`."""
+    return ScaleByAdamState if bias_correction else ScaleByUncorrectedAdamState
 
 
 def adam_direction(

@@ -1,6 +1,7 @@
 """AMSGrad's direction (Reddi, Kale and Kumar, arXiv 1904.09237, Algorithm 2)."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,15 @@ from optim_zoo.tree import Tree
 
 class ScaleByAmsgradState(NamedTuple):
     """State of `scale_by_amsgrad`; averages are like the parameters, in float32 or wider."""
+
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    mu: Tree  # moving average of g
+    nu: Tree  # moving average of g^2
+    nu_max: Tree  # the largest nu so far
+
+
+class ScaleByUncorrectedAmsgradState(NamedTuple):
+    """State of `scale_by_amsgrad` with ``bias_correction=False``; see `ScaleByAmsgradState`."""
 
     count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
     mu: Tree  # moving average of g
@@ -51,7 +61,8 @@ def scale_by_amsgrad(
       ValueError, TypeError: see `scale_by_adam`.
     """
     direction = adam_direction(b1, b2, eps, bias_correction=bias_correction)
-    return scale_by_largest_moments("scale_by_amsgrad", direction, b1, b2, eps)
+    state = ScaleByAmsgradState if bias_correction else ScaleByUncorrectedAmsgradState
+    return scale_by_largest_moments("scale_by_amsgrad", direction, b1, b2, eps, state=state)
 
 
 def scale_by_largest_moments(
@@ -60,6 +71,8 @@ def scale_by_largest_moments(
     b1: jax.typing.ArrayLike,
     b2: jax.typing.ArrayLike,
     eps: jax.typing.ArrayLike,
+    *,
+    state: Callable[..., Any] = ScaleByAmsgradState,
 ) -> Leafwise:
     """`scale_by_moments` where the direction is given nu_max, the largest nu so far."""
     check_moments(b1, b2, eps)
@@ -78,7 +91,7 @@ def scale_by_largest_moments(
         Declaration(
             name=piece,
             update=update,
-            state=ScaleByAmsgradState,
+            state=state,
             like_params=("mu", "nu", "nu_max"),
             init=lambda path, x: {"mu": zeros(x), "nu": zeros(x), "nu_max": zeros(x)},
             init_shared=zero_count,

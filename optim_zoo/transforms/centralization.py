@@ -1,13 +1,18 @@
 """Gradient centralization (Yong et al., arXiv 2004.01461)."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-import optax
 
 from optim_zoo import rules
 from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise
 from optim_zoo.tree import Tree, map_with_path, wide
+
+
+class CentralizeGradientsState(NamedTuple):
+    """State of `centralize_gradients`, which is empty and only names the piece."""
 
 
 def centralize_gradients(output_axis: int = -1, exclude: rules.Patterns = ()) -> Leafwise:
@@ -46,12 +51,16 @@ def centralize_gradients(output_axis: int = -1, exclude: rules.Patterns = ()) ->
         map_with_path(check_axis, params)
 
     def update(
-        g: jax.Array, state: optax.EmptyState, leaf: Leaf
-    ) -> tuple[jax.Array, optax.EmptyState]:
+        g: jax.Array, state: CentralizeGradientsState, leaf: Leaf
+    ) -> tuple[jax.Array, CentralizeGradientsState]:
         if not centralized(leaf.path, g):
             return g, state
         kept = output_axis % g.ndim
         axes = tuple(axis for axis in range(g.ndim) if axis != kept)
         return wide(g) - jnp.mean(wide(g), axes, keepdims=True), state
 
-    return leafwise(Declaration(name="centralize_gradients", update=update, check=check))
+    return leafwise(
+        Declaration(
+            name="centralize_gradients", update=update, state=CentralizeGradientsState, check=check
+        )
+    )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from optim_zoo import ranges, rules
 from optim_zoo.layers import mesh_axes
-from optim_zoo.transforms.layerwise import Ratio, scale_by_layer
+from optim_zoo.transforms.layerwise import Ratio, ScaleByLarsTrustRatioState, scale_by_layer
 from optim_zoo.transforms.leafwise import Leafwise
 
 
@@ -44,6 +44,7 @@ def scale_by_lars_trust_ratio(
     return scale_by_layer(
         "scale_by_lars_trust_ratio",
         lars_ratio(trust_coefficient, eps),
+        state=ScaleByLarsTrustRatioState,
         weight_decay=weight_decay,
         exclude_from_weight_decay=exclude_from_weight_decay,
         exclude=exclude,

@@ -1,7 +1,7 @@
 """Scaling layer by layer, which the trust ratios of LAMB and LARS share."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +28,19 @@ class ScaleByTrustRatioState(NamedTuple):
     update_norm: Tree  # of the updates before they were scaled
 
 
+class ScaleByLarsTrustRatioState(NamedTuple):
+    """State of `scale_by_lars_trust_ratio`, with the fields of `ScaleByTrustRatioState`."""
+
+    trust_ratio: Tree  # ones before the first step
+    parameter_norm: Tree  # of the parameters the step started from
+    update_norm: Tree  # of the updates before they were scaled
+
+
 def scale_by_layer(
     piece: str,
     ratio: Ratio,
     *,
+    state: Callable[..., Any],
     weight_decay: jax.typing.ArrayLike = 0.0,
     exclude_from_weight_decay: rules.Patterns = (),
     exclude: rules.Patterns,
@@ -49,6 +58,7 @@ def scale_by_layer(
     Args:
       piece: its name, for messages.
       ratio: the formula, for one or several layers at once.
+      state: the NamedTuple of the piece, with the fields of `ScaleByTrustRatioState`.
       weight_decay, exclude_from_weight_decay: see `add_decayed_weights`.
       exclude, layers, axis_name: see `scale_by_trust_ratio`.
 
@@ -91,7 +101,7 @@ def scale_by_layer(
         update_norm = norms.norm(u, spec, axis_names)
         trust_ratio = ratio(parameter_norm, update_norm, decay)
         scaled = wide(direction) * norms.expand(trust_ratio, u.shape, spec)
-        return scaled, ScaleByTrustRatioState(
+        return scaled, state._replace(
             trust_ratio=trust_ratio.astype(jnp.float32),
             parameter_norm=parameter_norm.astype(jnp.float32),
             update_norm=update_norm.astype(jnp.float32),
@@ -101,7 +111,7 @@ def scale_by_layer(
         Declaration(
             name=piece,
             update=update,
-            state=ScaleByTrustRatioState,
+            state=state,
             by_path=ScaleByTrustRatioState._fields,
             init=init,
             check=check,

@@ -25,7 +25,11 @@ Direction = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class ScaleByAdamState(NamedTuple):
-    """State of `scale_by_adam` and its siblings."""
+    """State of `scale_by_adam` with bias correction.
+
+    The siblings of `scale_by_adam` have states with the same fields and another name, from which
+    `saved_state` recognises the state of another optimizer.
+    """
 
     count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
     mu: Tree  # like the parameters, in float32 or wider: moving average of g
@@ -39,6 +43,7 @@ def scale_by_moments(
     b2: jax.typing.ArrayLike,
     eps: jax.typing.ArrayLike,
     *,
+    state: Callable[..., Any] = ScaleByAdamState,
     grad_averaging: bool = True,
     lazy: bool = False,
 ) -> Leafwise:
@@ -55,6 +60,7 @@ def scale_by_moments(
       direction: the formula, for one array.
       b1, b2: decay rates in [0, 1).
       eps: of the formula, >= 0; only checked here.
+      state: the NamedTuple of the piece, with the fields of `ScaleByAdamState`.
       grad_averaging: False: mu <- b1 mu + g.
       lazy: takes `SparseRows` gradients, and moves only their rows of the moments.
 
@@ -94,7 +100,7 @@ def scale_by_moments(
         Declaration(
             name=piece,
             update=update,
-            state=ScaleByAdamState,
+            state=state,
             like_params=("mu", "nu"),
             init=lambda path, x: {"mu": zeros(x), "nu": zeros(x)},
             init_shared=zero_count,

@@ -1,7 +1,7 @@
 """Momentum: heavy ball (Polyak, 1964), Nesterov's, and as a moving average."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,21 @@ from optim_zoo.tree import Tree
 
 
 class TraceMomentumState(NamedTuple):
-    """State of `trace_momentum`."""
+    """State of `trace_momentum`: the heavy ball."""
+
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    momentum: Tree  # like the parameters, in float32 or wider
+
+
+class TraceNesterovMomentumState(NamedTuple):
+    """State of `trace_momentum` with ``nesterov=True``."""
+
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    momentum: Tree  # like the parameters, in float32 or wider
+
+
+class TraceMomentumEmaState(NamedTuple):
+    """State of `trace_momentum` with ``ema=True``."""
 
     count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
     momentum: Tree  # like the parameters, in float32 or wider
@@ -94,7 +108,8 @@ def trace_momentum(
             return 1 - decay
         return jnp.where(count == 0, 1.0, 1 - dampening) if damped else 1.0
 
-    return trace_with_gain("trace_momentum", decay, gain, nesterov=nesterov)
+    state = TraceMomentumEmaState if ema else None
+    return trace_with_gain("trace_momentum", decay, gain, nesterov=nesterov, state=state)
 
 
 def trace_with_gain(
@@ -103,9 +118,12 @@ def trace_with_gain(
     gain: Callable[[jax.Array], jax.typing.ArrayLike],
     *,
     nesterov: bool,
+    state: Callable[..., Any] | None = None,
 ) -> Leafwise:
     """`trace_momentum` with any gain: m <- decay m + gain(step) g, the first step being 0."""
     ranges.check_decay("decay", decay)
+    if state is None:
+        state = TraceNesterovMomentumState if nesterov else TraceMomentumState
 
     def begin(state: TraceMomentumState) -> tuple[TraceMomentumState, jax.typing.ArrayLike]:
         return count_step(state)[0], gain(state.count)
@@ -121,7 +139,7 @@ def trace_with_gain(
         Declaration(
             name=piece,
             update=update,
-            state=TraceMomentumState,
+            state=state,
             like_params=("momentum",),
             init=lambda path, x: {"momentum": zeros(x)},
             init_shared=zero_count,

@@ -12,6 +12,14 @@ from optim_zoo.transforms.moments import bias, check_moments, log, moment, scale
 from optim_zoo.tree import Tree
 
 
+class ScaleByNadamState(NamedTuple):
+    """State of `scale_by_nadam`."""
+
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    mu: Tree  # like the parameters, in float32 or wider: moving average of g
+    nu: Tree  # like the parameters, in float32 or wider: moving average of g^2
+
+
 def scale_by_nadam(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
@@ -37,7 +45,7 @@ def scale_by_nadam(
         mu_hat = b1 * mu / bias(b1, next_t) + (1 - b1) * g / bias(b1, t)
         return jnp.asarray(mu_hat / (jnp.sqrt(nu / bias(b2, t)) + eps), mu.dtype)
 
-    return scale_by_moments("scale_by_nadam", direction, b1, b2, eps)
+    return scale_by_moments("scale_by_nadam", direction, b1, b2, eps, state=ScaleByNadamState)
 
 
 class ScaleByScheduledNadamState(NamedTuple):

@@ -1,6 +1,6 @@
 """Rectified Adam's direction (Liu et al., arXiv 1908.03265)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,15 @@ import jax.numpy as jnp
 from optim_zoo import ranges
 from optim_zoo.transforms.leafwise import Leafwise
 from optim_zoo.transforms.moments import bias, log, scale_by_moments
+from optim_zoo.tree import Tree
+
+
+class ScaleByRadamState(NamedTuple):
+    """State of `scale_by_radam`."""
+
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    mu: Tree  # like the parameters, in float32 or wider: moving average of g
+    nu: Tree  # like the parameters, in float32 or wider: moving average of g^2
 
 
 def scale_by_radam(
@@ -42,7 +51,7 @@ def scale_by_radam(
         rectified = r * mu_hat / (jnp.sqrt(nu / bias(b2, t)) + eps)
         return jnp.where(rho >= threshold, rectified, mu_hat).astype(mu.dtype)
 
-    return scale_by_moments("scale_by_radam", direction, b1, b2, eps)
+    return scale_by_moments("scale_by_radam", direction, b1, b2, eps, state=ScaleByRadamState)
 
 
 def rectification(

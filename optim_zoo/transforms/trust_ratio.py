@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from optim_zoo import ranges, rules
 from optim_zoo.layers import mesh_axes
-from optim_zoo.transforms.layerwise import scale_by_layer
+from optim_zoo.transforms.layerwise import ScaleByTrustRatioState, scale_by_layer
 from optim_zoo.transforms.leafwise import Leafwise
 
 
@@ -60,7 +60,12 @@ def scale_by_trust_ratio(
         return jnp.where(defined, _clip(quotient, ratio_bounds), 1)
 
     return scale_by_layer(
-        "scale_by_trust_ratio", ratio, exclude=exclude, layers=layers, axis_name=axis_name
+        "scale_by_trust_ratio",
+        ratio,
+        state=ScaleByTrustRatioState,
+        exclude=exclude,
+        layers=layers,
+        axis_name=axis_name,
     )
 
 

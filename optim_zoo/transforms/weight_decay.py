@@ -1,11 +1,16 @@
 """Decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101)."""
 
+from typing import NamedTuple
+
 import jax
-import optax
 
 from optim_zoo import ranges, rules
 from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise
 from optim_zoo.tree import wide
+
+
+class AddDecayedWeightsState(NamedTuple):
+    """State of `add_decayed_weights`, which is empty and only names the piece."""
 
 
 def add_decayed_weights(
@@ -31,8 +36,8 @@ def add_decayed_weights(
     nothing = isinstance(weight_decay, (int, float)) and weight_decay == 0
 
     def update(
-        u: jax.Array, state: optax.EmptyState, leaf: Leaf
-    ) -> tuple[jax.Array, optax.EmptyState]:
+        u: jax.Array, state: AddDecayedWeightsState, leaf: Leaf
+    ) -> tuple[jax.Array, AddDecayedWeightsState]:
         if nothing or rules.matches(exclude, leaf.path):
             return u, state
         return wide(u) + weight_decay * wide(leaf.parameter), state
@@ -41,6 +46,7 @@ def add_decayed_weights(
         Declaration(
             name="add_decayed_weights",
             update=update,
+            state=AddDecayedWeightsState,
             check=lambda params: rules.check_matches("exclude", exclude, params),
             params="required",
         )

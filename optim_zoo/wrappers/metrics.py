@@ -20,6 +20,7 @@ from optim_zoo.errors import ArgumentValueError, parameters_missing
 from optim_zoo.layers import mesh_axes, norms
 from optim_zoo.transforms import (
     ClipByGlobalNormState,
+    ScaleByLarsTrustRatioState,
     ScaleByLearningRateState,
     ScaleByTrustRatioState,
 )
@@ -39,7 +40,13 @@ class WithMetricsState(NamedTuple):
     inner: optax.OptState
 
 
-_READ = (ClipByGlobalNormState, ScaleByLearningRateState, ScaleByTrustRatioState, WithMetricsState)
+_READ = (
+    ClipByGlobalNormState,
+    ScaleByLarsTrustRatioState,
+    ScaleByLearningRateState,
+    ScaleByTrustRatioState,
+    WithMetricsState,
+)
 
 
 def with_metrics(
@@ -178,7 +185,11 @@ def read(state: Tree) -> dict[str, jax.Array]:
             case ClipByGlobalNormState():
                 add("gradient_norm", piece.gradient_norm)
                 add("clipped_gradient_norm", piece.clipped_norm)
-            case ScaleByTrustRatioState(trust_ratio=dict()):  # no dict where there is no leaf
+            # There is no dict where there is no leaf.
+            case (
+                ScaleByTrustRatioState(trust_ratio=dict())
+                | ScaleByLarsTrustRatioState(trust_ratio=dict())
+            ):
                 for field, values in piece._asdict().items():
                     add_leaves(field, values)
             case WithMetricsState():

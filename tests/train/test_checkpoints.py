@@ -19,6 +19,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optim_zoo
+from optim_zoo import saved_state, transforms
 from optim_zoo.errors import UserError
 from optim_zoo.train import checkpoints as checkpoints_module
 from optim_zoo.train.checkpoints import Checkpoints, Restored
@@ -187,6 +188,33 @@ def test_keys_low_precision_and_gaps_keep_bits_and_sharding(tmp_path: Path) -> N
         assert (x.dtype, x.sharding) == (y.dtype, y.sharding)
     assert restored.state.key.dtype == saved[1].key.dtype
     assert_same_bits(words(back), words(saved))
+
+
+def test_a_checkpoint_from_before_every_piece_had_a_state_type_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its description is of version 1, without containers, and RAdam's state was Adam's."""
+    tx = optax.chain(
+        optim_zoo.scale_by_radam(),
+        optim_zoo.add_decayed_weights(0.1),
+        optim_zoo.scale_by_learning_rate(0.1),
+    )
+    params = {"x": jnp.arange(3.0)}
+    now = tx.update({"x": jnp.ones(3)}, tx.init(params), params)[1]
+    before = (transforms.ScaleByAdamState(*now[0]), optax.EmptyState(), now[2])
+
+    def describe(state: Tree) -> dict[str, Any]:
+        return {"version": 1, "arrays": description(state)["arrays"]}
+
+    description = saved_state.describe
+    with Checkpoints(tmp_path, 1) as checkpoints, monkeypatch.context() as patched:
+        patched.setattr(saved_state, "describe", describe)
+        checkpoints.save(1, params, before, INFO)
+    with Checkpoints(tmp_path, 1) as checkpoints:
+        restored = checkpoints.restore(params, tx.init(params))
+    assert (restored.step, restored.notes) == (1, [])
+    assert jax.tree.structure(restored.state) == jax.tree.structure(now)
+    assert_same_bits(restored.state, now)
 
 
 def words(tree: Tree) -> Tree:
