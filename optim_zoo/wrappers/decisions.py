@@ -50,9 +50,12 @@ _Kind = TypeVar("_Kind", Refusals, LeftOut)
 
 
 def all_of(kind: type[_Kind], state: Tree) -> list[_Kind]:
-    """Every ``kind`` in ``state``, one of each guard or accumulation."""
+    """Returns every ``kind`` in ``state``, one per guard or accumulation.
+
+    Their fields are arrays, also where an ``nnx.Optimizer`` keeps each of them in a variable.
+    """
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
-    return [node for node in nodes if isinstance(node, kind)]
+    return [kind(*jax.tree.leaves(node)) for node in nodes if isinstance(node, kind)]
 
 
 def all_finite(tree: Tree, axis_name: AxisName = None) -> jax.Array:

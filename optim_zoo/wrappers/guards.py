@@ -9,6 +9,7 @@ not been. Inside ``jit`` nothing can be raised, so `check` is called now and the
     guards.check(state)  # raises once ten steps in a row were refused
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -197,14 +198,29 @@ def check(state: Tree) -> None:
     """Raises where a guard in ``state`` has refused too many steps in a row; called on the host.
 
     Also where `accumulate` could not make so many. It waits for the step that made ``state``, so
-    call it as often as metrics are logged. It knows guards by the types of their states: in
-    dictionaries, which a checkpoint that is read without a tree to restore gives, it finds none.
+    call it as often as metrics are logged. ``state`` may be replicated for ``jax.pmap``, or be the
+    ``opt_state`` of an ``nnx.Optimizer``.
 
     Raises:
       TooManyRefusals: a guard has refused ``max_consecutive`` steps in a row, or more.
-      ArgumentTypeError: ``state`` is traced.
+      ArgumentTypeError: ``state`` is traced, or a guard in it has lost its type, as in a checkpoint
+        that is restored without a target.
     """
     guarded = all_of(Refusals, state)
+    if not guarded and _has_untyped_guard(state):
+        expected = "have the types that init gave it"
+        advice = (
+            "rebuild it with saved_state.rebuild(tx.init(params), state), or pass "
+            "optimizer.opt_state instead of nnx.state(optimizer)"
+        )
+        raise ArgumentTypeError(
+            "state",
+            expected,
+            "dictionaries",
+            advice,
+            sentence=f"guards.check finds guards by the types of their states, got a state made of "
+            f"dictionaries: {advice}",
+        )
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(guarded)):
         advice = "call it outside jit, on the state it returns"
         raise ArgumentTypeError(
@@ -218,3 +234,10 @@ def check(state: Tree) -> None:
         if (refusals.in_a_row >= refusals.most).any():  # several values under pmap
             counts = (refusals.in_a_row, refusals.most, refusals.total)
             raise TooManyRefusals(*(int(count.max()) for count in counts))
+
+
+def _has_untyped_guard(state: Tree) -> bool:
+    def is_guard(node: Any) -> bool:
+        return isinstance(node, Mapping) and set(node) == set(Refusals._fields)
+
+    return any(map(is_guard, jax.tree.leaves(state, is_leaf=is_guard)))

@@ -154,7 +154,8 @@ def read(state: Tree) -> dict[str, jax.Array]:
     ``skipped_steps``, (), int32, where there is a guard or an accumulation: steps that were not
     made, and ``skipped_micro_batches`` that were left out of a mean, up to now. Nothing is
     computed: a key is there where a piece of this library kept the value. Works on traced state, so
-    that a jitted step can return it.
+    that a jitted step can return it, and on the ``opt_state`` of an ``nnx.Optimizer``. Of a state
+    replicated for ``jax.pmap`` every value has a leading axis, one entry per device.
 
     Raises:
       ArgumentValueError: two pieces kept the same value, such as the rates of two groups of
@@ -204,7 +205,7 @@ def read(state: Tree) -> dict[str, jax.Array]:
     }
     for name, counts in counted.items():
         if counts:
-            metrics[name] = sum(map(_array, counts[1:]), _array(counts[0]))
+            metrics[name] = sum(counts[1:], counts[0])
     return metrics
 
 

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx, serialization
+from flax.training.train_state import TrainState
 
-from optim_zoo import adamw, guards, lamb, metrics, sgd
+from optim_zoo import accumulation, adamw, guards, lamb, lars, metrics, saved_state, sgd
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -90,6 +92,52 @@ def test_check_raises_after_so_many_in_a_row(wrap: Wrap) -> None:
     guards.check(tx.update(GRADS, state, PARAMS)[1])
     with pytest.raises(guards.TooManyRefusals, match="3 steps in a row"):
         guards.check(tx.update(NAN, state, PARAMS)[1])
+
+
+@pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
+def test_check_in_the_containers_of_flax_and_pmap(wrap: Wrap) -> None:
+    tx = wrap(metrics.with_metrics(lars(0.1)), max_consecutive=2)
+    refused = r"2 steps in a row were refused, at most 1 are allowed \(2 in all\)"
+
+    optimizer = nnx.Optimizer(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), tx, wrt=nnx.Param)
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    gradients = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), nnx.state(model, nnx.Param))
+    optimizer.update(model, gradients)
+    guards.check(optimizer.opt_state)
+    optimizer.update(model, gradients)
+    with pytest.raises(guards.TooManyRefusals, match=refused):
+        guards.check(optimizer.opt_state)
+    read = metrics.read(optimizer.opt_state)
+    assert read["skipped_steps"] == 2
+    assert {"learning_rate", "trust_ratio/kernel", "gradient_norm"} <= set(read)
+    assert all(isinstance(value, jax.Array) for value in read.values())
+    with pytest.raises(TypeError, match=r"pass optimizer\.opt_state instead of nnx"):
+        guards.check(nnx.state(optimizer))
+
+    train = TrainState.create(apply_fn=lambda: None, params=PARAMS, tx=tx)
+    train = train.apply_gradients(grads=NAN)
+    guards.check(train.opt_state)
+    train = train.apply_gradients(grads=NAN)
+    with pytest.raises(guards.TooManyRefusals, match=refused):
+        guards.check(train.opt_state)
+
+    replicated = jax.pmap(lambda _: train.opt_state)(jnp.zeros(jax.local_device_count()))
+    with pytest.raises(guards.TooManyRefusals, match=refused):
+        guards.check(replicated)
+    read = metrics.read(replicated)
+    assert read["trust_ratio/a"].shape == (jax.local_device_count(),)
+    np.testing.assert_array_equal(read["skipped_steps"], 2)
+
+
+def test_a_guard_that_has_lost_its_type_is_refused() -> None:
+    tx = accumulation.accumulate(guards.skip_nonfinite(adamw(0.1), max_consecutive=1), 1)
+    state = tx.update(NAN, tx.init(PARAMS), PARAMS)[1]
+    for wrapped in (state, (state,)):
+        restored = serialization.to_state_dict(wrapped)
+        with pytest.raises(TypeError, match=r"rebuild it with saved_state\.rebuild\(tx\.init"):
+            guards.check(restored)
+        guards.check(saved_state.rebuild(wrapped, restored))
+    guards.check(serialization.to_state_dict(adamw(0.1).init(PARAMS)))  # no guard in it
 
 
 def _level(scale: float, value: float | None = None) -> tuple[Any, dict[str, Any]]:
