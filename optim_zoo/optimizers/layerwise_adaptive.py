@@ -10,6 +10,7 @@ from optim_zoo.errors import ArgumentValueError
 from optim_zoo.layers import mesh_axes
 from optim_zoo.transforms import (
     ScaleByLearningRateState,
+    chain_leaf_by_leaf,
     scale_by_learning_rate,
     scale_by_trust_ratio,
 )
@@ -48,11 +49,21 @@ def layerwise_adaptive(
       ValueError: ``base`` is an optimizer; see `scale_by_trust_ratio`.
     """
     ranges.check_transformation("base", base)
-    base = optax.with_extra_args_support(base)
+    chain = chain_leaf_by_leaf(
+        base,
+        scale_by_trust_ratio(
+            phi_bounds=phi_bounds,
+            ratio_bounds=ratio_bounds,
+            exclude=rules.named("exclude_from_layer_adaptation", exclude_from_layer_adaptation),
+            layers=layers,
+            axis_name=axis_name,
+        ),
+        scale_by_learning_rate(learning_rate),
+    )
 
     def init(params: Tree) -> Any:
-        state = base.init(params)
-        kinds = jax.tree.leaves(state, is_leaf=_has_learning_rate)
+        state = chain.init(params)
+        kinds = jax.tree.leaves(state[0], is_leaf=_has_learning_rate)
         if any(map(_has_learning_rate, kinds)):
             raise ArgumentValueError(
                 "base",
@@ -63,17 +74,7 @@ def layerwise_adaptive(
             )
         return state
 
-    return optax.chain(
-        optax.GradientTransformationExtraArgs(init, base.update),
-        scale_by_trust_ratio(
-            phi_bounds=phi_bounds,
-            ratio_bounds=ratio_bounds,
-            exclude=rules.named("exclude_from_layer_adaptation", exclude_from_layer_adaptation),
-            layers=layers,
-            axis_name=axis_name,
-        ),
-        scale_by_learning_rate(learning_rate),
-    )
+    return optax.GradientTransformationExtraArgs(init, chain.update)
 
 
 def _has_learning_rate(node: Any) -> bool:

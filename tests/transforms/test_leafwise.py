@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from flax.core import freeze
 
-from optim_zoo import adam, lamb, lookahead, stacked
+from optim_zoo import adam, lamb, layerwise_adaptive, lookahead, stacked
 from optim_zoo.errors import ArgumentValueError
 from optim_zoo.transforms import (
     add_decayed_weights,
@@ -142,6 +142,7 @@ def test_one_direction_is_in_memory_at_a_time() -> None:
     assert temporaries(optax.chain(*_pieces())) > 0.99
     assert temporaries(chain_leaf_by_leaf(*_pieces())) < 1.1 / leaves
     assert temporaries(lamb(0.1, weight_decay=0.1)) < 1.1 / leaves
+    assert temporaries(layerwise_adaptive(scale_by_adam(), 0.1)) < 1.1 / leaves
 
 
 def _lowered(platform: str) -> str:
