@@ -29,7 +29,8 @@ def squared_norm(x: jax.Array, layers: Layers = (), axis_names: Sequence[str] = 
       ValueError: in a mapped context, layers are spread over a mesh axis that there is not.
     """
     kept = [layer.axis for layer in layers]
-    total = jnp.sum(jnp.square(wide(x)), axis=[i for i in range(x.ndim) if i not in kept])
+    square = jnp.square(wide(_with_own_conversion(x)))
+    total = jnp.sum(square, axis=[i for i in range(x.ndim) if i not in kept])
     if layers:
         # Blocks are summed last, on the small remainder: a reshape of x itself would make XLA
         # gather an array that is sharded along the axis.
@@ -52,6 +53,26 @@ def squared_norm(x: jax.Array, layers: Layers = (), axis_names: Sequence[str] = 
         )
     axes = tuple(sorted(cut - apart))
     return jax.lax.psum(total, axes) if axes else total
+
+
+def _with_own_conversion(x: jax.Array) -> jax.Array:
+    """Returns ``x``. On a CPU its conversion to float32 is not shared with other uses of it.
+
+    An update reads a bfloat16 array twice, for its norm and then entry by entry. Where both share
+    the conversion, XLA on a CPU writes the float32 array to memory, in LARS for the parameters and
+    for the gradients at once. XLA removes the barrier, but only after it has looked for equal
+    operations. Other devices fuse a shared conversion into each of its uses; there a barrier
+    would prevent that.
+
+    A barrier does not help float16, whose conversion XLA on a CPU never fuses into a sum.
+    """
+    if x.dtype != jnp.bfloat16 or not isinstance(x, jax.core.Tracer):
+        return x
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=_unchanged)
+
+
+def _unchanged(x: jax.Array) -> jax.Array:
+    return x
 
 
 def _gathered(x: jax.Array) -> jax.Array:
