@@ -313,12 +313,14 @@ def _decay(
     if fraction is None or is_zero(fraction):
         return inner
 
+    inner = optax.with_extra_args_support(inner)
+
     def init(params: Tree) -> DecayState:
         rules.check_matches("exclude_from_weight_decay", exclude, params)
         return DecayState(jnp.zeros((), jnp.int32), inner.init(params))
 
     def update(
-        updates: Tree, state: DecayState, params: Tree | None = None
+        updates: Tree, state: DecayState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, DecayState]:
         if params is None:
             raise parameters_missing("weight decay")
@@ -327,7 +329,7 @@ def _decay(
         seen = params
         if before:
             seen = jax.tree.map(lambda x, skip: x if skip else wide(x) * (1 - f), params, excluded)
-        steps, inner_state = inner.update(updates, state.inner, seen)
+        steps, inner_state = inner.update(updates, state.inner, seen, **extra)
         steps = jax.tree.map(
             lambda u, x, skip: (u if skip else combine(x, u, f)).astype(x.dtype),
             steps,
@@ -336,7 +338,7 @@ def _decay(
         )
         return steps, DecayState(optax.safe_increment(state.count), inner_state)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def times(rate: Rate, factor: float | None) -> Rate:

@@ -67,19 +67,23 @@ class _CachedMomentumState(NamedTuple):
     inner: Any
 
 
-def _with_cached_momentum(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def _with_cached_momentum(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    inner = optax.with_extra_args_support(inner)
+
     def init(params: Tree) -> _CachedMomentumState:
         state = inner.init(params)
         cached = [jax.tree.map(jnp.zeros_like, piece.momentum) for piece in _traces(state)]
         return _CachedMomentumState(cached, state)
 
     def update(
-        updates: Tree, state: _CachedMomentumState, params: Tree | None = None
+        updates: Tree, state: _CachedMomentumState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, _CachedMomentumState]:
-        steps, inner_state = inner.update(updates, state.inner, params)
+        steps, inner_state = inner.update(updates, state.inner, params, **extra)
         return steps, _CachedMomentumState(state.cached, inner_state)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _pull_back(due: jax.Array, state: _CachedMomentumState, share: float) -> _CachedMomentumState:

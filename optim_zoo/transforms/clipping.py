@@ -1,6 +1,6 @@
 """Clipping by the global norm (Pascanu et al., arXiv 1211.5063)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def clip_by_global_norm(
     axis_name: mesh_axes.AxisName = None,
     *,
     eps: jax.typing.ArrayLike = 0.0,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Scales all updates so that their common norm is at most ``max_norm``.
 
     ::
@@ -53,9 +53,9 @@ def clip_by_global_norm(
         return ClipByGlobalNormState(zero, jnp.copy(zero))
 
     def update(
-        updates: Tree, state: ClipByGlobalNormState, params: Tree | None = None
+        updates: Tree, state: ClipByGlobalNormState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, ClipByGlobalNormState]:
-        del params
+        del params, extra
         updates = jax.tree.map(
             lambda g: g.merged() if rows.is_sparse(g) else g, updates, is_leaf=rows.is_sparse
         )
@@ -71,4 +71,4 @@ def clip_by_global_norm(
             gradient_norm.astype(jnp.float32), clipped_norm.astype(jnp.float32)
         )
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
