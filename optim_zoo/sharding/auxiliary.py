@@ -273,6 +273,6 @@ def _result(leaf: _Leaf, rule: _Rule) -> jax.ShapeDtypeStruct:
 
 
 def _wide(dtype: Any) -> Any:
-    """The dtype that values of ``dtype`` are added in: float32 or wider, or that of integers."""
+    """The dtype that values of ``dtype`` are added in: at least that of weights, or of integers."""
     is_inexact = jnp.issubdtype(dtype, jnp.inexact)
-    return jnp.promote_types(dtype, jnp.float32) if is_inexact else dtype
+    return jnp.promote_types(dtype, jnp.result_type(float)) if is_inexact else dtype

@@ -250,3 +250,10 @@ def test_a_loss_without_aux_is_traced_once_a_call(batch: Any) -> None:
     step = sharding.data_parallel(loss_fn, optax.sgd(0.1), mesh=data_mesh(1))
     step(*step.init(PARAMS), batch)
     assert traces == [ROWS]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_aux_keeps_its_dtypes_where_weights_are_float64(batch: Any, mode: str) -> None:
+    with jax.enable_x64(True):
+        _, aux = _step(_weighted_loss, batch, mode, 2, 2)
+        _assert_same(aux, _whole(_weighted_loss, batch))
