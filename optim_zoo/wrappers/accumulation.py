@@ -11,7 +11,14 @@ from optim_zoo import ranges, rows
 from optim_zoo.errors import ArgumentValueError
 from optim_zoo.layers import mesh_axes
 from optim_zoo.tree import Tree, check_floating, varying_axes, wide, wide_dtype
-from optim_zoo.wrappers.decisions import LeftOut, Refusals, all_finite, mean_loss, step_if
+from optim_zoo.wrappers.decisions import (
+    LeftOut,
+    Refusals,
+    all_finite,
+    materialized,
+    mean_loss,
+    step_if,
+)
 
 
 class AccumulateState(NamedTuple):
@@ -117,7 +124,7 @@ def accumulate(
         loss = jnp.zeros((), jnp.float32) if value is None else mean_loss(value, axis_name)
         taken = jnp.bool_(True)
         if skip_nonfinite:
-            taken = all_finite(updates, axis_name) & all_finite((w, loss))
+            taken = materialized(all_finite(updates, axis_name) & all_finite((w, loss)))
         first = state.micro_batches == 0  # then what is summed so far is of the step before
 
         def added(total: jax.Array, x: jax.Array) -> jax.Array:
@@ -143,7 +150,7 @@ def accumulate(
             return inner.update(mean, state.inner, params, **{**extra, **given})
 
         before = state.skipped.micro_batches
-        updates, inner_state = step_if(due & there_is, step, state.inner)
+        updates, inner_state = step_if(due & there_is, step, state.inner, sums)
         return updates, AccumulateState(
             jnp.where(due, 0, state.micro_batches + 1),
             jnp.where(due, optax.safe_increment(state.steps), state.steps),

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Self, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
-from jax.extend.core import jaxpr_as_fun
 
 from optim_zoo import rows
 from optim_zoo.errors import ArgumentTypeError
@@ -92,52 +91,80 @@ def mean_loss(value: jax.typing.ArrayLike, axis_name: AxisName) -> jax.Array:
     return jax.lax.pmean(value, axes) if axes else value
 
 
-def step_if(go: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree) -> tuple[Tree, Tree]:
-    """``step()`` where ``go``, else updates that change nothing and ``state`` as it was; a branch.
+def materialized(go: jax.Array) -> jax.Array:
+    """Returns ``go``, which a program for a CPU then computes once instead of at every use.
+
+    XLA on a CPU repeats a cheap computation in every kernel that reads its result. A decision that
+    depends on all leaves, and that the kernels of every leaf read, would make the program grow with
+    the square of the number of leaves, and so would the time to compile it. XLA never repeats a
+    branch, so here the decision is the result of one.
+
+    Args:
+      go: (), bool. Under ``vmap`` it is an array and has no such branch.
+    """
+    if not isinstance(go, jax.core.Tracer):
+        return go
+    return jax.lax.platform_dependent(go, cpu=_by_a_branch, default=lambda go: go)
+
+
+def _by_a_branch(go: jax.Array) -> jax.Array:
+    return jax.lax.cond(go, jnp.ones_like, jnp.zeros_like, go)
+
+
+def step_if(
+    go: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree, gradients: Tree
+) -> tuple[Tree, Tree]:
+    """``step()`` where ``go``, else updates that change nothing and ``state`` unchanged; a branch.
 
     What changes nothing is -0.0, not 0.0: x - 0.0 is x to the last bit, where -0.0 + 0.0 is 0.0.
 
     Args:
       go: (), bool, the same on all devices.
       step: gives updates and state of the structure, shapes and dtypes of ``state``.
+      gradients: what ``step`` makes updates of.
 
     Raises:
       TypeError: the step changes the shape or dtype of its state, as many of optax's
         transformations do on low-precision parameters.
     """
-    # Traced once, or a step inside several wrappers would be traced twice for each of them.
-    traced, like = jax.make_jaxpr(step, return_shape=True)()
-    updates, after = like
+    step = traced_once(step)
+    updates, after = jax.eval_shape(step)
     _check_kept(state, after)
 
-    def made() -> tuple[Tree, Tree]:
-        structure: Any = jax.tree.structure(like)
-        return structure.unflatten(jaxpr_as_fun(traced)())
-
     def no_step() -> tuple[Tree, Tree]:
-        # One constant would be copied to every leaf of its shape. What XLA cannot know, though it
-        # is 1 here, it writes in place.
-        leaves, structure = jax.tree.flatten(_nothing(updates))
-        ones = [jnp.where(go, number + 2, 1) for number in range(len(leaves))]
-        scaled = [x * one.astype(x.dtype) for x, one in zip(leaves, ones, strict=True)]
-        return jax.tree.unflatten(structure, scaled), state
+        return _written_in_place(go, _nothing(updates), gradients), state
 
-    return jax.lax.cond(go, made, no_step)
+    return jax.lax.cond(go, step, no_step)
 
 
 def choose_step(
-    go: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree
+    go: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree, gradients: Tree
 ) -> tuple[Tree, Tree]:
-    """As `step_if`, but the step is computed in any case, and then chosen entry by entry.
+    """As `step_if`, but on accelerators the step is always computed, and chosen entry by entry.
 
-    For steps that are nearly always made: what is chosen is written by the kernels that compute it,
-    where a branch would cut the clipping before it and the addition after it off from the step. A
-    step of TPU's LAMB so moves 12 arrays of each leaf, and in a branch 15. An accumulation in
-    ``state`` has branches of its own, and choosing would copy what they leave in place: so there
-    it is a branch.
+    For steps that are nearly always made. On an accelerator, the kernels that compute the step also
+    choose. A branch would separate the step from the clipping before it and from the addition after
+    it: a step of LAMB on a TPU moves 12 arrays of each leaf, and in a branch 15. On a CPU a branch
+    takes half the time and fewer temporaries, because no old state is kept to choose from.
+
+    There are two exceptions on every device. Where ``state`` holds an accumulation, which has a
+    branch of its own, the step is a branch, because choosing would copy what that one leaves in
+    place. In a mapped function the step is chosen, because devices that decide differently, where
+    an ``axis_name`` was forgotten, would wait for one another in the collectives of a branch.
     """
     if all_of(LeftOut, state):
-        return step_if(go, step, state)
+        return step_if(go, step, state, gradients)
+    mapped = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    if mapped or not isinstance(go, jax.core.Tracer):  # outside jit each branch would be compiled
+        return _choose(materialized(go), step, state)
+    step = traced_once(step)
+    return jax.lax.platform_dependent(
+        cpu=lambda: step_if(go, step, state, gradients),
+        default=lambda: _choose(go, step, state),
+    )
+
+
+def _choose(go: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree) -> tuple[Tree, Tree]:
     updates, after = step()
     _check_kept(state, after)
     return jax.tree.map(
@@ -145,15 +172,70 @@ def choose_step(
     )
 
 
+def traced_once(function: Callable[[], Tree]) -> Callable[[], Tree]:
+    """Returns ``function``, which is then traced once however many branches call it.
+
+    Otherwise each wrapper around another would double the number of times that what is inside is
+    traced. For functions that are called while another one is traced: each call of `traced_once`
+    compiles anew outside.
+    """
+    return jax.jit(function)
+
+
 def _nothing(updates: Tree) -> Tree:
     """Updates like these that change nothing."""
 
     def nothing(like: Any) -> jax.Array:
-        if jnp.issubdtype(like.dtype, jnp.floating):
+        if _is_floating(like):
             return jnp.full_like(like, -0.0)
         return jnp.zeros_like(like)  # the ids of SparseRows, whose zero is padding
 
     return jax.tree.map(nothing, updates)
+
+
+def _written_in_place(go: jax.Array, nothing: Tree, gradients: Tree) -> Tree:
+    """``nothing``, in a branch that is taken where ``go`` is False. XLA does not know that.
+
+    XLA would compute equal leaves once and copy the result to each of them. Leaves that seem to
+    depend on ``go`` in different ways are each written in place. On accelerators the difference is
+    a number. On a CPU, where such numbers would give every leaf a kernel that takes 15 ms to
+    compile, it is the gradient: kernels that differ in their inputs only are compiled once for each
+    shape. The gradient is not read, because ``go`` is False.
+    """
+    leaves = jax.tree.leaves(nothing)
+    structure: Any = jax.tree.structure(nothing)
+
+    def by_number() -> list[jax.Array]:
+        return [
+            x * jnp.where(go, number + 2, 1).astype(x.dtype) if _is_floating(x) else x
+            for number, x in enumerate(leaves)
+        ]
+
+    def by_gradient() -> list[jax.Array]:
+        return [
+            jnp.where(go, g.astype(x.dtype), x) if _is_floating(x) else x
+            for g, x in zip(jax.tree.leaves(gradients), leaves, strict=True)
+        ]
+
+    alike = jax.tree.structure(gradients) == structure and all(
+        map(_placed_alike, jax.tree.leaves(gradients), leaves)
+    )
+    written = (
+        jax.lax.platform_dependent(cpu=by_gradient, default=by_number) if alike else by_number()
+    )
+    return jax.tree.unflatten(structure, written)
+
+
+def _placed_alike(x: jax.Array, y: jax.Array) -> bool:
+    """Whether two arrays have the same shape, and are sharded alike as far as types say so."""
+    return all(
+        getattr(jax.typeof(x), name) == getattr(jax.typeof(y), name)
+        for name in ("shape", "sharding", "manual_axis_type")
+    )
+
+
+def _is_floating(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _check_kept(before: Tree, after: Tree) -> None:

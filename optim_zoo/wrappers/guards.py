@@ -76,8 +76,9 @@ def skip_nonfinite(
     there are, and devices decide together.
 
     Args:
-      inner: any transformation; it is computed in any case, and a refused step not taken. Around
-        `accumulate` it stands in one branch of a ``lax.cond``.
+      inner: any transformation. On a CPU, and around `accumulate` on every device, it is one branch
+        of a ``lax.cond``. Elsewhere, and inside ``shard_map`` and ``pmap``, it is always computed,
+        and a refused step is not taken.
       max_consecutive: how many refusals in a row make `check` raise, at least 1.
       axis_name: under ``pmap`` and ``check_vma=False``, the mesh axes over which gradients are
         cut or differ; see `scale_by_trust_ratio`. Axes that types tell are found.
@@ -103,11 +104,13 @@ def skip_nonfinite(
         go = all_finite(updates, axis_name)
         if extra.get("value") is not None:
             go &= all_finite(mean_loss(extra["value"], axis_name))
-        updates, inner_state = choose_step(
-            go, lambda: inner.update(updates, state.inner, params, **extra), state.inner
-        )
+
+        def step() -> tuple[Tree, optax.OptState]:
+            return inner.update(updates, state.inner, params, **extra)
+
+        steps, inner_state = choose_step(go, step, state.inner, updates)
         refusals = state.refusals.counted(go, max_consecutive)
-        return updates, SkipNonfiniteState(refusals, inner_state)
+        return steps, SkipNonfiniteState(refusals, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -174,16 +177,18 @@ def skip_spikes(
         go = norm <= jnp.minimum(most_norm, largest)
         if value is not None:
             go &= loss <= most_loss
-        updates, inner_state = choose_step(
-            go, lambda: inner.update(updates, state.inner, params, **extra), state.inner
-        )
+
+        def step() -> tuple[Tree, optax.OptState]:
+            return inner.update(updates, state.inner, params, **extra)
+
+        steps, inner_state = choose_step(go, step, state.inner, updates)
         at = state.made % window
         made = jnp.where(warm, window + (at + 1) % window, state.made + 1)
 
         def remembered(history: jax.Array, seen: jax.Array) -> jax.Array:
             return jnp.where(go, history.at[at].set(seen), history)
 
-        return updates, SkipSpikesState(
+        return steps, SkipSpikesState(
             state.refusals.counted(go, max_consecutive),
             jnp.where(go, made, state.made),
             remembered(state.norms, norm),

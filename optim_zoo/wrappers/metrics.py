@@ -25,7 +25,7 @@ from optim_zoo.transforms import (
     ScaleByTrustRatioState,
 )
 from optim_zoo.tree import Tree, by_path, leaf_paths, leaves_with_path, map_with_path
-from optim_zoo.wrappers.decisions import LeftOut, Refusals, all_of
+from optim_zoo.wrappers.decisions import LeftOut, Refusals, all_of, traced_once
 
 
 class WithMetricsState(NamedTuple):
@@ -99,7 +99,15 @@ def with_metrics(
     ) -> tuple[Tree, WithMetricsState]:
         if params is None:
             raise parameters_missing("with_metrics")
-        steps, inner_state = inner.update(updates, state.inner, params, **extra)
+        due = state.count % every == 0
+        branches = every > 1 and isinstance(due, jax.core.Tracer)
+
+        def step() -> tuple[Tree, optax.OptState]:
+            return inner.update(updates, state.inner, params, **extra)
+
+        if branches:
+            step = traced_once(step)
+        steps, inner_state = step()
 
         def taken(steps: Tree) -> tuple[Any, ...]:
             gradient_norm = state.gradient_norm
@@ -118,13 +126,12 @@ def with_metrics(
             return by_path(map_with_path(of_leaf, arrays, names))
 
         kept = (state.gradient_norm, state.parameter_norm, state.update_norm)
-        due = state.count % every == 0
 
         def branch() -> tuple[Any, ...]:
             # Of steps computed once more, since those handed on would have to be written to memory
             # for the branch on every update, when else the addition to the parameters fuses.
             def again() -> tuple[Any, ...]:
-                return taken(inner.update(updates, state.inner, params, **extra)[0])
+                return taken(step()[0])
 
             return jax.lax.cond(due, again, lambda: kept)
 
@@ -135,6 +142,8 @@ def with_metrics(
             seen = kept
         elif every == 1:
             seen = taken(steps)
+        elif not branches:  # outside jit each branch would be compiled
+            seen = chosen()
         else:  # A CPU would copy the state for such a branch.
             seen = jax.lax.platform_dependent(cpu=chosen, default=branch)
         count = (state.count + 1) % every

@@ -1,0 +1,181 @@
+"""Decisions inside every transformation of JAX, and how a step is guarded on each platform."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from optim_zoo import accumulation, adamw, clip_by_global_norm, guards, lamb
+from optim_zoo.wrappers import decisions
+
+GO = np.array([True, False, True, True, False, False, True, False])
+X = jnp.arange(8.0)
+
+
+def _decided(x: jax.Array) -> jax.Array:
+    """A decision for one number, of shape () or (1,)."""
+    x = x.reshape(())
+    return decisions.materialized((x == 0) | (x == 2) | (x == 3) | (x == 6))
+
+
+def _mapped(**options: Any) -> Callable[[jax.Array], jax.Array]:
+    mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+    mapped = jax.shard_map(
+        lambda x: _decided(x)[None],
+        mesh=mesh,
+        in_specs=P("data"),
+        out_specs=P("data"),
+        **options,
+    )
+    return jax.jit(mapped)
+
+
+def _explicit(x: jax.Array) -> jax.Array:
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        return jax.jit(lambda x: jnp.stack([_decided(each) for each in jnp.unstack(x)]))(x)
+
+
+EVERYWHERE: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "eager": lambda x: jnp.stack([_decided(each) for each in x]),
+    "jit": lambda x: jnp.stack([jax.jit(_decided)(each) for each in x]),
+    "vmap": jax.vmap(_decided),
+    "vmap in jit": jax.jit(jax.vmap(_decided)),
+    "scan": lambda x: jax.lax.scan(lambda carry, x: (carry, _decided(x)), 0, x)[1],
+    "cond": jax.jit(lambda x: jax.lax.cond(x[0] == 0, jax.vmap(_decided), lambda x: x > 9, x)),
+    "shard_map": _mapped(),
+    "shard_map without types": _mapped(check_vma=False),
+    "pmap": lambda x: jax.pmap(_decided)(x),
+    "explicit mesh": _explicit,
+}
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("how", EVERYWHERE)
+def test_a_decision_under_every_transformation(how: str, x64: bool) -> None:
+    with jax.enable_x64(x64):
+        np.testing.assert_array_equal(EVERYWHERE[how](X), GO)
+
+
+def test_a_decision_can_be_differentiated_around() -> None:
+    def choose(x: jax.Array) -> jax.Array:
+        return jnp.where(_decided(x), 3 * x, 0.0)
+
+    assert jax.jit(jax.grad(choose))(2.0) == 3
+    assert jax.jit(jax.grad(choose))(1.0) == 0
+
+
+PARAMS = {name: jnp.ones((8, 8)) for name in "abc"}
+
+
+def _branches(tx: optax.GradientTransformation, platform: str) -> int:
+    """How many times the program of an update chooses between branches by a computed number."""
+    step = jax.jit(lambda g, state: tx.update(g, state, PARAMS))
+    traced = step.trace(PARAMS, jax.eval_shape(tx.init, PARAMS))
+    module = traced.lower(lowering_platforms=(platform,)).compiler_ir("stablehlo")
+
+    def count(operation: Any) -> int:
+        within = [inner for region in operation.regions for block in region for inner in block]
+        # A choice between platforms looks a constant up among one int32 for each platform, and
+        # then has only the branch of this platform.
+        types = [str(result.type) for result in operation.results]
+        is_choice = operation.name == "stablehlo.case" and len(operation.regions) > 1
+        return (is_choice and types != ["tensor<i32>"]) + sum(map(count, within))
+
+    return count(module.operation)
+
+
+GUARDED = [
+    guards.skip_nonfinite(optax.chain(clip_by_global_norm(1.0), lamb(0.1))),
+    guards.skip_spikes(adamw(0.1)),
+    guards.skip_nonfinite(guards.skip_spikes(lamb(0.1))),
+]
+
+
+@pytest.mark.parametrize("tx", GUARDED, ids=["LAMB", "AdamW", "two guards"])
+def test_a_guard_is_a_branch_on_a_cpu_only(tx: optax.GradientTransformation) -> None:
+    assert _branches(tx, "cpu")
+    for platform in ("tpu", "cuda", "rocm"):
+        assert not _branches(tx, platform)
+
+
+def test_accumulation_has_one_branch_on_an_accelerator() -> None:
+    tx = accumulation.accumulate(guards.skip_nonfinite(lamb(0.1)), 4)
+    for platform in ("tpu", "cuda"):
+        assert _branches(tx, platform) == 1
+
+
+def test_a_guarded_update_needs_no_more_memory_than_its_updates() -> None:
+    """One copy of the updates, which leave the branch, and one leaf's direction or two."""
+    leaves, size = 12, 256
+    params = {f"layer_{i}": jax.ShapeDtypeStruct((size, size), "float32") for i in range(leaves)}
+    tx = guards.skip_nonfinite(lamb(0.1, weight_decay=0.1))
+
+    def step(params: Any, state: Any, gradients: Any) -> Any:
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.eval_shape(tx.init, params)
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < (1 + 2 / leaves) * 4 * leaves * size**2
+    assert not re.findall(r"= f32\[256,256\]\S* copy\(", compiled.as_text())
+
+
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+def test_devices_that_decide_apart_do_not_wait_for_one_another(how: str) -> None:
+    """No collective is in a branch, where a guard was not given the ``axis_name``."""
+    tx = guards.skip_nonfinite(lamb(0.1, axis_name="data"))
+
+    def step(x: jax.Array) -> Any:
+        return tx.update({"x": x}, tx.init({"x": x}), {"x": x})[0]
+
+    mapped = jax.shard_map(
+        step,
+        mesh=jax.sharding.Mesh(jax.devices(), ("data",)),
+        in_specs=P("data"),
+        out_specs=P("data"),
+        check_vma=False,
+    )
+    function = jax.pmap(step, "data") if how == "pmap" else mapped
+    jaxpr = jax.make_jaxpr(function)(jnp.ones((8, 3))).jaxpr
+    assert "psum" in str(jaxpr)
+    assert not [eqn for eqn in _inside_branches(jaxpr) if "psum" in eqn.primitive.name]
+
+
+def _inside_branches(jaxpr: Any, inside: bool = False) -> list[Any]:
+    """Every equation that is in a branch of a ``cond``, at any depth."""
+    found = []
+    for eqn in jaxpr.eqns:
+        found += [eqn] if inside else []
+        for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                found += _inside_branches(inner, inside or eqn.primitive.name == "cond")
+    return found
+
+
+@pytest.mark.parametrize("go", [True, False])
+@pytest.mark.parametrize("gradient", ["float32", "bfloat16", "another structure"])
+def test_a_step_that_is_not_made_changes_no_bit(go: bool, gradient: str) -> None:
+    """Also where updates are not shaped like the gradients that they were made of."""
+    nan = jnp.full((2, 3), jnp.nan, "float32" if "structure" in gradient else gradient)
+    gradients = [nan] if gradient == "another structure" else {"a": nan, "b": nan[0]}
+    x = {"a": jnp.full((2, 3), -0.0), "b": jnp.arange(3.0)}
+
+    def step() -> Any:
+        return jax.tree.map(jnp.ones_like, x), {"seen": jnp.float32(1)}
+
+    made = jax.jit(lambda go, g: decisions.step_if(go, step, {"seen": jnp.float32(0)}, g))
+    updates, state = made(go, gradients)
+    moved = optax.apply_updates(x, updates)
+    expected = jax.tree.map(lambda x: x + 1, x) if go else x
+    for each, other in zip(jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(each).tobytes() == np.asarray(other).tobytes()
+    assert state["seen"] == go

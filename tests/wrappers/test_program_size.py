@@ -1,0 +1,221 @@
+"""The optimized program grows with the number of leaves, and not with its square."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from optim_zoo import accumulation, clip_by_global_norm, guards, lamb, metrics, precision
+from tests.test_contract import PLAIN
+from tests.wrappers.test_wrappers import WRAPPERS
+
+Tx = optax.GradientTransformation
+SIDE = 8
+
+
+def _stack(inner: Tx | None = None) -> Tx:
+    """The stack of wrappers that the README shows."""
+    tx = inner or optax.chain(clip_by_global_norm(1.0), lamb(1e-3, weight_decay=0.01))
+    tx = precision.master_weights(metrics.with_metrics(tx))
+    return accumulation.accumulate(guards.skip_nonfinite(tx), every=4)
+
+
+def _lamb() -> Tx:
+    return lamb(1e-3, weight_decay=0.01)
+
+
+def _around(*names: str) -> Callable[[], Tx]:
+    """LAMB in these wrappers, outermost first."""
+
+    def make() -> Tx:
+        tx: Tx = _lamb()
+        for name in reversed(names):
+            tx = WRAPPERS[name](tx)
+        return tx
+
+    return make
+
+
+NESTED: list[tuple[str, ...]] = [
+    ("skip_nonfinite", "skip_spikes"),
+    ("skip_nonfinite", "accumulate"),
+    ("accumulate", "skip_spikes"),
+    ("accumulate", "accumulate"),
+    ("skip_nonfinite", "skip_nonfinite", "with_metrics"),
+    ("store_state", "skip_nonfinite"),
+    ("stochastic_rounding", "accumulate", "skip_spikes", "with_metrics"),
+    ("master_weights", "skip_spikes", "accumulate", "skip_nonfinite"),
+]
+
+
+def _step(tx: Tx) -> Callable[..., Any]:
+    def step(params: Any, state: Any, gradients: Any) -> Any:
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def _lower_on_one_device(tx: Tx, params: Any, state: Any) -> Any:
+    return jax.jit(_step(tx), donate_argnums=(0, 1)).lower(params, state, params)
+
+
+def _lower_under_jit(tx: Tx, params: Any, state: Any) -> Any:
+    """With every array that has rows sharded over them, as under ZeRO-3."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+
+    def sharding(x: Any) -> NamedSharding:
+        return NamedSharding(mesh, P("data") if x.ndim else P())
+
+    placed = tuple(jax.tree.map(sharding, tree) for tree in (params, state, params))
+    with jax.set_mesh(mesh):
+        return jax.jit(
+            _step(tx), donate_argnums=(0, 1), in_shardings=placed, out_shardings=placed[:2]
+        ).lower(params, state, params)
+
+
+def _lower_in_shard_map(tx: Tx, params: Any, state: Any) -> Any:
+    """With replicated parameters and a batch that is sharded over the devices."""
+    mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+
+    def step(params: Any, state: Any, gradients: Any) -> Any:
+        gradients = jax.tree.map(lambda g: jax.lax.pmean(g, "data"), gradients)
+        return _step(tx)(params, state, gradients)
+
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=P())
+    stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((8 * SIDE, SIDE), x.dtype), params)
+    return jax.jit(mapped, donate_argnums=(0, 1)).lower(params, state, stacked)
+
+
+def _lower_in_pmap(tx: Tx, params: Any, state: Any) -> Any:
+    params, state = (
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct((8, *x.shape), x.dtype), tree)
+        for tree in (params, state)
+    )
+    return jax.pmap(_step(tx), "data", donate_argnums=(0, 1)).lower(params, state, params)
+
+
+def _growth(
+    tx: Tx,
+    lower: Callable[[Tx, Any, Any], Any] = _lower_on_one_device,
+    leaves: tuple[int, int] = (30, 60),
+    dtype: str = "float32",
+) -> float:
+    """How much longer the text of the optimized program is with more leaves."""
+    lines = []
+    for count in leaves:
+        shape = jax.ShapeDtypeStruct((SIDE, SIDE), dtype)
+        params = {f"layer_{i}": shape for i in range(count)}
+        compiled = lower(tx, params, jax.eval_shape(tx.init, params)).compile()
+        lines.append(len(compiled.as_text().splitlines()))
+    return lines[1] / lines[0]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_an_optimizer(name: str) -> None:
+    assert _growth(PLAIN[name](0.1)) < 2.3
+
+
+slow = pytest.mark.slow
+# `store_state` with a second moment takes long to compile: every leaf is rounded at random.
+QUICK = [name for name in WRAPPERS if name not in ("accumulate-1", "store_state")]
+
+
+@pytest.mark.parametrize("name", [*QUICK, pytest.param("store_state", marks=slow)])
+def test_a_wrapper(name: str) -> None:
+    assert _growth(_around(name)()) < 2.3
+
+
+def test_a_state_in_bfloat16() -> None:
+    assert _growth(precision.store_state(_lamb(), {"mu": "bfloat16"})) < 2.3
+
+
+SOME = [_stack, _around(*NESTED[0])]
+IDS = ["README", "two guards"]
+
+
+@pytest.mark.parametrize("make", SOME, ids=IDS)
+def test_a_stack(make: Callable[[], Tx]) -> None:
+    assert _growth(make()) < 2.3
+
+
+@pytest.mark.parametrize(
+    "lower",
+    [
+        _lower_under_jit,
+        _lower_in_shard_map,
+        pytest.param(_lower_in_pmap, marks=slow),
+    ],
+)
+def test_a_stack_on_eight_devices(lower: Callable[..., Any]) -> None:
+    assert _growth(_stack(), lower) < 2.3
+
+
+@slow
+@pytest.mark.parametrize("name", [*WRAPPERS, "two guards"])
+@pytest.mark.parametrize("lower", [_lower_under_jit, _lower_in_shard_map, _lower_in_pmap])
+def test_wrappers_on_eight_devices(lower: Callable[..., Any], name: str) -> None:
+    make = SOME[1] if name == "two guards" else _around(name)
+    assert _growth(make(), lower) < 2.3
+
+
+@slow
+@pytest.mark.parametrize("names", NESTED, ids=" ".join)
+def test_nested_wrappers(names: tuple[str, ...]) -> None:
+    assert _growth(_around(*names)()) < 2.3
+
+
+@slow
+@pytest.mark.parametrize("wrapper", ["skip_nonfinite", "skip_spikes", "accumulate"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_wrapper_around_every_optimizer(name: str, wrapper: str) -> None:
+    assert _growth(WRAPPERS[wrapper](PLAIN[name](0.1))) < 2.3
+
+
+@slow
+@pytest.mark.parametrize("name", ["stochastic_rounding", "master_weights", "skip_nonfinite"])
+def test_bfloat16(name: str) -> None:
+    assert _growth(_around("accumulate", name)(), dtype="bfloat16") < 2.3
+
+
+@slow
+@pytest.mark.parametrize("make", [*SOME, _around("store_state")], ids=[*IDS, "store_state"])
+def test_many_leaves(make: Callable[[], Tx]) -> None:
+    """Four times the leaves. Parts that do not depend on them make it less."""
+    assert _growth(make(), leaves=(50, 200)) < 4.05
+
+
+class _Counter:
+    """LAMB that counts how often its update is traced."""
+
+    def __init__(self) -> None:
+        self.traces = 0
+        inner = optax.with_extra_args_support(_lamb())
+
+        def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+            self.traces += 1
+            return inner.update(updates, state, params, **extra)
+
+        self.tx = optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+@pytest.mark.parametrize("names", [*((name,) for name in WRAPPERS), *NESTED], ids=" ".join)
+def test_the_inner_update_is_traced_once(names: tuple[str, ...]) -> None:
+    counter = _Counter()
+    tx: Tx = counter.tx
+    for name in reversed(names):
+        tx = WRAPPERS[name](tx)
+    params = {name: jnp.zeros((2, 2)) for name in "ab"}
+    state = jax.eval_shape(tx.init, params)
+    with jax.checking_leaks():
+        jax.jit(_step(tx)).trace(params, state, params)
+    assert counter.traces == 1
+    mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+    mapped = jax.shard_map(_step(tx), mesh=mesh, in_specs=P(), out_specs=P())
+    jax.jit(mapped).trace(params, state, params)
+    assert counter.traces == 2
