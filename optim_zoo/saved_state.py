@@ -110,7 +110,8 @@ def check(saved: Mapping[str, Any], state: Tree) -> None:
 
     Raises:
       ArgumentValueError: they differ, or ``saved`` is not a description. The message names the
-        first few paths; `differences` lists them all.
+        first few paths; `differences` lists them all. Also where ``state`` was restored without a
+        target, as dictionaries and lists, which `rebuild` repairs.
     """
     lines = differences(saved, state)
     if not lines:
