@@ -14,6 +14,20 @@ jax.config.update("jax_num_cpu_devices", int(os.environ.get("OPTIM_ZOO_TEST_CPU_
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fails where pytest-xdist does not send the tests of a group to one worker.
+
+    Their shared fixtures, which are whole runs, would silently be made once per worker.
+    """
+    if getattr(session.config.option, "loadgroup", False):
+        for item in session.items:
+            if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
+                raise pytest.UsageError(
+                    f"pytest-xdist does not group tests with pytest {pytest.__version__}: install "
+                    "the versions of constraints.txt"
+                )
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
