@@ -102,12 +102,17 @@ class AbortHandler:
     def say(self, code: int, line: str) -> None:
         """Prints the log and a last line.
 
+        The log is left out where `explain` explains it: C++ is then about to abort the process for
+        the reason that the last line states.
+
         Args:
           code: the exit code of the process from now on, also if it is aborted.
           line: may be empty, which prints nothing.
         """
         with self._ending:
-            self.pass_on_log()
+            log = self._unread_log()
+            if self.explain(log.decode(errors="replace")) is None:
+                os.write(self._terminal, log)
             if line:
                 print(line, file=sys.stderr, flush=True)
             self._code = code

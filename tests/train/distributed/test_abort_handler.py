@@ -56,6 +56,14 @@ def test_an_abort_after_the_last_line_changes_nothing() -> None:
     assert run(program) == (3, "noise\nthe end\n")
 
 
+def test_a_last_line_replaces_the_log_of_an_abort_that_is_on_its_way() -> None:
+    program = (
+        "handler = AbortHandler(explain)\nlog('process 1 is lost')\n"
+        "handler.say(3, 'a collective has failed')\nabort()\n"
+    )
+    assert run(program) == (3, "a collective has failed\n")
+
+
 def test_closing_restores_standard_error_and_the_handler() -> None:
     program = (
         "before = sys.stderr\n"
