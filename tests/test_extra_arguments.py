@@ -42,7 +42,7 @@ def test_optimizers_ignore_them(constructor: Callable[..., Any]) -> None:
     _assert_ignored(constructor(0.1))
 
 
-@pytest.mark.parametrize("piece", ALL_PIECES)
+@pytest.mark.parametrize("piece", ALL_PIECES.values(), ids=ALL_PIECES)
 def test_pieces_ignore_them(piece: Callable[[], optax.GradientTransformation]) -> None:
     _assert_ignored(piece())
 
