@@ -22,12 +22,13 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from optim_zoo import metrics
 from optim_zoo.errors import UserError
-from optim_zoo.train import config_file, job, loop, machine, optimization, saved_config
+from optim_zoo.train import config_file, loop, machine, optimization, saved_config
 from optim_zoo.train.checkpoints import Checkpoints
 from optim_zoo.train.config import Stage
 from optim_zoo.train.run_folder import saved_steps
 from optim_zoo.train.tasks.masked_language.task import MaskedLanguage
 from optim_zoo.tree import Tree
+from tests.train.one_device import OneDevice, use_devices
 from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = [
@@ -84,19 +85,6 @@ PLOTS = {
 }
 
 
-class OneDevice:
-    """jax, for a run, with one device: eight virtual ones would be many times slower."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(jax, name)
-
-    def devices(self) -> list[jax.Device]:
-        return jax.devices()[:1]
-
-    def device_count(self) -> int:
-        return 1
-
-
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache of compiled programs: most of these runs are of the same program."""
@@ -112,11 +100,6 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-
-
-def use_devices(patch: pytest.MonkeyPatch, replacement: Any) -> None:
-    for module in (loop, job, machine):
-        patch.setattr(module, "jax", replacement)
 
 
 @pytest.fixture(autouse=True)

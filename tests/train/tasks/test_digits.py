@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from optim_zoo.train import config_file, job, loop, machine, records
+from optim_zoo.train import config_file, loop, records
 from optim_zoo.train.config import Stage
 from optim_zoo.train.tasks.base import Task
+from tests.train.one_device import OneDevice, use_devices
 
 CONFIG = Path(__file__).parents[3] / "configs" / "digits_lars.toml"
 
@@ -66,31 +67,13 @@ def test_the_baseline_predicts_by_class_frequency(task: Task) -> None:
     assert 0.05 < task.baseline.metrics["accuracy"] < 0.15
 
 
-class OneDevice:
-    """jax with one device, for the modules that ask for devices."""
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(jax, name)
-
-    def devices(self) -> list[jax.Device]:
-        return jax.devices()[:1]
-
-    def device_count(self) -> int:
-        return 1
-
-
-def use_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (loop, job, machine):
-        monkeypatch.setattr(module, "jax", OneDevice())
-
-
 def losses(folder: Path) -> list[float]:
     return list(records.read(folder / "metrics.jsonl").train["loss"][1])
 
 
 @pytest.mark.newest
 def test_the_config_reaches_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_one_device(monkeypatch)
+    use_devices(monkeypatch, OneDevice())
     figures = loop.run(config_file.load(CONFIG, ["output.sinks=[]"]), tmp_path / "run")
     assert float(figures["held-out accuracy"]) > 0.975
     assert figures["accuracy by class frequency"].startswith("0.0")
@@ -104,7 +87,7 @@ def test_eight_devices_give_the_numbers_of_one(
     """Also of the evaluation, whose 297 images cannot be divided among eight devices."""
     short = ["output.sinks=[]", "train.steps=20", "schedule.warmup_steps=5"]
     eight = loop.run(config_file.load(CONFIG, short), tmp_path / "eight")
-    use_one_device(monkeypatch)
+    use_devices(monkeypatch, OneDevice())
     one = loop.run(config_file.load(CONFIG, short), tmp_path / "one")
     assert one["held-out loss"] == eight["held-out loss"]
     # Sums in another order.

@@ -1,0 +1,27 @@
+"""A run on one device, in a test process that has eight."""
+
+from typing import Any
+
+import jax
+import pytest
+
+from optim_zoo.train import job, loop, machine
+
+
+class OneDevice:
+    """jax, for a run, with one device: eight virtual ones would be many times slower."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(jax, name)
+
+    def devices(self) -> list[jax.Device]:
+        return jax.devices()[:1]
+
+    def device_count(self) -> int:
+        return 1
+
+
+def use_devices(patch: pytest.MonkeyPatch, replacement: Any) -> None:
+    """Makes the modules that ask for devices see ``replacement`` instead of jax."""
+    for module in (loop, job, machine):
+        patch.setattr(module, "jax", replacement)
