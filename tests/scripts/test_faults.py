@@ -179,7 +179,7 @@ def test_an_infinite_loss_for_ten_steps(tried: dict[str, Any]) -> None:
 @fault("infinite_loss_ends")
 def test_an_infinite_loss_for_longer_than_is_allowed(tried: dict[str, Any]) -> None:
     assert tried["exit_code"] == 2
-    assert tried["said"].startswith("up to step 12, 5 steps in a row were refused, ")
+    assert tried["said"].startswith("up to step 12, 5 steps in a row were skipped, ")
     assert "; step 10 is saved: " in tried["said"]
     assert tried["refused"] == [*range(8, 13)]
     assert_went_on(tried, 10)
