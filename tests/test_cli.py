@@ -19,7 +19,10 @@ from optim_zoo.train import loop
 from optim_zoo.train.run_folder import saved_steps
 from tests.train.tasks.masked_language.small_text import write_random_text
 
-pytestmark = pytest.mark.xdist_group("command line")  # whose fixtures are runs, made once
+pytestmark = [
+    pytest.mark.xdist_group("command line"),  # whose fixtures are runs, made once
+    pytest.mark.usefixtures("compiled"),
+]
 
 TINY = """
 [data]
@@ -56,8 +59,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment() -> dict[str, str]:
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    return {**own, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "default"}
+    """Of a user's process, with the cache of this module and without XLA's optimizations.
+
+    What a run prints does not depend on them, and most of its time would go into compiling.
+    """
+    kept = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name in kept or not name.startswith(("JAX_", "XLA_"))
+    }
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return {**own, **quick, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "default"}
 
 
 def command(tiny: Path, folder: Path, *overrides: str) -> list[str]:
@@ -189,26 +202,64 @@ def test_ctrl_c_before_training_has_begun(
     assert capsys.readouterr().err.startswith("optim-zoo: interrupted; ")
 
 
-@pytest.mark.parametrize("missing", ["flax", "orbax", "rich", "tokenizers", "tomli_w"])
-def test_a_missing_extra_names_what_to_install(missing: str, tiny: Path) -> None:
-    program = (
-        "import sys\n"
-        "class Missing:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.split('.')[0] == {missing!r}:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Missing())\n"
-        "from optim_zoo import cli\n"
-        f"sys.exit(cli.main(['train', {str(tiny)!r}]))\n"
-    )
+EXTRAS = ("flax", "orbax", "rich", "tokenizers", "tomli_w")
+# One process imports what all need, which starts no thread of JAX, and is copied for each extra.
+WITHOUT_EXTRAS = """
+import os, sys, warnings
+import optim_zoo
+from optim_zoo import cli
+
+class Missing:
+    def __init__(self, missing):
+        self.missing = missing
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == self.missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+config, folder, *extras = sys.argv[1:]
+for extra in extras:
+    assert extra not in sys.modules
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about threads that a copy would not have
+        copy = os.fork()
+    if not copy:
+        os.dup2(os.open(f"{folder}/{extra}", os.O_CREAT | os.O_WRONLY), 2)
+        sys.meta_path.insert(0, Missing(extra))
+        os._exit(cli.main(["train", config]))
+    print(os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def without_extras(
+    tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[int, str]]:
+    """How training ends where an extra is missing: exit code and standard error."""
+    folder = tmp_path_factory.mktemp("without")
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment()
+        [sys.executable, "-c", WITHOUT_EXTRAS, tiny, folder, *EXTRAS],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=200,
     )
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"optim-zoo: {missing}")
-    assert done.stderr.endswith(
-        " is missing: pip install 'optim-zoo[train]' installs what train needs\n"
-    )
+    assert (done.returncode, done.stderr) == (0, "")
+    codes = map(int, done.stdout.split())
+    return {
+        extra: (code, (folder / extra).read_text())
+        for extra, code in zip(EXTRAS, codes, strict=True)
+    }
+
+
+@pytest.mark.parametrize("missing", EXTRAS)
+def test_a_missing_extra_names_what_to_install(
+    missing: str, without_extras: dict[str, tuple[int, str]]
+) -> None:
+    code, err = without_extras[missing]
+    assert code == 2
+    assert err.startswith(f"optim-zoo: {missing}")
+    assert err.endswith(" is missing: pip install 'optim-zoo[train]' installs what train needs\n")
+    assert err.count("\n") == 1
 
 
 # What the zoo has, and whether it is right
