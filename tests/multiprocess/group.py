@@ -61,6 +61,7 @@ class Group:
     def wait_for(self, condition: Callable[[], bool]) -> None:
         limit = time.monotonic() + 200
         while not condition():
-            assert [process.poll() for process in self.processes] == [None] * len(self.processes)
+            if any(process.poll() is not None for process in self.processes):
+                raise AssertionError(f"a process ended too early: {self.ends(60)}")
             assert time.monotonic() < limit
             time.sleep(0.01)

@@ -9,14 +9,12 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from optim_zoo import cli
 from optim_zoo.train import config_file, loop
@@ -27,6 +25,7 @@ from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = [
     pytest.mark.xdist_group("processes"),  # in one worker: the fixtures are runs, and long
+    pytest.mark.usefixtures("compiled"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
@@ -40,7 +39,7 @@ sequence_length = 16
 num_layers = 1
 hidden_size = 16
 num_heads = 2
-intermediate_size = 32
+intermediate_size = 16
 max_positions = 16
 dropout = 0.1
 [optimizer]
@@ -48,8 +47,8 @@ weight_decay = 0.01
 exclude_from_weight_decay = ["bias", "LayerNorm"]
 exclude_from_layer_adaptation = ["bias", "LayerNorm"]
 [schedule]
+name = "constant"
 learning_rate = 0.03
-warmup_steps = 2
 [train]
 steps = 6
 batch_size = 8
@@ -79,25 +78,6 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "write_all", lambda *_, **__: [])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of compiled programs for this process and those it starts: a third of the time."""
-    folder = tmp_path_factory.mktemp("compiled")
-    options = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in options.items():
-            jax.config.update(name, value)
-            patch.setenv(name.upper(), str(value))
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 def train(tiny: Path, folder: Path, *overrides: str, processes: int = 2, devices: int = 4) -> Group:
     """Starts a run."""
     common = [
@@ -113,9 +93,10 @@ def train_here(tiny: Path, folder: Path, *overrides: str) -> None:
     loop.run(config_file.load(tiny, overrides), folder)
 
 
-def losses(folder: Path) -> list[float]:
-    """Of every step, and the last one on held-out text."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def losses(folder: Path, lines: int | None = None) -> list[float]:
+    """The loss of every step, and the last one on held-out text, in all or the first lines."""
+    written = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in written[:lines]]
     steps = [record for record in records if record["kind"] == "train"]
     assert [record["step"] for record in steps] == list(range(1, len(steps) + 1))
     assert records[-1]["kind"] == "held_out"
@@ -191,6 +172,33 @@ def test_a_run_of_two_processes_goes_on_in_one(
     np.testing.assert_allclose(losses(folder), losses(two[0]), rtol=RTOL)
 
 
+def test_a_run_of_two_processes_goes_on_in_four_until_one_is_killed(
+    two: tuple[Path, Any], tiny: Path, tmp_path: Path
+) -> None:
+    """The optimizer's state is sharded over the four; the other three end with a sentence."""
+    folder = cut_back(two[0], tmp_path / "run", 3)
+    changes = (
+        *("parallel.zero1=true", "run.accept_changes=true", "train.steps=100000"),
+        *("output.checkpoint_every=6", "output.evaluate_every=6"),
+    )
+    with train(tiny, folder, *changes, processes=4, devices=2) as group:
+        # Then the four have saved a checkpoint, and made another step.
+        group.wait_for(lambda: saved_steps(folder)[-1] >= 6 and lines_of(folder) > 7)
+        group.processes[3].kill()
+        killed = time.monotonic()
+        ends = group.ends(60)
+        took = time.monotonic() - killed
+    print(f"the others were gone after {took:.1f} s")
+    assert took < 30
+    np.testing.assert_allclose(losses(folder, lines=7), losses(two[0]), rtol=RTOL)
+    assert ends[3][0] == -signal.SIGKILL
+    for code, _, err in ends[:3]:
+        assert code == SEVENTY_FIVE
+        # A save may end between the sentences of two processes.
+        assert_lost(err, folder, saved=saved_steps(folder))
+
+
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_four_with_its_state_spread(
     two: tuple[Path, Any], tiny: Path, tmp_path: Path
 ) -> None:
@@ -234,7 +242,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
     assert any(params.glob("ocdbt.process_0"))
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [1, 0])
 def test_a_killed_process_ends_the_other_with_a_sentence_and_the_run_goes_on(
     victim: int, stopped: tuple[Path, Any], tiny: Path, tmp_path: Path
 ) -> None:
@@ -270,15 +279,21 @@ def assert_goes_on_and_ctrl_c_stops_it(tiny: Path, folder: Path) -> None:
     assert ends[0][2].startswith("optim-zoo: stopped by SIGINT; step ")
 
 
-def assert_lost(err: str, folder: Path, reason: str = ".*") -> None:
-    """One sentence of ours, without anything of Python's or C++'s."""
-    saved = saved_steps(folder)[-1]
-    assert re.fullmatch(
-        rf"optim-zoo: another process of this run has failed or is gone \({reason}\); step {saved} "
+def assert_lost(
+    err: str, folder: Path, reason: str = ".*", saved: Sequence[int] | None = None
+) -> None:
+    """One sentence of ours, without anything of Python's or C++'s.
+
+    The step that it names is one of `saved`, by default the last one in the folder.
+    """
+    said = re.fullmatch(
+        rf"optim-zoo: another process of this run has failed or is gone \({reason}\); step (\d+) "
         rf"is saved in {folder}: start all processes again with the same commands to resume "
         r"from there\n",
         err,
-    ), err
+    )
+    assert said, err
+    assert int(said[1]) in (saved or saved_steps(folder)[-1:])
 
 
 @pytest.mark.slow
@@ -316,6 +331,22 @@ def test_a_mistake_of_one_process_ends_the_other_too(
     assert ends[0][2].startswith(f"optim-zoo: expected to write {folder / 'config.toml'}, got ")
     assert ends[0][2].count("\n") == 1
     assert_lost(ends[1][2], folder)
+
+
+@pytest.mark.slow
+def test_a_closed_output_is_one_sentence_and_ends_the_other_too(tiny: Path, tmp_path: Path) -> None:
+    """As in `optim-zoo train ... | head -2`."""
+    with train(tiny, tmp_path / "run", *LONG) as group:
+        first = group.processes[0]
+        assert first.stdout is not None
+        first.stdout.close()
+        first.stdout = None
+        ends = group.ends()
+    assert ends[0][0] == 2
+    assert ends[0][2] == "optim-zoo: Broken pipe; the same command resumes from what is saved\n"
+    assert ends[1][0] == SEVENTY_FIVE
+    assert ends[1][2].startswith("optim-zoo: another process of this run has failed or is gone (")
+    assert ends[1][2].count("\n") == 1
 
 
 # Settings
