@@ -13,6 +13,7 @@ import optax
 from optim_zoo import errors, ranges, rules
 from optim_zoo.errors import ArgumentTypeError, parameters_missing
 from optim_zoo.transforms.adam import ScaleByLazyAdamState
+from optim_zoo.transforms.leaf_by_leaf import chain_leaf_by_leaf
 from optim_zoo.transforms.moments import Direction, bias, scale_by_moments
 from optim_zoo.transforms.momentum import trace_momentum
 from optim_zoo.transforms.radam import rectification
@@ -147,9 +148,9 @@ def check_arguments(
     refuse(port, **{name: (given.get(name, default), default) for name, default in refused.items()})
 
 
-def chain(*pieces: optax.GradientTransformation | None) -> optax.GradientTransformation:
-    """``optax.chain`` of the pieces that are there."""
-    return optax.chain(*(piece for piece in pieces if piece is not None))
+def chain(*pieces: optax.GradientTransformation | None) -> optax.GradientTransformationExtraArgs:
+    """`chain_leaf_by_leaf` of the pieces that are there, of which there must be one."""
+    return chain_leaf_by_leaf(*(piece for piece in pieces if piece is not None))
 
 
 def is_zero(x: Any) -> bool:

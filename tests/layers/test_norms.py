@@ -34,6 +34,8 @@ UPDATES: dict[str, tuple[Callable[[], optax.GradientTransformation], float]] = {
     "layerwise_adaptive": (lambda: layerwise_adaptive(scale_by_adam(), 0.1), ONE_DIRECTION),
     "clipped lamb": (lambda: optax.chain(clip_by_global_norm(1.0), lamb(0.1)), ONE_DIRECTION),
     "lamb with metrics": (lambda: metrics.with_metrics(lamb(0.1)), ONE_DIRECTION),
+    "apex.FusedLAMB": (ports.apex.FusedLAMB, ONE_DIRECTION),
+    "timm.Lamb": (ports.timm.Lamb, ONE_DIRECTION),
     "mlperf.LAMBOptimizer": (lambda: ports.mlperf.LAMBOptimizer(0.1), ONE_DIRECTION),
     "mlperf.LARSOptimizer": (lambda: ports.mlperf.LARSOptimizer(0.1), NOTHING),
     "pytorch_optimizer.LARS": (lambda: LARS(0.1, weight_decay=0.1), NOTHING),
