@@ -66,11 +66,11 @@ def _lower_on_one_device(tx: Tx, params: Any, state: Any) -> Any:
 
 
 def _lower_under_jit(tx: Tx, params: Any, state: Any) -> Any:
-    """With every array that has rows sharded over them, as under ZeRO-3."""
+    """With parameters, gradients and state sharded over the devices, as under ZeRO-3."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
     def sharding(x: Any) -> NamedSharding:
-        return NamedSharding(mesh, P("data") if x.ndim else P())
+        return NamedSharding(mesh, P("data") if x.shape == (SIDE, SIDE) else P())
 
     placed = tuple(jax.tree.map(sharding, tree) for tree in (params, state, params))
     with jax.set_mesh(mesh):
