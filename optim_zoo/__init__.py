@@ -22,6 +22,8 @@ from optim_zoo.registry import *  # noqa: F403 - the optimizers and the pieces
 from optim_zoo.rows import SparseRows, apply_updates
 from optim_zoo.wrappers import accumulation, guards, metrics, precision
 
+__version__ = "0.2.0"
+
 __all__ = [
     "SparseRows",
     "accumulation",
