@@ -214,18 +214,23 @@ def _pieces() -> Iterator[Row]:
 
 
 SCHEDULE = oz.schedules.constant(0.1)
-NO_MOMENTUM = "^nesterov needs a momentum above 0, got 0: set momentum"
+NO_MOMENTUM = "^nesterov needs a momentum above 0, got {}: set momentum"
 TABLE: list[Row] = [
     *_numbers(),
     *_trees(),
     *_pieces(),
     # Momentum.
-    ("sgd-nesterov", lambda: oz.sgd(0.1, nesterov=True), ValueError, NO_MOMENTUM),
-    ("nesterov-0", lambda: oz.nesterov(0.1, 0), ValueError, NO_MOMENTUM),
-    ("nesterov-array", lambda: oz.nesterov(0.1, jnp.asarray(0.0)), ValueError, NO_MOMENTUM),
-    ("rmsprop-nesterov", lambda: oz.rmsprop(0.1, nesterov=True), ValueError, NO_MOMENTUM),
-    ("lars-nesterov", lambda: oz.lars(0.1, 0.0, nesterov=True), ValueError, NO_MOMENTUM),
-    ("trace-nesterov", lambda: oz.trace_momentum(0.0, nesterov=True), ValueError, NO_MOMENTUM),
+    ("sgd-nesterov", lambda: oz.sgd(0.1, nesterov=True), ValueError,
+     NO_MOMENTUM.format(None)),
+    ("nesterov-0", lambda: oz.nesterov(0.1, 0), ValueError, NO_MOMENTUM.format(0)),
+    ("nesterov-array", lambda: oz.nesterov(0.1, jnp.asarray(0.0)), ValueError,
+     NO_MOMENTUM.format(0)),
+    ("rmsprop-nesterov", lambda: oz.rmsprop(0.1, nesterov=True), ValueError,
+     NO_MOMENTUM.format(None)),
+    ("lars-nesterov", lambda: oz.lars(0.1, 0.0, nesterov=True), ValueError,
+     NO_MOMENTUM.format(0)),
+    ("trace-nesterov", lambda: oz.trace_momentum(0.0, nesterov=True), ValueError,
+     NO_MOMENTUM.format(0)),
     ("sgd-nesterov-dampening", lambda: oz.sgd(0.1, 0.9, True, 0.5), ValueError,
      "^nesterov cannot be combined with dampening, got 0.5"),
     ("trace-nesterov-ema", lambda: oz.trace_momentum(ema=True, nesterov=True), ValueError,

@@ -3,13 +3,12 @@
 import jax
 import optax
 
-from optim_zoo import errors
 from optim_zoo.transforms import (
     cast_like_params,
     scale_by_learning_rate,
     scale_by_rms,
-    trace_momentum,
 )
+from optim_zoo.transforms.momentum import trace_if_set
 
 
 def rmsprop(
@@ -20,7 +19,7 @@ def rmsprop(
     eps_in_sqrt: bool = True,
     initial_scale: jax.typing.ArrayLike = 0.0,
     centered: bool = False,
-    momentum: jax.typing.ArrayLike = 0.0,
+    momentum: jax.typing.ArrayLike | None = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformation:
     """Divides by the root of the mean square of recent gradients.
@@ -38,21 +37,20 @@ def rmsprop(
     Args:
       learning_rate: a number or a schedule: step -> learning rate, the first step being 0.
       decay, eps, eps_in_sqrt, initial_scale, centered: see `scale_by_rms`.
-      momentum, nesterov: see `trace_momentum`; 0, as a Python number, keeps no momentum.
+      momentum, nesterov: see `trace_momentum`; with ``momentum=None``, m is not stored.
 
     Raises:
       ValueError: see `scale_by_rms`, `trace_momentum` and `scale_by_learning_rate`.
     """
-    with errors.renaming({"decay": "momentum"}):
-        trace = trace_momentum(momentum, nesterov=nesterov)
+    trace = trace_if_set(momentum, nesterov=nesterov)
     rms = scale_by_rms(
         decay, eps, eps_in_sqrt=eps_in_sqrt, initial_scale=initial_scale, centered=centered
     )
-    if not nesterov and isinstance(momentum, (int, float)) and momentum == 0:
+    if not trace:
         return optax.chain(rms, scale_by_learning_rate(learning_rate))
     return optax.chain(
         rms,
         scale_by_learning_rate(learning_rate, last=False),
-        trace,
+        *trace,
         cast_like_params(),
     )

@@ -162,6 +162,11 @@ def is_zero(x: Any) -> bool:
     return isinstance(x, (int, float, np.number)) and x == 0
 
 
+def none_if_zero(momentum: Any) -> Any:
+    """Returns ``momentum``, or None in place of 0: the sources then keep no momentum."""
+    return None if is_zero(momentum) else momentum
+
+
 def at(rate: Rate, count: jax.Array) -> Any:
     """The rate at a step, from 0."""
     return rate(count) if callable(rate) else rate

@@ -31,6 +31,7 @@ from optim_zoo.ports._pieces import (
     epsilon_hat,
     in_source_words,
     momentum_trace,
+    none_if_zero,
     refuse,
     scale_by_adam_epsilon_hat,
     times,
@@ -206,7 +207,8 @@ def RMSprop(
     **base: Any,
 ) -> optax.GradientTransformation:
     """`rmsprop`: eps inside the root, the learning rate inside the momentum."""
-    step = rmsprop(learning_rate, rho, epsilon, momentum=momentum, centered=centered)
+    momentum_or_none = none_if_zero(momentum)
+    step = rmsprop(learning_rate, rho, epsilon, momentum=momentum_or_none, centered=centered)
     return _finished("keras.RMSprop", step, learning_rate, weight_decay, base)
 
 

@@ -16,6 +16,7 @@ from optim_zoo.ports._pieces import (
     Rate,
     chain,
     in_source_words,
+    none_if_zero,
     refuse,
     scale_by_adam_epsilon_hat,
 )
@@ -75,7 +76,12 @@ def RMSPropOptimizer(
     """`rmsprop` whose mean square starts at 1: small steps at first."""
     refuse("tf1.RMSPropOptimizer", use_locking=(use_locking, False))
     return rmsprop(
-        learning_rate, decay, epsilon, initial_scale=1.0, centered=centered, momentum=momentum
+        learning_rate,
+        decay,
+        epsilon,
+        initial_scale=1.0,
+        centered=centered,
+        momentum=none_if_zero(momentum),
     )
 
 

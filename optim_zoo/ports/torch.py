@@ -17,6 +17,7 @@ from optim_zoo.ports._pieces import (
     chain,
     in_source_words,
     is_zero,
+    none_if_zero,
     momentum_trace,
     negated,
     radam_epsilon_hat,
@@ -56,7 +57,7 @@ def SGD(
     return chain(
         negated(maximize),
         add_decayed_weights(weight_decay, exclude_from_weight_decay),
-        sgd(lr, momentum, nesterov, dampening),
+        sgd(lr, momentum if nesterov else none_if_zero(momentum), nesterov, dampening),
     )
 
 

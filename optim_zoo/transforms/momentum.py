@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optim_zoo import ranges
+from optim_zoo import errors, ranges
 from optim_zoo.errors import ArgumentValueError
 from optim_zoo.transforms.leafwise import (
     Declaration,
@@ -75,14 +75,7 @@ def trace_momentum(
     damped = isinstance(dampening, jax.core.Tracer) or bool(dampening != 0)
     if nesterov:
         if not isinstance(decay, jax.core.Tracer) and decay == 0:
-            raise ArgumentValueError(
-                "nesterov",
-                "be False without momentum",
-                nesterov,
-                "set momentum, such as 0.9",
-                sentence="{argument} needs a momentum above 0, got 0: set momentum, such as 0.9",
-                related=["decay"],
-            )
+            raise _nesterov_without_momentum(0)
         if damped or ema:
             what = "ema" if ema else f"dampening, got {dampening}"
             raise ArgumentValueError(
@@ -110,6 +103,38 @@ def trace_momentum(
 
     state = TraceMomentumEmaState if ema else None
     return trace_with_gain("trace_momentum", decay, gain, nesterov=nesterov, state=state)
+
+
+def trace_if_set(
+    momentum: jax.typing.ArrayLike | None,
+    *,
+    nesterov: bool = False,
+    dampening: jax.typing.ArrayLike = 0.0,
+) -> list[Leafwise]:
+    """Returns `trace_momentum` in a list, which is empty where ``momentum`` is None.
+
+    A number always keeps a momentum, also 0: whether a traced number is 0 is not known, and the
+    structure of a state must not depend on tracing.
+
+    Raises:
+      ArgumentValueError: ``nesterov`` is set without momentum; see also `trace_momentum`.
+    """
+    if momentum is not None:
+        with errors.renaming({"decay": "momentum"}):
+            return [trace_momentum(momentum, nesterov=nesterov, dampening=dampening)]
+    ranges.check("dampening", dampening, 0.0, 1.0)
+    if nesterov:
+        with errors.renaming({"decay": "momentum"}):
+            raise _nesterov_without_momentum(None)
+    return []
+
+
+def _nesterov_without_momentum(momentum: int | None) -> ArgumentValueError:
+    advice = "set momentum, such as 0.9"
+    sentence = f"{{argument}} needs a momentum above 0, got {momentum}: {advice}"
+    return ArgumentValueError(
+        "nesterov", "be False without momentum", True, advice, sentence, related=["decay"]
+    )
 
 
 def trace_with_gain(
