@@ -23,8 +23,8 @@ from jax.tree_util import KeyPath
 from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 from optim_zoo.tree import Tree, is_box
 
-VERSION = 2  # of the layout of this library's states: raised when a piece changes its fields
-_WITHOUT_CONTAINERS = 1  # the version before; the arrays are the same
+VERSION = 3  # of the layout of this library's states: raised when a piece changes its fields
+_FIRST_WITH_CONTAINERS = 2
 _SHOWN = 5  # differences that an error lists; the others are of the same kind
 _PLAIN = ("dict", "list")  # what a state restored without a target consists of
 
@@ -35,7 +35,7 @@ def describe(state: Tree) -> dict[str, Any]:
     ::
 
         {
-            "version": 2,
+            "version": 3,
             "arrays": {"0/mu/kernel": "float32(3, 4)", ...},
             "containers": {"": "tuple", "0": "ScaleByAdamState", "0/mu": "dict", ...},
         }
@@ -76,22 +76,30 @@ def differences(saved: Mapping[str, Any], state: Tree) -> list[str]:
     """Lists how ``saved``, made by `describe`, differs from ``state``: one line per difference.
 
     A line is ``0/nu/kernel was float32(3, 4) and is bfloat16(3, 4)``, ``0 was ScaleByAdamState and
-    is ScaleByRadamState``, a path that only one of them has, or the version. There is none where
-    ``saved`` fits. Only the arrays are compared where ``saved`` is of version 1, which did not
-    record containers.
+    is ScaleByRadamState``, or a path that only one of them has. There is none where ``saved`` fits.
+    Where ``saved`` is of another version of the layout, that is the only line, because the names
+    of the fields may differ.
 
     Raises:
       ArgumentValueError: ``saved`` is not a description.
     """
     version, arrays, containers = _read(saved)
+    if version != VERSION:
+        return [f"the layout of states was version {version} and is version {VERSION}"]
     _, arrays_now, containers_now = _read(describe(state))
-    lines = []
-    if version not in (_WITHOUT_CONTAINERS, VERSION):
-        lines.append(f"the layout of states was version {version} and is version {VERSION}")
-    if version == _WITHOUT_CONTAINERS:
-        containers = containers_now = {}
-    before, now = containers | arrays, containers_now | arrays_now
+    return _lines(arrays, containers, arrays_now, containers_now)
+
+
+def _lines(
+    arrays: Mapping[str, str],
+    containers: Mapping[str, str],
+    arrays_now: Mapping[str, str],
+    containers_now: Mapping[str, str],
+) -> list[str]:
+    """Lists the differences of two descriptions of the same version."""
+    before, now = {**containers, **arrays}, {**containers_now, **arrays_now}
     parents = {path[:i] for path in before | now for i, x in enumerate(path) if x == "/"} | {""}
+    lines = []
     for path in sorted(before.keys() | now.keys()):
         if (path in before) != (path in now) and path in parents:
             continue  # There is a line for each array below it.
@@ -124,14 +132,12 @@ def check(saved: Mapping[str, Any], state: Tree) -> None:
         if container != containers_now.get(path)
     }
     problem = "the saved state does not fit this optimizer and its parameters"
-    if version not in (_WITHOUT_CONTAINERS, VERSION):
+    if version != VERSION:
         advice = "restore it with the version of optim_zoo it was saved with"
-    elif version == VERSION and arrays == arrays_now and _lost_types(changed):
+    elif arrays == arrays_now and _lost_types(changed):
         problem = "the state was restored without a target, and has lost its types"
         advice = "rebuild it with saved_state.rebuild(tx.init(params), state)"
-    elif arrays.keys() == arrays_now.keys() and (
-        version == _WITHOUT_CONTAINERS or containers == containers_now
-    ):
+    elif arrays.keys() == arrays_now.keys() and containers == containers_now:
         advice = "take the shapes, dtypes and options it was saved with"
     else:
         advice = "take the optimizer and options it was saved with"
@@ -164,13 +170,13 @@ def rebuild(template: Tree, restored: Tree) -> Tree:
       ArgumentValueError: an array is missing, or has another shape or dtype; the message names the
         first few.
     """
-    saved = {**describe(restored), "version": _WITHOUT_CONTAINERS}
-    if lines := differences(saved, template):
+    arrays = describe(restored)["arrays"]
+    if lines := _lines(arrays, {}, describe(template)["arrays"], {}):
         expected, advice = "hold the arrays of template", "take the optimizer it was saved with"
         raise ArgumentValueError(
             "restored",
             expected,
-            saved["arrays"],
+            arrays,
             advice,
             sentence=f"{{argument}} must {expected} ({_shown(lines)}): {advice}",
             related=["template"],
@@ -224,7 +230,7 @@ def _read(saved: Any) -> tuple[int, dict[str, str], dict[str, str]]:
     """The version, arrays and containers of a description; raises where ``saved`` is none."""
     match saved:
         case {"version": int(version), "arrays": Mapping() as arrays}:
-            containers = saved.get("containers", {} if version == _WITHOUT_CONTAINERS else None)
+            containers = saved.get("containers", {} if version < _FIRST_WITH_CONTAINERS else None)
             if _is_text(arrays) and _is_text(containers):
                 return version, dict(arrays), dict(containers)
     expected = "a description made by saved_state.describe"

@@ -59,7 +59,7 @@ def _with_counts(state: Any, count: int) -> Any:
 def _split(state: Any) -> tuple[list[int], list[jax.Array]]:
     """The counters, and the rest; without that of Lookahead, which has a test of its own."""
     if isinstance(state, LookaheadState):
-        state = state._replace(count=None)
+        state = state._replace(fast_steps=None)
     leaves = jax.tree.leaves(state)
     counts = [int(x) for x in leaves if x.dtype == "int32"]
     return counts, [x for x in leaves if x.dtype != "int32"]
@@ -143,10 +143,10 @@ def test_lookahead_goes_on_synchronizing(period: int) -> None:
         updates, after = update({"x": jnp.ones(2)}, state, params)
         params = optax.apply_updates(params, updates)
         assert bool((after.slow["x"] != state.slow["x"]).any()) == (step % period == 0)
-        assert 0 < int(after.count) <= LAST
-        assert int(after.count) % period == step % period
+        assert 0 < int(after.fast_steps) <= LAST
+        assert int(after.fast_steps) % period == step % period
         # Not within the first period, in which some implementations synchronize in another way.
-        assert int(after.count) > period or period > 2**29
+        assert int(after.fast_steps) > period or period > 2**29
         state = after
 
 

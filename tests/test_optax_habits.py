@@ -79,3 +79,21 @@ def test_a_port_keeps_no_momentum_where_its_source_has_0(port: Make) -> None:
     state = port(0.1, momentum=0).init(PARAMS)
     assert optax.tree.get(state, "momentum") is None
     assert optax.tree.get(port(0.1, momentum=0.5).init(PARAMS), "momentum") is not None
+
+
+# Values of a state are found by their name.
+
+
+@every
+def test_the_count_and_the_injected_rate_are_found_by_name(name: str) -> None:
+    """`optax.tree.get` raises where a name occurs twice. Some optimizers count no steps."""
+    tx = MAKE[name](0.1)
+    state = tx.update(GRADS, tx.init(PARAMS), PARAMS)[1]
+    assert optax.tree.get(state, "count") in (None, 1)
+    assert optax.tree.get(state, "learning_rate") is None
+    assert optax.tree.get(state, "step") == 1
+    assert optax.tree.get(state, "rate") == np.float32(0.1)
+    injected = optax.inject_hyperparams(MAKE[name])(learning_rate=0.5).init(PARAMS)
+    assert optax.tree.get(injected, "learning_rate") == 0.5
+    changed = optax.tree.set(injected, learning_rate=jnp.float32(0.25))
+    assert changed.hyperparams["learning_rate"] == 0.25

@@ -15,8 +15,7 @@ from optim_zoo.tree import Tree, check_floating, map_to_several, wide, wide_dtyp
 class LookaheadState(NamedTuple):
     """State of `lookahead`."""
 
-    # (), int32: steps made; beyond what it holds it goes back by whole periods
-    count: jax.Array  # type: ignore[assignment]
+    fast_steps: jax.Array  # (), int32: steps made; before an overflow it goes back by whole periods
     slow: Tree  # like the parameters, in float32 or wider: the slow weights
     inner: Any  # state of the inner optimizer
 
@@ -90,7 +89,7 @@ def synchronize(
             raise parameters_missing("lookahead")
         rows.check_updates("lookahead", updates, params)
         steps, inner_state = inner.update(updates, state.inner, params, **extra_args)
-        t = _next_step(state.count, period)
+        t = _next_step(state.fast_steps, period)
         alpha = slow_step_size(t)
 
         def synchronized(u: jax.Array, x: jax.Array, slow: jax.Array) -> tuple[jax.Array, ...]:

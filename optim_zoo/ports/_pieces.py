@@ -275,7 +275,7 @@ def warmup_then_linear(
 class DecayState(NamedTuple):
     """State of `decay_before` and `decay_after`."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made
+    step: jax.Array  # (), int32: steps made
     inner: Any  # state of the inner optimizer
 
 
@@ -330,7 +330,7 @@ def _decay(
     ) -> tuple[Tree, DecayState]:
         if params is None:
             raise parameters_missing("weight decay")
-        f = at(fraction, state.count)
+        f = at(fraction, state.step)
         excluded = rules.mask(exclude, params)
         seen = params
         if before:
@@ -342,7 +342,7 @@ def _decay(
             params,
             excluded,
         )
-        return steps, DecayState(optax.safe_increment(state.count), inner_state)
+        return steps, DecayState(optax.safe_increment(state.step), inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

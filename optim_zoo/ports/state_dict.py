@@ -114,10 +114,10 @@ def from_state_dict(
             for ours, theirs in fields.items()
             if getattr(piece, ours) is not None
         }
-        if "count" in piece._fields:
-            new["count"] = jnp.asarray(count, piece.count.dtype)
+        for field in {"count", "step"}.intersection(piece._fields):
+            new[field] = jnp.asarray(count, getattr(piece, field).dtype)
         if isinstance(piece, ScaleByLearningRateState):
-            new["learning_rate"] = jnp.asarray(learning_rate, piece.learning_rate.dtype)
+            new["rate"] = jnp.asarray(learning_rate, piece.rate.dtype)
         if isinstance(piece, ScaleByScheduledNadamState):
             product = next(iter(moments.values()))["mu_product"]
             new["product"] = jnp.asarray(product, piece.product.dtype)

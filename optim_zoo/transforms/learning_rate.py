@@ -11,10 +11,14 @@ from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise
 
 
 class ScaleByLearningRateState(NamedTuple):
-    """State of `scale_by_learning_rate`, the same for a number and for a schedule."""
+    """State of `scale_by_learning_rate`, the same for a number and for a schedule.
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made
-    learning_rate: jax.Array  # (), float32 (float64 under x64): of the last step made
+    The names are not ``count`` and ``learning_rate``, so that ``optax.tree.get`` finds the count
+    of the optimizer and the rate of ``optax.inject_hyperparams`` without ambiguity.
+    """
+
+    step: jax.Array  # (), int32: steps made
+    rate: jax.Array  # (), float32 (float64 under x64): the learning rate of the last step
 
 
 def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule, *, last: bool = True) -> Leafwise:
@@ -36,18 +40,17 @@ def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule, *, last: bool 
     """
     ranges.check_learning_rate(learning_rate)
 
-    def rate(count: jax.Array) -> jax.Array:
-        value = learning_rate(count) if callable(learning_rate) else learning_rate
+    def rate_at(step: jax.Array) -> jax.Array:
+        value = learning_rate(step) if callable(learning_rate) else learning_rate
         return jnp.array(value, dtype=float)  # float64 under x64; a copy, the state may be donated
 
     def init_shared() -> dict[str, jax.Array]:
-        count = jnp.zeros((), jnp.int32)
-        return {"count": count, "learning_rate": rate(count)}
+        step = jnp.zeros((), jnp.int32)
+        return {"step": step, "rate": rate_at(step)}
 
     def begin(state: ScaleByLearningRateState) -> tuple[ScaleByLearningRateState, None]:
-        return state._replace(
-            count=optax.safe_increment(state.count), learning_rate=rate(state.count)
-        ), None
+        step = optax.safe_increment(state.step)
+        return state._replace(step=step, rate=rate_at(state.step)), None
 
     def update(
         u: Any, state: ScaleByLearningRateState, leaf: Leaf
@@ -55,8 +58,8 @@ def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule, *, last: bool 
         like = u if leaf.parameter is None else leaf.parameter
 
         def scale(u: jax.Array) -> jax.Array:
-            step = -state.learning_rate * u
-            return step.astype(like.dtype) if last else step
+            scaled = -state.rate * u
+            return scaled.astype(like.dtype) if last else scaled
 
         return rows.on_rows(scale, u), state
 

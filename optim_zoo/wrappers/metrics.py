@@ -191,7 +191,7 @@ def read(state: Tree) -> dict[str, jax.Array]:
     for piece in _pieces(state):
         match piece:
             case ScaleByLearningRateState():
-                add("learning_rate", piece.learning_rate)
+                add("learning_rate", piece.rate)
             case ClipByGlobalNormState():
                 add("gradient_norm", piece.gradient_norm)
                 add("clipped_gradient_norm", piece.clipped_norm)

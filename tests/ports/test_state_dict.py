@@ -119,8 +119,8 @@ def test_the_pieces_are_filled() -> None:
     rate = optax.tree.get(state, "ScaleByLearningRateState")
     assert isinstance(adam, ScaleByAdamState)
     assert isinstance(rate, ScaleByLearningRateState)
-    assert adam.count == rate.count == 10
-    assert rate.learning_rate == np.float32(0.01)
+    assert adam.count == rate.step == 10
+    assert rate.rate == np.float32(0.01)
     first = run.about["names"].index("hidden.weight")
     np.testing.assert_allclose(
         adam.mu["hidden"]["kernel"], run.state_dict["state"][first]["exp_avg"].T, rtol=1e-6

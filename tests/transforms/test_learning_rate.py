@@ -14,8 +14,8 @@ def test_a_schedule_starts_at_step_0_and_the_state_holds_the_rate_used() -> None
     state = tx.init(U)
     for step in range(4):
         updates, state = jax.jit(tx.update)(U, state)
-        assert state.learning_rate == 0.5 * step
-        assert state.count == step + 1
+        assert state.rate == 0.5 * step
+        assert state.step == step + 1
         np.testing.assert_array_equal(updates["x"], -0.5 * step * U["x"])
 
 
@@ -34,14 +34,14 @@ def test_the_kept_rate_is_float32(rate: optax.ScalarOrSchedule) -> None:
     tx = scale_by_learning_rate(rate)
     state = tx.init(U)
     for _ in range(2):
-        assert (state.learning_rate.dtype, state.learning_rate.weak_type) == (jnp.float32, False)
+        assert (state.rate.dtype, state.rate.weak_type) == (jnp.float32, False)
         _, state = tx.update(U, state)
 
 
 def test_the_state_does_not_hold_the_callers_array() -> None:
     rate = jnp.asarray(0.5)
     state = scale_by_learning_rate(rate).init(U)
-    assert state.learning_rate.unsafe_buffer_pointer() != rate.unsafe_buffer_pointer()
+    assert state.rate.unsafe_buffer_pointer() != rate.unsafe_buffer_pointer()
 
 
 def test_a_step_has_the_dtype_of_its_parameter() -> None:
