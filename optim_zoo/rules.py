@@ -6,16 +6,19 @@ A pattern is matched with ``re.search`` against the ``/``-joined path of a leaf,
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
-from optim_zoo.tree import Tree, is_partial, leaf_paths, map_with_path
+from optim_zoo.tree import Tree, is_partial, leaf_paths, leaves_with_path, map_with_path
 
 Patterns = Sequence[str]
 Rules = Sequence[tuple[str, Any]]
+
+Mask = Tree | Callable[[Tree], Tree] | None  # bools, as `optax.masked` takes them
 
 REQUIRED: Any = object()  # default of `assign`: every leaf must be covered
 
@@ -139,6 +142,33 @@ def check_matches(name: str, patterns: Patterns, tree: Tree) -> None:
 def matches(patterns: Patterns, path: str) -> bool:
     """Whether any of ``patterns`` is found in ``path``."""
     return any(re.search(pattern, path) for pattern in patterns)
+
+
+def mask_of(argument: str, mask: Mask, tree: Tree) -> Tree:
+    """Returns the bools that ``mask`` gives to the leaves of ``tree``; True where it is None.
+
+    Args:
+      argument: the name of the argument, for messages.
+      mask: a tree of bools like ``tree`` or a prefix of it, or a function from ``tree`` to one.
+      tree: arrays.
+
+    Raises:
+      ArgumentTypeError: a leaf of the mask is not a bool.
+      ArgumentValueError: the mask does not have the structure of ``tree``.
+    """
+    given = True if mask is None else mask(tree) if callable(mask) else mask
+    expected = "be a tree of bools like the parameters, or a function that returns one"
+    for path, value in leaves_with_path(given):
+        if not isinstance(value, (bool, np.bool_)):
+            where = f" at {path}" if path else ""
+            sentence = f"{{argument}} must {expected}, got {type(value).__name__}{where}"
+            raise ArgumentTypeError(argument, expected, value, sentence=sentence)
+    try:
+        return jax.tree.broadcast(given, tree)
+    except ValueError as error:
+        received, wanted = jax.tree.structure(given), jax.tree.structure(tree)
+        sentence = f"{{argument}} must {expected}, got {received} for {wanted}"
+        raise ArgumentValueError(argument, expected, given, sentence=sentence) from error
 
 
 def mask(patterns: Patterns, tree: Tree) -> Tree:

@@ -150,6 +150,23 @@ def wide(x: jax.typing.ArrayLike) -> jax.Array:
     return x.astype(wide_dtype(x))
 
 
+@jax.custom_jvp
+def root(x: jax.Array) -> jax.Array:
+    """Returns the square root, whose derivative at 0 is 0 and not infinite.
+
+    A gradient through an optimizer's update stays finite where a gradient, and so its second
+    moment or its norm, is 0. The value is that of ``jnp.sqrt``, computed by the same instructions.
+    """
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    y = root(*primals)
+    slope = jnp.where(y == 0, 0, 0.5 / jnp.where(y == 0, 1, y))
+    return y, (slope * tangents[0]).astype(y.dtype)
+
+
 def wide_dtype(x: jax.typing.ArrayLike) -> jnp.dtype:
     """The dtype arithmetic on ``x`` is done in: float32, or wider where ``x`` is wider.
 

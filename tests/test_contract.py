@@ -68,7 +68,9 @@ def _parameters(constructor: Make) -> dict[str, inspect.Parameter]:
 
 
 def _with_options(constructor: Make) -> Make:
-    names = _parameters(constructor)
+    names = set(_parameters(constructor))
+    if "momentum" not in names:
+        names -= {"nesterov"}  # Adam with it is Nadam, which is in the registry by itself.
     return functools.partial(constructor, **{k: v for k, v in OPTIONS.items() if k in names})
 
 

@@ -16,7 +16,7 @@ import optim_zoo
 
 ROWS = (
     ("errors",),
-    ("tree", "ranges"),
+    ("tree", "ranges", "optax_arguments"),
     ("rules", "schedules", "saved_state"),
     ("rows",),
     ("layers",),

@@ -208,7 +208,7 @@ PAIRS = {
             "the state was tuple and is AccumulateState",
             "1 is only in the checkpoint",
             "2/step is only in the checkpoint",
-            "inner/2/count is missing in the checkpoint",
+            "inner/2/step is missing in the checkpoint",
             "sums/dense/kernel is missing in the checkpoint",
         ],
         # all arrays of both, their decay and their root
@@ -220,7 +220,7 @@ PAIRS = {
         [
             "the state was tuple and is MasterWeightsState",
             "2/step is only in the checkpoint",
-            "inner/2/count is missing in the checkpoint",
+            "inner/2/step is missing in the checkpoint",
             "master/dense/kernel is missing in the checkpoint",
         ],
         # all arrays and the decay of both, the root, and a gap for each float32 parameter
@@ -498,5 +498,5 @@ def test_what_does_not_fit_is_not_rebuilt() -> None:
     with pytest.raises(ValueError, match=r"0/mu/dense/kernel was float32\(3, 4\) and is") as caught:
         saved_state.rebuild(optim_zoo.adam(0.1).init(wider), restored)
     assert caught.value.argument == "restored"
-    with pytest.raises(ValueError, match="2/count is missing in the checkpoint"):
+    with pytest.raises(ValueError, match="2/step is missing in the checkpoint"):
         saved_state.rebuild(ADAMW.init(PARAMS), restored)

@@ -3,9 +3,11 @@
 import jax
 import optax
 
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms import scale_by_adadelta, scale_by_learning_rate
 
 
+@accepts_optax_arguments
 def adadelta(
     learning_rate: optax.ScalarOrSchedule = 1.0,
     rho: jax.typing.ArrayLike = 0.9,

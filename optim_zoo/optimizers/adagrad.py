@@ -3,9 +3,11 @@
 import jax
 import optax
 
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms import scale_by_adagrad, scale_by_learning_rate
 
 
+@accepts_optax_arguments
 def adagrad(
     learning_rate: optax.ScalarOrSchedule,
     initial_accumulator_value: jax.typing.ArrayLike = 0.1,

@@ -3,9 +3,11 @@
 import jax
 import optax
 
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms import scale_by_adam, scale_by_learning_rate
 
 
+@accepts_optax_arguments
 def adam(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
@@ -13,6 +15,8 @@ def adam(
     eps: jax.typing.ArrayLike = 1e-8,
     *,
     bias_correction: bool = True,
+    eps_root: jax.typing.ArrayLike = 0.0,
+    nesterov: bool = False,
 ) -> optax.GradientTransformation:
     """Divides the mean of recent gradients by the root of their mean square.
 
@@ -35,6 +39,8 @@ def adam(
       ValueError: see `scale_by_adam` and `scale_by_learning_rate`.
     """
     return optax.chain(
-        scale_by_adam(b1, b2, eps, bias_correction=bias_correction),
+        scale_by_adam(
+            b1, b2, eps, bias_correction=bias_correction, eps_root=eps_root, nesterov=nesterov
+        ),
         scale_by_learning_rate(learning_rate),
     )

@@ -4,9 +4,11 @@ import jax
 import optax
 
 from optim_zoo import rules
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
 
 
+@accepts_optax_arguments
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
@@ -16,6 +18,9 @@ def adamw(
     *,
     bias_correction: bool = True,
     exclude_from_weight_decay: rules.Patterns = (),
+    mask: rules.Mask = None,
+    eps_root: jax.typing.ArrayLike = 0.0,
+    nesterov: bool = False,
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay.
 
@@ -38,9 +43,13 @@ def adamw(
       ValueError: see `scale_by_adam`, `add_decayed_weights` and `scale_by_learning_rate`.
     """
     return optax.chain(
-        scale_by_adam(b1, b2, eps, bias_correction=bias_correction),
+        scale_by_adam(
+            b1, b2, eps, bias_correction=bias_correction, eps_root=eps_root, nesterov=nesterov
+        ),
         add_decayed_weights(
-            weight_decay, rules.named("exclude_from_weight_decay", exclude_from_weight_decay)
+            weight_decay,
+            rules.named("exclude_from_weight_decay", exclude_from_weight_decay),
+            mask=mask,
         ),
         scale_by_learning_rate(learning_rate),
     )

@@ -3,9 +3,11 @@
 import jax
 import optax
 
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms import scale_by_amsgrad, scale_by_learning_rate
 
 
+@accepts_optax_arguments
 def amsgrad(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
@@ -13,6 +15,7 @@ def amsgrad(
     eps: jax.typing.ArrayLike = 1e-8,
     *,
     bias_correction: bool = True,
+    eps_root: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformation:
     """`adam` whose second moment never falls.
 
@@ -36,6 +39,6 @@ def amsgrad(
       ValueError: see `scale_by_amsgrad` and `scale_by_learning_rate`.
     """
     return optax.chain(
-        scale_by_amsgrad(b1, b2, eps, bias_correction=bias_correction),
+        scale_by_amsgrad(b1, b2, eps, bias_correction=bias_correction, eps_root=eps_root),
         scale_by_learning_rate(learning_rate),
     )

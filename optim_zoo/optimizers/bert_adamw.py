@@ -4,11 +4,13 @@ import jax
 import optax
 
 from optim_zoo import rules
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.optimizers.adamw import adamw
 
 UNDECAYED = rules.optional("LayerNorm", "layer_norm", "bias")
 
 
+@accepts_optax_arguments
 def bert_adamw(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

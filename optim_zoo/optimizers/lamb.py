@@ -5,6 +5,7 @@ import optax
 
 from optim_zoo import ranges, rules
 from optim_zoo.layers import mesh_axes
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms import (
     add_decayed_weights,
     chain_leaf_by_leaf,
@@ -14,6 +15,7 @@ from optim_zoo.transforms import (
 )
 
 
+@accepts_optax_arguments
 def lamb(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
@@ -28,6 +30,8 @@ def lamb(
     exclude_from_layer_adaptation: rules.Patterns = (),
     layers: rules.Rules = (),
     axis_name: mesh_axes.AxisName = None,
+    mask: rules.Mask = None,
+    eps_root: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformation:
     """AdamW's direction, scaled layer by layer to the norm of the parameters.
 
@@ -56,9 +60,11 @@ def lamb(
         `scale_by_learning_rate`.
     """
     return chain_leaf_by_leaf(
-        scale_by_adam(b1, b2, eps, bias_correction=bias_correction),
+        scale_by_adam(b1, b2, eps, bias_correction=bias_correction, eps_root=eps_root),
         add_decayed_weights(
-            weight_decay, rules.named("exclude_from_weight_decay", exclude_from_weight_decay)
+            weight_decay,
+            rules.named("exclude_from_weight_decay", exclude_from_weight_decay),
+            mask=mask,
         ),
         scale_by_trust_ratio(
             phi_bounds=phi_bounds,

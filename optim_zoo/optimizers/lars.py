@@ -5,6 +5,7 @@ import optax
 
 from optim_zoo import errors, rules
 from optim_zoo.layers import mesh_axes
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms import (
     cast_like_params,
     scale_by_lars_trust_ratio,
@@ -13,6 +14,7 @@ from optim_zoo.transforms import (
 )
 
 
+@accepts_optax_arguments
 def lars(
     learning_rate: optax.ScalarOrSchedule,
     momentum: jax.typing.ArrayLike = 0.9,

@@ -5,6 +5,7 @@ import optax
 
 from optim_zoo import errors, ranges, rules
 from optim_zoo.layers import mesh_axes
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms import (
     add_decayed_weights,
     scale_by_learning_rate,
@@ -13,6 +14,7 @@ from optim_zoo.transforms import (
 )
 
 
+@accepts_optax_arguments
 def lars_ema(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

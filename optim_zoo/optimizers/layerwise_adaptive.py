@@ -8,6 +8,7 @@ import optax
 from optim_zoo import ranges, rules
 from optim_zoo.errors import ArgumentValueError
 from optim_zoo.layers import mesh_axes
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms import (
     ScaleByLearningRateState,
     chain_leaf_by_leaf,
@@ -17,6 +18,7 @@ from optim_zoo.transforms import (
 from optim_zoo.tree import Tree
 
 
+@accepts_optax_arguments
 def layerwise_adaptive(
     base: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule,

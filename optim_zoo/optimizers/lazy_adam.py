@@ -3,9 +3,11 @@
 import jax
 import optax
 
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms import scale_by_lazy_adam, scale_by_learning_rate
 
 
+@accepts_optax_arguments
 def lazy_adam(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

@@ -9,6 +9,8 @@ import optax
 
 from optim_zoo import ranges, rows
 from optim_zoo.errors import parameters_missing
+from optim_zoo.optax_arguments import accepts_optax_arguments
+from optim_zoo.transforms.leafwise import zeros
 from optim_zoo.tree import Tree, check_floating, map_to_several, wide, wide_dtype
 
 
@@ -20,6 +22,7 @@ class LookaheadState(NamedTuple):
     inner: Any  # state of the inner optimizer
 
 
+@accepts_optax_arguments
 def lookahead(
     inner: optax.GradientTransformation,
     sync_period: int = 6,
@@ -77,9 +80,7 @@ def synchronize(
 
     def init(params: Tree) -> LookaheadState:
         check_floating(params)
-        # A copy, for the state must not share memory with parameters that are donated.
-        copied = jax.tree.map(lambda x: jnp.array(x, wide_dtype(x), copy=True), params)
-        slow = jax.tree.map(jnp.zeros_like, copied) if slow_starts_at_zero else copied
+        slow = jax.tree.map(zeros if slow_starts_at_zero else _copied, params)
         return LookaheadState(jnp.zeros((), jnp.int32), slow, inner.init(params))
 
     def update(
@@ -109,6 +110,18 @@ def synchronize(
         return steps, LookaheadState(t, slow, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _copied(x: Any) -> Any:
+    """Returns a copy in float32 or wider; for a ``jax.ShapeDtypeStruct``, one of that dtype.
+
+    A state must not share memory with parameters, because a training step may donate both.
+    """
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(
+            x.shape, wide_dtype(jnp.zeros((), x.dtype)), sharding=x.sharding
+        )
+    return jnp.array(x, wide_dtype(x), copy=True)
 
 
 def _next_step(count: jax.Array, period: int | None) -> jax.Array:

@@ -3,14 +3,18 @@
 import jax
 import optax
 
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms import scale_by_learning_rate, scale_by_nadam
 
 
+@accepts_optax_arguments
 def nadam(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
+    *,
+    eps_root: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformation:
     """`adam` with Nesterov's momentum.
 
@@ -31,4 +35,6 @@ def nadam(
     Raises:
       ValueError: see `scale_by_nadam` and `scale_by_learning_rate`.
     """
-    return optax.chain(scale_by_nadam(b1, b2, eps), scale_by_learning_rate(learning_rate))
+    return optax.chain(
+        scale_by_nadam(b1, b2, eps, eps_root=eps_root), scale_by_learning_rate(learning_rate)
+    )

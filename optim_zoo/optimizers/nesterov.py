@@ -4,9 +4,11 @@ import jax
 import optax
 
 from optim_zoo import errors
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms import scale_by_learning_rate, trace_momentum
 
 
+@accepts_optax_arguments
 def nesterov(
     learning_rate: optax.ScalarOrSchedule, momentum: jax.typing.ArrayLike = 0.9
 ) -> optax.GradientTransformation:

@@ -3,15 +3,19 @@
 import jax
 import optax
 
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms import scale_by_learning_rate, scale_by_radam
 
 
+@accepts_optax_arguments
 def radam(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     threshold: jax.typing.ArrayLike = 5.0,
+    *,
+    eps_root: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformation:
     """`adam` with a factor that makes up for the few gradients its first second moments hold.
 
@@ -33,5 +37,6 @@ def radam(
       ValueError: see `scale_by_radam` and `scale_by_learning_rate`.
     """
     return optax.chain(
-        scale_by_radam(b1, b2, eps, threshold), scale_by_learning_rate(learning_rate)
+        scale_by_radam(b1, b2, eps, threshold, eps_root=eps_root),
+        scale_by_learning_rate(learning_rate),
     )

@@ -4,6 +4,7 @@ import jax
 import optax
 
 from optim_zoo import rules
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.optimizers.lookahead import lookahead
 from optim_zoo.transforms import (
     add_decayed_weights,
@@ -13,6 +14,7 @@ from optim_zoo.transforms import (
 )
 
 
+@accepts_optax_arguments
 def ranger(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.95,

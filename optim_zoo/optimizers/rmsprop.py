@@ -3,6 +3,7 @@
 import jax
 import optax
 
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms import (
     cast_like_params,
     scale_by_learning_rate,
@@ -11,6 +12,7 @@ from optim_zoo.transforms import (
 from optim_zoo.transforms.momentum import trace_if_set
 
 
+@accepts_optax_arguments
 def rmsprop(
     learning_rate: optax.ScalarOrSchedule,
     decay: jax.typing.ArrayLike = 0.9,

@@ -3,10 +3,12 @@
 import jax
 import optax
 
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms import scale_by_learning_rate
 from optim_zoo.transforms.momentum import trace_if_set
 
 
+@accepts_optax_arguments
 def sgd(
     learning_rate: optax.ScalarOrSchedule,
     momentum: jax.typing.ArrayLike | None = None,

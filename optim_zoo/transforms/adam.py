@@ -3,10 +3,18 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
+from optim_zoo.errors import ArgumentValueError
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms.leafwise import Leafwise
-from optim_zoo.transforms.moments import Direction, ScaleByAdamState, bias, scale_by_moments
+from optim_zoo.transforms.moments import (
+    Direction,
+    ScaleByAdamState,
+    bias,
+    root_of_moment,
+    scale_by_moments,
+)
+from optim_zoo.transforms.nadam import scale_by_nadam
 from optim_zoo.tree import Tree
 
 
@@ -26,12 +34,15 @@ class ScaleByLazyAdamState(NamedTuple):
     nu: Tree  # like the parameters, in float32 or wider: moving average of g^2
 
 
+@accepts_optax_arguments
 def scale_by_adam(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     *,
     bias_correction: bool = True,
+    eps_root: jax.typing.ArrayLike = 0.0,
+    nesterov: bool = False,
 ) -> Leafwise:
     """Turns gradients g into Adam's direction.
 
@@ -57,9 +68,15 @@ def scale_by_adam(
         than its parameter.
       TypeError: a rate has fewer bits than float32, or a parameter is not floating-point.
     """
-    direction = adam_direction(b1, b2, eps, bias_correction=bias_correction)
+    if nesterov and not bias_correction:
+        raise ArgumentValueError(
+            "nesterov", "be False without bias_correction", nesterov, related=["bias_correction"]
+        )
+    if nesterov:
+        return scale_by_nadam(b1, b2, eps, eps_root=eps_root)
+    direction = adam_direction(b1, b2, eps, bias_correction=bias_correction, eps_root=eps_root)
     state = adam_state(bias_correction=bias_correction)
-    return scale_by_moments("scale_by_adam", direction, b1, b2, eps, state=state)
+    return scale_by_moments("scale_by_adam", direction, b1, b2, eps, eps_root=eps_root, state=state)
 
 
 def scale_by_lazy_adam(
@@ -92,12 +109,13 @@ def adam_direction(
     eps: jax.typing.ArrayLike,
     *,
     bias_correction: bool = True,
+    eps_root: jax.typing.ArrayLike = 0.0,
 ) -> Direction:
     """The formula of `scale_by_adam`, for one array."""
 
     def direction(g: jax.Array, mu: jax.Array, nu: jax.Array, t: jax.Array) -> jax.Array:
         c1 = bias(b1, t) if bias_correction else 1.0
         c2 = bias(b2, t) if bias_correction else 1.0
-        return (mu / c1) / (jnp.sqrt(nu / c2) + eps)
+        return (mu / c1) / (root_of_moment(nu / c2, eps_root) + eps)
 
     return direction

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms.adam import adam_direction
 from optim_zoo.transforms.leafwise import (
     Declaration,
@@ -38,12 +39,14 @@ class ScaleByUncorrectedAmsgradState(NamedTuple):
     nu_max: Tree  # the largest nu so far
 
 
+@accepts_optax_arguments
 def scale_by_amsgrad(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     *,
     bias_correction: bool = True,
+    eps_root: jax.typing.ArrayLike = 0.0,
 ) -> Leafwise:
     """Turns gradients g into AMSGrad's direction: Adam's with a second moment that never falls.
 
@@ -60,9 +63,11 @@ def scale_by_amsgrad(
     Raises:
       ValueError, TypeError: see `scale_by_adam`.
     """
-    direction = adam_direction(b1, b2, eps, bias_correction=bias_correction)
+    direction = adam_direction(b1, b2, eps, bias_correction=bias_correction, eps_root=eps_root)
     state = ScaleByAmsgradState if bias_correction else ScaleByUncorrectedAmsgradState
-    return scale_by_largest_moments("scale_by_amsgrad", direction, b1, b2, eps, state=state)
+    return scale_by_largest_moments(
+        "scale_by_amsgrad", direction, b1, b2, eps, eps_root=eps_root, state=state
+    )
 
 
 def scale_by_largest_moments(
@@ -72,10 +77,11 @@ def scale_by_largest_moments(
     b2: jax.typing.ArrayLike,
     eps: jax.typing.ArrayLike,
     *,
+    eps_root: jax.typing.ArrayLike = 0.0,
     state: Callable[..., Any] = ScaleByAmsgradState,
 ) -> Leafwise:
     """`scale_by_moments` where the direction is given nu_max, the largest nu so far."""
-    check_moments(b1, b2, eps)
+    check_moments(b1, b2, eps, eps_root)
 
     def update(
         g: jax.Array, state: ScaleByAmsgradState, leaf: Leaf

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optim_zoo import rows
+from optim_zoo import rows, rules
 from optim_zoo.errors import parameters_missing
 from optim_zoo.tree import Tree, check_distinct, check_floating, leaf_paths, wide_dtype
 
@@ -67,6 +67,8 @@ class Declaration:
       takes_rows: whether ``update`` accepts `SparseRows`.
       waits_for: a field keyed by path, such as the trust ratio, whose computation reads the whole
         update of the leaf. `chain_leaf_by_leaf` starts the next leaf after it.
+      mask: bools like the parameters, or a function that makes them; the piece leaves the update
+        and the state of a leaf with False unchanged.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Declaration:
     params: Literal["unused", "optional", "required"] = "unused"
     takes_rows: bool = False
     waits_for: str | None = None
+    mask: rules.Mask = None
 
 
 class Leafwise(optax.GradientTransformationExtraArgs):
@@ -112,6 +115,7 @@ def leafwise(declaration: Declaration) -> Leafwise:
     def init(params: Tree) -> Any:
         check_floating(params)
         declaration.check(params)
+        rules.mask_of("mask", declaration.mask, params)
         paths = leaf_paths(params)
         structure: Any = jax.tree.structure(params)
         of_leaves = list(map(declaration.init, paths, jax.tree.leaves(params)))
@@ -169,14 +173,16 @@ def update_leaves(
     begun = [piece.begin(state) for piece, state in zip(pieces, states, strict=True)]
     before = [_split(piece, state, structure, paths)
               for piece, (state, _) in zip(pieces, begun, strict=True)]  # fmt: skip
+    masks = [_mask(piece, updates if params is None else params, len(paths)) for piece in pieces]
     after: list[list[Any]] = [[] for _ in pieces]
     made, known = [], None
     for i, u in enumerate(structure.flatten_up_to(updates)):
         if wait is not None and known is not None:
             u = rows.on_rows(wait, u, known)
         for k, piece in enumerate(pieces):
-            leaf = Leaf(paths[i], parameters[i], begun[k][1])
-            u, state = piece.update(u, before[k][i], leaf)
+            leaf, state = Leaf(paths[i], parameters[i], begun[k][1]), before[k][i]
+            if masks[k][i]:
+                u, state = piece.update(u, state, leaf)
             after[k].append(state)
             if piece.waits_for and getattr(state, piece.waits_for) is not None:
                 known = getattr(state, piece.waits_for)
@@ -200,6 +206,13 @@ def _check(
             like.append(params)
         for tree in like or [updates]:
             rows.check_updates(piece.name, updates, tree, sparse=piece.takes_rows)
+
+
+def _mask(piece: Declaration, tree: Tree, leaves: int) -> list[bool]:
+    """Returns whether the piece changes each leaf."""
+    if piece.mask is None:
+        return [True] * leaves
+    return jax.tree.leaves(rules.mask_of("mask", piece.mask, tree))
 
 
 def _split(piece: Declaration, state: Any, structure: Any, paths: Sequence[str]) -> list[Any]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import ranges, rows
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise
 
 
@@ -21,6 +22,7 @@ class ScaleByLearningRateState(NamedTuple):
     rate: jax.Array  # (), float32 (float64 under x64): the learning rate of the last step
 
 
+@accepts_optax_arguments
 def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule, *, last: bool = True) -> Leafwise:
     """Turns a direction into a step downhill: u <- -learning_rate u.
 

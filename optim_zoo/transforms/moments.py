@@ -17,7 +17,7 @@ from optim_zoo.transforms.leafwise import (
     zero_count,
     zeros,
 )
-from optim_zoo.tree import Tree
+from optim_zoo.tree import Tree, root
 
 # (g, mu, nu, t) -> u: the gradient in the dtype of the moments, the moments after it, and the
 # number of the step, () int32, the first being 1.
@@ -43,6 +43,7 @@ def scale_by_moments(
     b2: jax.typing.ArrayLike,
     eps: jax.typing.ArrayLike,
     *,
+    eps_root: jax.typing.ArrayLike = 0.0,
     state: Callable[..., Any] = ScaleByAdamState,
     grad_averaging: bool = True,
     lazy: bool = False,
@@ -59,7 +60,7 @@ def scale_by_moments(
       piece: its name, for messages.
       direction: the formula, for one array.
       b1, b2: decay rates in [0, 1).
-      eps: of the formula, >= 0; only checked here.
+      eps, eps_root: of the formula, >= 0; only checked here.
       state: the NamedTuple of the piece, with the fields of `ScaleByAdamState`.
       grad_averaging: False: mu <- b1 mu + g.
       lazy: takes `SparseRows` gradients, and moves only their rows of the moments.
@@ -69,7 +70,7 @@ def scale_by_moments(
         than its parameter.
       TypeError: a rate has fewer bits than float32, or a parameter is not floating-point.
     """
-    check_moments(b1, b2, eps)
+    check_moments(b1, b2, eps, eps_root)
     gain = None if grad_averaging else 1.0
 
     def step(
@@ -111,12 +112,23 @@ def scale_by_moments(
 
 
 def check_moments(
-    b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike, eps: jax.typing.ArrayLike
+    b1: jax.typing.ArrayLike,
+    b2: jax.typing.ArrayLike,
+    eps: jax.typing.ArrayLike,
+    eps_root: jax.typing.ArrayLike = 0.0,
 ) -> None:
-    """Raises unless these are two decay rates in [0, 1) and a finite number >= 0."""
+    """Raises unless these are two decay rates in [0, 1) and two finite numbers >= 0."""
     ranges.check_decay("b1", b1)
     ranges.check_decay("b2", b2)
     ranges.check("eps", eps, 0.0, open_high=True)
+    ranges.check("eps_root", eps_root, 0.0, open_high=True)
+
+
+def root_of_moment(nu: jax.Array, eps_root: jax.typing.ArrayLike) -> jax.Array:
+    """Returns sqrt(nu + eps_root), whose derivative is 0 where that is 0."""
+    if isinstance(eps_root, (int, float)) and eps_root == 0:
+        return root(nu)
+    return root(nu + eps_root)
 
 
 def moment(

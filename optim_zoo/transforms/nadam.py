@@ -8,8 +8,15 @@ import optax
 
 from optim_zoo import ranges
 from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise, zero_count, zeros
-from optim_zoo.transforms.moments import bias, check_moments, log, moment, scale_by_moments
-from optim_zoo.tree import Tree
+from optim_zoo.transforms.moments import (
+    bias,
+    check_moments,
+    log,
+    moment,
+    root_of_moment,
+    scale_by_moments,
+)
+from optim_zoo.tree import Tree, root
 
 
 class ScaleByNadamState(NamedTuple):
@@ -24,6 +31,8 @@ def scale_by_nadam(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
+    *,
+    eps_root: jax.typing.ArrayLike = 0.0,
 ) -> Leafwise:
     """Turns gradients g into NAdam's direction, without a schedule of the momentum.
 
@@ -43,9 +52,11 @@ def scale_by_nadam(
     def direction(g: jax.Array, mu: jax.Array, nu: jax.Array, t: jax.Array) -> jax.Array:
         next_t = optax.safe_increment(t)  # t + 1, or t where the count is full
         mu_hat = b1 * mu / bias(b1, next_t) + (1 - b1) * g / bias(b1, t)
-        return jnp.asarray(mu_hat / (jnp.sqrt(nu / bias(b2, t)) + eps), mu.dtype)
+        return jnp.asarray(mu_hat / (root_of_moment(nu / bias(b2, t), eps_root) + eps), mu.dtype)
 
-    return scale_by_moments("scale_by_nadam", direction, b1, b2, eps, state=ScaleByNadamState)
+    return scale_by_moments(
+        "scale_by_nadam", direction, b1, b2, eps, eps_root=eps_root, state=ScaleByNadamState
+    )
 
 
 class ScaleByScheduledNadamState(NamedTuple):
@@ -102,7 +113,7 @@ def scale_by_scheduled_nadam(
         g = g.astype(state.mu.dtype)
         mu, nu = moment(g, state.mu, b1), moment(jnp.square(g), state.nu, b2)
         mu_hat = following * mu / (1 - product * following) + (1 - now) * g / (1 - product)
-        u = jnp.asarray(mu_hat / (jnp.sqrt(nu / c2) + eps), mu.dtype)
+        u = jnp.asarray(mu_hat / (root(nu / c2) + eps), mu.dtype)
         return u, state._replace(mu=mu, nu=nu)
 
     return leafwise(

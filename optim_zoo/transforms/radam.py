@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from optim_zoo import ranges
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms.leafwise import Leafwise
-from optim_zoo.transforms.moments import bias, log, scale_by_moments
+from optim_zoo.transforms.moments import bias, log, root_of_moment, scale_by_moments
 from optim_zoo.tree import Tree
 
 
@@ -19,11 +20,14 @@ class ScaleByRadamState(NamedTuple):
     nu: Tree  # like the parameters, in float32 or wider: moving average of g^2
 
 
+@accepts_optax_arguments
 def scale_by_radam(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     threshold: jax.typing.ArrayLike = 5.0,
+    *,
+    eps_root: jax.typing.ArrayLike = 0.0,
 ) -> Leafwise:
     """Turns gradients g into RAdam's direction.
 
@@ -48,10 +52,12 @@ def scale_by_radam(
     def direction(g: jax.Array, mu: jax.Array, nu: jax.Array, t: jax.Array) -> jax.Array:
         rho, r = rectification(b2, t)
         mu_hat = mu / bias(b1, t)
-        rectified = r * mu_hat / (jnp.sqrt(nu / bias(b2, t)) + eps)
+        rectified = r * mu_hat / (root_of_moment(nu / bias(b2, t), eps_root) + eps)
         return jnp.where(rho >= threshold, rectified, mu_hat).astype(mu.dtype)
 
-    return scale_by_moments("scale_by_radam", direction, b1, b2, eps, state=ScaleByRadamState)
+    return scale_by_moments(
+        "scale_by_radam", direction, b1, b2, eps, eps_root=eps_root, state=ScaleByRadamState
+    )
 
 
 def rectification(

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from optim_zoo import ranges
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise, zeros
 from optim_zoo.transforms.moments import moment
-from optim_zoo.tree import Tree
+from optim_zoo.tree import Tree, root
 
 
 class ScaleByRmsState(NamedTuple):
@@ -18,6 +19,7 @@ class ScaleByRmsState(NamedTuple):
     mu: Tree | None  # moving average of g, where the second moment is centered
 
 
+@accepts_optax_arguments
 def scale_by_rms(
     decay: jax.typing.ArrayLike = 0.9,
     eps: jax.typing.ArrayLike = 1e-8,
@@ -85,6 +87,7 @@ def divide_by_root(
     g: jax.Array, square: jax.Array, eps: jax.typing.ArrayLike, *, eps_in_sqrt: bool
 ) -> jax.Array:
     """G / sqrt(square + eps), or g / (sqrt(square) + eps); 0 where the denominator is 0."""
-    root = jnp.sqrt(square + eps) if eps_in_sqrt else jnp.sqrt(square) + eps
-    quotient = jnp.where(root > 0, g / jnp.where(root > 0, root, 1), 0)
+    denominator = root(square + eps) if eps_in_sqrt else root(square) + eps
+    positive = denominator > 0
+    quotient = jnp.where(positive, g / jnp.where(positive, denominator, 1), 0)
     return jnp.asarray(quotient, g.dtype)

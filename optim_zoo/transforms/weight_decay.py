@@ -14,7 +14,10 @@ class AddDecayedWeightsState(NamedTuple):
 
 
 def add_decayed_weights(
-    weight_decay: jax.typing.ArrayLike, exclude: rules.Patterns = ()
+    weight_decay: jax.typing.ArrayLike,
+    exclude: rules.Patterns = (),
+    *,
+    mask: rules.Mask = None,
 ) -> Leafwise:
     """Adds the decayed parameters to the updates: u <- u + weight_decay x.
 
@@ -49,5 +52,6 @@ def add_decayed_weights(
             state=AddDecayedWeightsState,
             check=lambda params: rules.check_matches("exclude", exclude, params),
             params="required",
+            mask=mask,
         )
     )

@@ -1,0 +1,86 @@
+"""Arguments that optax's optimizers have: taken, dropped where they ask for nothing, or refused."""
+
+import inspect
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optim_zoo
+from optim_zoo import registry
+from optim_zoo.errors import ArgumentTypeError
+
+# Pieces whose arguments optax spells otherwise, and every optimizer that optax has too.
+NAMES = [
+    *(name for name in registry.OPTIMIZERS if hasattr(optax, name)),
+    *(name for name in ("scale_by_adam", "scale_by_amsgrad", "scale_by_radam", "scale_by_rms")),
+    "scale_by_learning_rate",
+    "add_decayed_weights",
+]
+# A value of each argument that ours does not have, which asks for something.
+ASKS = {
+    "accumulator_dtype": "bfloat16",
+    "bias_correction": True,
+    "bias_correction_mu": False,
+    "bias_correction_nu": False,
+    "fast_optimizer": optax.sgd(0.1),
+    "flip_sign": False,
+    "mu_dtype": jnp.bfloat16,
+    "nesterov": True,
+    "reset_state": True,
+    "trust_ratio_mask": {"kernel": True, "bias": np.asarray(False)},
+    "weight_decay": 0.1,
+    "weight_decay_mask": {"kernel": True, "bias": False},
+}
+
+
+def _first(name: str) -> tuple[Any, ...]:
+    """The positional arguments that the constructor cannot do without."""
+    takes = inspect.signature(getattr(optim_zoo, name)).parameters.values()
+    first = next(iter(takes))
+    if first.default is not first.empty:
+        return ()
+    return (optim_zoo.sgd(0.1) if first.name == "inner" else 0.1,)
+
+
+def _lacking() -> list[Any]:
+    return [
+        pytest.param(name, parameter, id=f"{name}-{parameter.name}")
+        for name in NAMES
+        for parameter in inspect.signature(getattr(optax, name)).parameters.values()
+        if parameter.name not in inspect.signature(getattr(optim_zoo, name)).parameters
+    ]
+
+
+@pytest.mark.parametrize(("name", "parameter"), _lacking())
+def test_an_argument_of_optax_is_dropped_or_refused_with_our_spelling(
+    name: str, parameter: inspect.Parameter
+) -> None:
+    constructor, argument = getattr(optim_zoo, name), parameter.name
+    if parameter.default is not parameter.empty and (name, argument) != ("nadam", "nesterov"):
+        constructor(*_first(name), **{argument: parameter.default})
+    wanted = ASKS[argument]
+    message = rf"^{name} has no argument {argument} \(got .*\): "
+    with pytest.raises(ArgumentTypeError, match=message) as caught:
+        constructor(*_first(name), **{argument: wanted})
+    assert (caught.value.argument, caught.value.received) == (argument, wanted)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("argument", ["mask", "mu_dtype", "eps_root", "nesterov"])
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+def test_every_optimizer_takes_what_asks_for_nothing(name: str, argument: str) -> None:
+    nothing = {"mask": None, "mu_dtype": jnp.float32, "eps_root": 0.0, "nesterov": False}
+    entry = registry.OPTIMIZERS[name]
+    if entry.wraps:
+        assert entry.constructor(optim_zoo.sgd(0.1), 6, **{argument: nothing[argument]})
+    else:
+        assert entry.constructor(0.1, **{argument: nothing[argument]})
+
+
+def test_an_argument_that_nobody_has_is_pythons_error() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'learing_rate'"):
+        optim_zoo.adam(learing_rate=0.1)  # type: ignore[call-arg]
