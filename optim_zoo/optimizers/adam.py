@@ -24,19 +24,44 @@ def adam(
 
         mu <- b1 mu + (1 - b1) g
         nu <- b2 nu + (1 - b2) g^2
-        x  <- x - learning_rate mu_hat / (sqrt(nu_hat) + eps)
+        x  <- x - learning_rate (mu / c1) / (sqrt(nu / c2) + eps),   c1 = 1 - b1^t, c2 = 1 - b2^t
 
-    Algorithm 1 of the paper, eps beside the corrected root; Keras and TensorFlow 1 have the
-    paper's "epsilon hat" beside the uncorrected one. L2 regularisation, which Adam rescales and
-    so is not weight decay, is ``optax.chain(add_decayed_weights(weight_decay), adam(...))``;
-    decoupled decay is `adamw`. Agrees with ``torch.optim.Adam`` (2.13.0) to 1e-9 in float64.
+    This is Algorithm 1 of the paper (arXiv 1412.6980): eps is added to the root of the corrected
+    second moment. Keras and TensorFlow 1 add the paper's "epsilon hat" to the root of the
+    uncorrected one: see `optim_zoo.ports.keras.Adam`.
+
+    For decoupled weight decay, use `adamw`. L2 regularization, which Adam rescales and which
+    therefore is not weight decay, is ``optax.chain(add_decayed_weights(weight_decay), adam(...))``.
+
+    It agrees with ``torch.optim.Adam`` (2.13.0) to 1e-9 in float64. The steps t = 1, 2, ... are
+    counted in int32.
 
     Args:
-      learning_rate: a number or a schedule: step -> learning rate, the first step being 0.
-      b1, b2, eps, bias_correction: see `scale_by_adam`.
+      learning_rate: A finite number >= 0, or a schedule: a function from the step to the learning
+        rate, where the first step is 0.
+      b1: The decay rate of mu, in [0, 1).
+      b2: The decay rate of nu, in [0, 1).
+      eps: A finite number >= 0, added to the root.
+      bias_correction: Whether mu and nu are divided by c1 and c2. If False, c1 = c2 = 1.
+      eps_root: A finite number >= 0, added under the root. At the default 0, the derivative of a
+        root of 0 is taken as 0, so that gradients through the update stay finite.
+      nesterov: Whether the momentum is Nesterov's, as in `nadam`. Needs ``bias_correction=True``.
+
+    Returns:
+      A transformation whose state is the tuple of the states of its pieces: ``ScaleByAdamState``
+      (the count of steps, mu and nu; the moments are like the parameters, in float32 or wider) and
+      ``ScaleByLearningRateState`` (the step and the learning rate).
 
     Raises:
-      ValueError: see `scale_by_adam` and `scale_by_learning_rate`.
+      ArgumentValueError: An argument is out of its range; in ``update``, a gradient has another
+        shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optim_zoo.adam(1e-3, b2=0.98)
+      ```
     """
     return optax.chain(
         scale_by_adam(

@@ -22,25 +22,54 @@ def adamw(
     eps_root: jax.typing.ArrayLike = 0.0,
     nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay.
+    """Adds decoupled weight decay to Adam.
 
     ::
 
-        x <- x - learning_rate (mu_hat / (sqrt(nu_hat) + eps) + weight_decay x)
+        u  = (mu / c1) / (sqrt(nu / c2) + eps),   mu, nu, c1 and c2 as in adam
+        x <- x - learning_rate (u + weight_decay x)
 
-    The order is Adam's direction, decay, learning rate: the decay is multiplied by the rate, as
-    in ``optax.adamw`` and ``torch.optim.AdamW``, and not by a schedule of its own as in the paper.
-    The fifth argument is the decay, where optax has ``eps_root``: give it by name.
-    Agrees with ``optax.adamw`` (0.2.8) to 1e-9 in float64.
+    The order is Adam's direction, weight decay, learning rate. The decay is thus multiplied by the
+    learning rate, as in ``optax.adamw`` and ``torch.optim.AdamW``, and not by a schedule of its own
+    as in the paper (arXiv 1711.05101). The fifth positional argument is the weight decay, where
+    ``optax.adamw`` has ``eps_root``; pass it by name.
+
+    It agrees with ``optax.adamw`` (0.2.8) to 1e-9 in float64.
 
     Args:
-      learning_rate: a number or a schedule: step -> learning rate, the first step being 0.
-      b1, b2, eps, bias_correction: see `scale_by_adam`.
-      weight_decay: >= 0.
-      exclude_from_weight_decay: path patterns (``re.search``) of leaves that are not decayed.
+      learning_rate: A finite number >= 0, or a schedule: a function from the step to the learning
+        rate, where the first step is 0.
+      b1: The decay rate of mu, in [0, 1).
+      b2: The decay rate of nu, in [0, 1).
+      eps: A finite number >= 0, added to the root.
+      weight_decay: A finite number >= 0. At 0, as a Python number, nothing is decayed.
+      bias_correction: Whether mu and nu are divided by c1 and c2. If False, c1 = c2 = 1.
+      exclude_from_weight_decay: Path patterns of the leaves that are not decayed. A pattern is a
+        regular expression, searched for (``re.search``) in the path of a leaf, such as
+        ``encoder/layer_0/bias``.
+      mask: As in optax, a tree of bools like the parameters, or a function from the parameters to
+        one. A leaf with False is not decayed, as if a pattern had excluded it.
+      eps_root: A finite number >= 0, added under the root. At the default 0, the derivative of a
+        root of 0 is taken as 0, so that gradients through the update stay finite.
+      nesterov: Whether the momentum is Nesterov's, as in `nadam`. Needs ``bias_correction=True``.
+
+    Returns:
+      A transformation whose state is the tuple of the states of its pieces: ``ScaleByAdamState``
+      (the count of steps, mu and nu; the moments are like the parameters, in float32 or wider),
+      ``AddDecayedWeightsState`` (empty) and ``ScaleByLearningRateState`` (the step and the learning
+      rate).
 
     Raises:
-      ValueError: see `scale_by_adam`, `add_decayed_weights` and `scale_by_learning_rate`.
+      ArgumentValueError: An argument is out of its range; in ``init``, a path pattern matches no
+        leaf; in ``update``, the parameters are missing, or a gradient has another shape than its
+        parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optim_zoo.adamw(1e-3, weight_decay=0.1, exclude_from_weight_decay=["bias$"])
+      ```
     """
     return optax.chain(
         scale_by_adam(

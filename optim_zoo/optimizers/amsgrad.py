@@ -17,7 +17,7 @@ def amsgrad(
     bias_correction: bool = True,
     eps_root: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformation:
-    """`adam` whose second moment never falls.
+    """Runs Adam with a second moment that never decreases.
 
     ::
 
@@ -25,18 +25,39 @@ def amsgrad(
         nu     <- b2 nu + (1 - b2) g^2
         nu_max <- max(nu_max, nu)
         x      <- x - learning_rate (mu / c1) / (sqrt(nu_max / c2) + eps)
+        c1      = 1 - b1^t,  c2 = 1 - b2^t,  t = 1, 2, ...
 
-    The maximum is of the uncorrected second moment, as in torch; ``optax.amsgrad`` takes it of the
-    corrected one, and is not the same. Algorithm 2 of the paper, which
-    has no correction, is ``bias_correction=False``. Agrees with ``torch.optim.Adam(amsgrad=True)``
-    (2.13.0) to 1e-9 in float64.
+    The maximum is taken of the uncorrected second moment, as in PyTorch. ``optax.amsgrad`` takes
+    the maximum of the corrected one, which gives other numbers. Algorithm 2 of the paper (arXiv
+    1904.09237) has no bias correction: it is ``bias_correction=False``.
+
+    It agrees with ``torch.optim.Adam(amsgrad=True)`` (2.13.0) to 1e-9 in float64.
 
     Args:
-      learning_rate: a number or a schedule: step -> learning rate, the first step being 0.
-      b1, b2, eps, bias_correction: see `scale_by_adam`.
+      learning_rate: A finite number >= 0, or a schedule: a function from the step to the learning
+        rate, where the first step is 0.
+      b1: The decay rate of mu, in [0, 1).
+      b2: The decay rate of nu, in [0, 1).
+      eps: A finite number >= 0, added to the root.
+      bias_correction: Whether mu and nu are divided by c1 and c2. If False, c1 = c2 = 1.
+      eps_root: A finite number >= 0, added under the root. At the default 0, the derivative of a
+        root of 0 is taken as 0, so that gradients through the update stay finite.
+
+    Returns:
+      A transformation whose state is the tuple of the states of its pieces: ``ScaleByAmsgradState``
+      (the count of steps, and mu, nu and nu_max, like the parameters, in float32 or wider) and
+      ``ScaleByLearningRateState`` (the step and the learning rate).
 
     Raises:
-      ValueError: see `scale_by_amsgrad` and `scale_by_learning_rate`.
+      ArgumentValueError: An argument is out of its range; in ``update``, a gradient has another
+        shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optim_zoo.amsgrad(1e-3)
+      ```
     """
     return optax.chain(
         scale_by_amsgrad(b1, b2, eps, bias_correction=bias_correction, eps_root=eps_root),

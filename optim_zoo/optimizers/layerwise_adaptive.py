@@ -1,4 +1,4 @@
-"""The LAMB paper's strategy around any base (You et al., arXiv 1904.00962, section 3)."""
+"""The LAMB paper's strategy for any base (You et al., arXiv 1904.00962, section 3)."""
 
 from typing import Any
 
@@ -35,20 +35,46 @@ def layerwise_adaptive(
 
         x <- x - learning_rate phi(|x|) / |u| u
 
-    Around `scale_by_adam` and `add_decayed_weights` this is `lamb`; around `trace_momentum`
-    with ``ema=True``, `lars_ema`.
+    This is the general strategy of the LAMB paper (arXiv 1904.00962, section 3). With
+    `scale_by_adam` and `add_decayed_weights` as its base it is `lamb`; with ``trace_momentum(b1,
+    ema=True)`` after `add_decayed_weights` it is `lars_ema`. The trust ratio phi(|x|) / |u| is 1
+    where phi(|x|) or |u| is 0.
 
     Args:
-      base: gives a direction that has the sign of the gradient, such as ``scale_by_adam()`` or a
-        chain of pieces: not an optimizer, whose updates already point downhill. One of this
-        library's is refused in ``init``; another library's cannot be told apart.
-      learning_rate: a number or a schedule: step -> learning rate, the first step being 0.
-      phi_bounds, ratio_bounds, layers, axis_name: see `scale_by_trust_ratio`.
-      exclude_from_layer_adaptation: path patterns (``re.search``) of leaves whose ratio is 1.
+      base: A transformation that returns a direction with the sign of the gradient, such as
+        ``scale_by_adam()`` or a chain of pieces. An optimizer does not fit, because its updates
+        already point downhill. Optimizers of this library are refused in ``init``; those of other
+        libraries cannot be recognized.
+      learning_rate: A finite number >= 0, or a schedule: a function from the step to the learning
+        rate, where the first step is 0.
+      phi_bounds: The bounds (low, high) of phi, None where a side is open. By default phi is the
+        identity.
+      ratio_bounds: The bounds (low, high) of the trust ratio, None where a side is open. By default
+        it has no bounds.
+      exclude_from_layer_adaptation: Path patterns of the leaves whose trust ratio is 1. They may
+        still be decayed.
+      layers: Rules (path pattern, layer spec) for leaves that hold several layers, such as
+        ``("blocks", stacked(0))``; see `optim_zoo.layers`. By default each leaf is one layer.
+      axis_name: The mesh axes that the parameters are sharded over, under ``pmap`` and
+        ``shard_map(check_vma=False)``: a name, several names, or rules (path pattern, names). Not
+        needed under ``jit``, nor under ``shard_map(check_vma=True)``.
+
+    Returns:
+      A transformation whose state is a tuple: the state of base, ``ScaleByTrustRatioState`` (trust
+      ratio and norms of every layer) and ``ScaleByLearningRateState`` (the step and the learning
+      rate).
 
     Raises:
-      TypeError: ``base`` is no ``optax.GradientTransformation``.
-      ValueError: ``base`` is an optimizer; see `scale_by_trust_ratio`.
+      ArgumentValueError: An argument is out of its range; in ``init``, base is an optimizer, a path
+        pattern matches no leaf, or a leaf does not fit its layer spec; in ``update``, the
+        parameters are missing.
+      ArgumentTypeError: ``base`` is not an ``optax.GradientTransformation``, or another argument
+        has the wrong type.
+
+    Example:
+      ```python
+      tx = optim_zoo.layerwise_adaptive(optim_zoo.scale_by_nadam(), 1e-3)
+      ```
     """
     ranges.check_transformation("base", base)
     chain = chain_leaf_by_leaf(

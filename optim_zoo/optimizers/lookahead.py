@@ -28,26 +28,41 @@ def lookahead(
     sync_period: int = 6,
     slow_step_size: jax.typing.ArrayLike = 0.5,
 ) -> optax.GradientTransformationExtraArgs:
-    """Lets slow weights follow those of an inner optimizer, and goes back to them.
+    """Moves slow weights towards the fast weights of an inner optimizer, which restarts from them.
 
     ::
 
-        fast <- inner step
-        after steps sync_period, 2 sync_period, ...:
+        fast <- fast + inner(g)
+        after the steps sync_period, 2 sync_period, ...:
             slow <- slow + slow_step_size (fast - slow),   fast <- slow
 
-    The parameters are the fast weights and stay plain; the slow ones are in the state and begin
-    as a copy of the parameters, as in the paper's code for PyTorch. (``optax.lookahead`` takes
-    parameters that hold both.) Agrees with it (0.2.8) to 1e-9 in float64.
+    The parameters are the fast weights. The slow weights are in the state and start as a copy of
+    the parameters, as in the paper's code for PyTorch (arXiv 1907.08610). ``optax.lookahead`` needs
+    parameters that hold both. Ours agrees with it (0.2.8) to 1e-9 in float64.
 
     Args:
-      inner: an optimizer, with its learning rate. Its own state is not changed.
-      sync_period: k of the paper, a whole number >= 1.
-      slow_step_size: alpha of the paper, in (0, 1].
+      inner: An optimizer with its learning rate, of this library or of optax. Its state is not
+        changed when the weights are synchronized.
+      sync_period: The number of steps from one synchronization to the next, a whole number >= 1; k
+        of the paper.
+      slow_step_size: The share of the way that the slow weights move, in (0, 1]; alpha of the
+        paper.
+
+    Returns:
+      A transformation whose state is ``LookaheadState``: the step, the slow weights (like the
+      parameters, in float32 or wider) and the state of inner. From ``jax.ShapeDtypeStruct``s,
+      ``init`` makes slow weights that are shapes too.
 
     Raises:
-      TypeError: ``inner`` is no ``optax.GradientTransformation``, or its updates are `SparseRows`.
-      ValueError: a number is out of its range; ``update`` is called without parameters.
+      ArgumentValueError: An argument is out of its range; in ``update``, the parameters are
+        missing, or a gradient has another shape than its parameter.
+      ArgumentTypeError: ``inner`` is not an ``optax.GradientTransformation``; in ``init``, a
+        parameter is not a real floating-point array; in ``update``, a gradient is `SparseRows`.
+
+    Example:
+      ```python
+      tx = optim_zoo.lookahead(optim_zoo.adam(1e-3), sync_period=5)
+      ```
     """
     ranges.check_count("sync_period", sync_period, 1)
     ranges.check("slow_step_size", slow_step_size, 0.0, 1.0, open_low=True)
@@ -65,15 +80,24 @@ def synchronize(
     slow_starts_at_zero: bool = False,
     after: Callable[[jax.Array, Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Lookahead where all that its implementations differ in is told.
+    """Runs Lookahead with everything passed in that implementations differ in.
 
     Args:
-      inner: an optimizer.
-      is_due: whether to synchronize after step t = 1, 2, ...; () int32 -> () bool.
-      slow_step_size: alpha, of step t.
-      period: of ``is_due``, so that it goes on after 2^31 - 1 steps; without, t stays there.
-      slow_starts_at_zero: the defect of some of them; else slow starts as the parameters.
-      after: (is due, state of inner) -> state of inner.
+      inner: An optimizer.
+      is_due: Whether to synchronize after step t = 1, 2, ...: a function from () int32 to () bool.
+      slow_step_size: A function from step t to alpha, the share of the way that the slow weights
+        move.
+      period: The period of ``is_due``, so that it continues after 2^31 - 1 steps. If None, t stays
+        at that number.
+      slow_starts_at_zero: Whether the slow weights start at 0, a defect of some implementations;
+        otherwise they start as the parameters.
+      after: A function (is due, state of inner) -> state of inner, called after each step.
+
+    Returns:
+      A transformation whose state is `LookaheadState`.
+
+    Raises:
+      ArgumentTypeError: ``inner`` is not an ``optax.GradientTransformation``.
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
@@ -125,10 +149,10 @@ def _copied(x: Any) -> Any:
 
 
 def _next_step(count: jax.Array, period: int | None) -> jax.Array:
-    """Count + 1; where that overflows, the number in the second period that is as far in it."""
+    """Returns count + 1 or, where that overflows, the same place in the second period."""
     if period is None:
         return optax.safe_increment(count)
     last = jnp.iinfo(count.dtype).max
-    # Not the first, whose synchronization may be a special one.
+    # Not the first period, whose synchronization may be a special one.
     back = jnp.maximum(last // period - 1, 1) * period
     return jnp.where(count < last, count + 1, last - back + 1).astype(count.dtype)

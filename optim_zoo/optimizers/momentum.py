@@ -1,4 +1,4 @@
-"""Momentum: the heavy ball of Polyak (USSR Comput. Math. Math. Phys. 4, 1964), and its average."""
+"""Momentum: the heavy ball (Polyak, USSR Comput. Math. Math. Phys. 4, 1964) and an average."""
 
 import jax
 import optax
@@ -15,24 +15,39 @@ def momentum(
     *,
     ema: bool = False,
 ) -> optax.GradientTransformation:
-    """Gradient descent along an average of the gradients.
+    """Descends along an average of the gradients.
 
     ::
 
         m <- momentum m + g                     heavy ball
-        m <- momentum m + (1 - momentum) g      ema
+        m <- momentum m + (1 - momentum) g      with ema
         x <- x - learning_rate m
 
-    The two agree where the learning rate of the second is that of the first divided by
-    1 - momentum. Agrees with ``MomentumOptimizer`` of TensorFlow 1 to 1e-9 in float64.
+    The heavy ball is that of Polyak (USSR Comput. Math. Math. Phys. 4, 1964). The moving average is
+    the same path with a learning rate that is larger by the factor 1 / (1 - momentum). It agrees
+    with ``MomentumOptimizer`` of TensorFlow 1 to 1e-9 in float64.
 
     Args:
-      learning_rate: a number or a schedule: step -> learning rate, the first step being 0.
-      momentum: in [0, 1).
-      ema: the moving average, as in Algorithm 1 of arXiv 1904.00962.
+      learning_rate: A finite number >= 0, or a schedule: a function from the step to the learning
+        rate, where the first step is 0.
+      momentum: The decay rate of m, in [0, 1).
+      ema: Whether m is a moving average, as in Algorithm 1 of arXiv 1904.00962.
+
+    Returns:
+      A transformation whose state is the tuple of the states of its pieces: ``TraceMomentumState``
+      or, with ema, ``TraceMomentumEmaState`` (the count of steps and m, like the parameters, in
+      float32 or wider) and ``ScaleByLearningRateState`` (the step and the learning rate).
 
     Raises:
-      ValueError: see `trace_momentum` and `scale_by_learning_rate`.
+      ArgumentValueError: An argument is out of its range; in ``update``, a gradient has another
+        shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optim_zoo.momentum(0.1, 0.9)
+      ```
     """
     with errors.renaming({"decay": "momentum"}):
         trace = trace_momentum(momentum, ema=ema)

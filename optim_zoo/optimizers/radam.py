@@ -17,24 +17,45 @@ def radam(
     *,
     eps_root: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformation:
-    """`adam` with a factor that makes up for the few gradients its first second moments hold.
+    """Rectifies Adam's steps while its second moments hold few gradients.
 
     ::
 
-        x <- x - learning_rate r_t mu_hat / (sqrt(nu_hat) + eps)   where rho_t >= threshold
-        x <- x - learning_rate mu_hat                              before
+        x <- x - learning_rate r_t (mu / c1) / (sqrt(nu / c2) + eps)   where rho_t >= threshold
+        x <- x - learning_rate mu / c1                                 before that
+        rho_t = rho_inf - 2 t b2^t / (1 - b2^t),   rho_inf = 2 / (1 - b2) - 1
+        r_t   = sqrt((rho_t - 4) (rho_t - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho_t))
 
-    Algorithm 2 of the paper with the threshold of the code in use, eps beside the corrected root;
-    rho_t and r_t: `scale_by_radam`. For every b2 in [0.9, 0.999] the sixth step is the first that
-    is rectified. Agrees with ``optax.radam`` (0.2.8) to 1e-9 in float64.
+    mu, nu, c1 and c2 are those of `adam`. This is Algorithm 2 of the paper (arXiv 1908.03265) with
+    the threshold 5 of the authors' code; eps is added to the root of the corrected second moment.
+    For every b2 in [0.9, 0.999], the sixth step is the first one that is rectified. It agrees with
+    ``optax.radam`` (0.2.8) to 1e-9 in float64.
 
     Args:
-      learning_rate: a number or a schedule: step -> learning rate, the first step being 0.
-      b1, b2, eps: see `scale_by_adam`.
-      threshold: >= 4.
+      learning_rate: A finite number >= 0, or a schedule: a function from the step to the learning
+        rate, where the first step is 0.
+      b1: The decay rate of mu, in [0, 1).
+      b2: The decay rate of nu, in [0, 1).
+      eps: A finite number >= 0, added to the root.
+      threshold: The length rho_t of the average from which steps are rectified, a number >= 4.
+      eps_root: A finite number >= 0, added under the root. At the default 0, the derivative of a
+        root of 0 is taken as 0, so that gradients through the update stay finite.
+
+    Returns:
+      A transformation whose state is the tuple of the states of its pieces: ``ScaleByRadamState``
+      (the count of steps, mu and nu; the moments are like the parameters, in float32 or wider) and
+      ``ScaleByLearningRateState`` (the step and the learning rate).
 
     Raises:
-      ValueError: see `scale_by_radam` and `scale_by_learning_rate`.
+      ArgumentValueError: An argument is out of its range; in ``update``, a gradient has another
+        shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optim_zoo.radam(1e-3)
+      ```
     """
     return optax.chain(
         scale_by_radam(b1, b2, eps, threshold, eps_root=eps_root),

@@ -15,26 +15,44 @@ def sgd(
     nesterov: bool = False,
     dampening: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformation:
-    """Gradient descent, plain or with momentum.
+    """Descends along the gradient, with or without momentum.
 
     ::
 
-        m <- momentum m + (1 - dampening) g     at the first step m <- g
-        x <- x - learning_rate m                with nesterov  x - learning_rate (momentum m + g)
+        m <- momentum m + (1 - dampening) g           at the first step m <- g
+        x <- x - learning_rate m
+        x <- x - learning_rate (momentum m + g)       with nesterov
 
-    With ``momentum=None``, m is g and is not stored. The learning rate stands outside the momentum,
-    as in ``optax.sgd`` and ``torch.optim.SGD``; Keras has it inside, which differs while the rate
-    changes. Agrees with ``torch.optim.SGD`` (2.13.0) to 1e-9 in float64.
+    The learning rate is applied after the momentum, as in ``optax.sgd`` and ``torch.optim.SGD``.
+    Keras applies it before, which differs while the learning rate changes: see
+    `optim_zoo.ports.keras.SGD`. It agrees with ``torch.optim.SGD`` (2.13.0) to 1e-9 in float64.
 
     Args:
-      learning_rate: a number or a schedule: step -> learning rate, the first step being 0.
-      momentum: in [0, 1), or None for plain gradient descent, which keeps no m. A number, also 0,
-        keeps m, so that the structure of the state does not depend on whether it is traced.
-      nesterov: looks one step ahead along the momentum.
-      dampening: in [0, 1].
+      learning_rate: A finite number >= 0, or a schedule: a function from the step to the learning
+        rate, where the first step is 0.
+      momentum: The decay rate of m, in [0, 1), or None for plain gradient descent, where m is g and
+        is not stored. Every number stores m, also 0, so that the structure of the state does not
+        depend on tracing.
+      nesterov: Whether the update looks one step ahead along the momentum. Needs a momentum above 0
+        and no dampening.
+      dampening: The share of the gradient that is left out of m after the first step, in [0, 1].
+
+    Returns:
+      A transformation whose state is the tuple of the states of its pieces:
+      ``ScaleByLearningRateState`` (the step and the learning rate). With momentum,
+      ``TraceMomentumState`` (the count of steps and m, like the parameters, in float32 or wider)
+      comes before it.
 
     Raises:
-      ValueError: see `trace_momentum` and `scale_by_learning_rate`.
+      ArgumentValueError: An argument is out of its range; in ``update``, a gradient has another
+        shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optim_zoo.sgd(0.1, momentum=0.9, nesterov=True)
+      ```
     """
     trace = trace_if_set(momentum, nesterov=nesterov, dampening=dampening)
     return optax.chain(*trace, scale_by_learning_rate(learning_rate))
