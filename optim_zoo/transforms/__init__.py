@@ -1,4 +1,4 @@
-"""The small pure pieces that optimizers are chains of, one idea a file."""
+"""The small pure pieces that optimizers are chains of, one idea in each file."""
 
 from optim_zoo.transforms.adadelta import ScaleByAdadeltaState, scale_by_adadelta
 from optim_zoo.transforms.adagrad import ScaleByAdagradState, scale_by_adagrad

@@ -1,4 +1,4 @@
-"""AdaDelta's direction (Zeiler, arXiv 1212.5701)."""
+"""The direction of AdaDelta (Zeiler, arXiv 1212.5701)."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from optim_zoo.tree import Tree
 
 
 class ScaleByAdadeltaState(NamedTuple):
-    """State of `scale_by_adadelta`; averages are like the parameters, in float32 or wider."""
+    """State of `scale_by_adadelta`; both averages are like the parameters, in float32 or wider."""
 
     e_g: Tree  # moving average of g^2
     e_x: Tree  # moving average of u^2
@@ -21,7 +21,7 @@ class ScaleByAdadeltaState(NamedTuple):
 def scale_by_adadelta(
     rho: jax.typing.ArrayLike = 0.9, eps: jax.typing.ArrayLike = 1e-6
 ) -> Leafwise:
-    """Gives gradients g the units of the parameters.
+    """Gives gradients the units of the parameters.
 
     ::
 
@@ -29,15 +29,26 @@ def scale_by_adadelta(
         u    = sqrt(e_x + eps) / sqrt(e_g + eps) g
         e_x <- rho e_x + (1 - rho) u^2
 
-    ``optax.scale_by_adadelta`` computes the same; here the averages are float32 or wider.
+    The source is arXiv 1212.5701. ``optax.scale_by_adadelta`` computes the same; here the averages
+    are in float32 or wider whatever the parameters are.
 
     Args:
-      rho: decay rate in [0, 1).
-      eps: > 0, for the first step is in proportion to its root.
+      rho: The decay rate of both averages, in [0, 1).
+      eps: A finite number > 0. The first steps are proportional to its root.
+
+    Returns:
+      A piece that returns the direction u; its state is `ScaleByAdadeltaState`.
 
     Raises:
-      ValueError: a number is out of its range.
-      TypeError: a parameter is not floating-point.
+      ArgumentValueError: An argument is out of its range; in ``update``, a gradient has another
+        shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optax.chain(optim_zoo.scale_by_adadelta(0.95), optim_zoo.scale_by_learning_rate(1.0))
+      ```
     """
     ranges.check_decay("rho", rho)
     ranges.check("eps", eps, 0.0, open_low=True, open_high=True)

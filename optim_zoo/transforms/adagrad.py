@@ -1,4 +1,4 @@
-"""AdaGrad's direction (Duchi, Hazan and Singer, JMLR 12, 2011)."""
+"""The direction of AdaGrad (Duchi, Hazan and Singer, JMLR 12, 2011)."""
 
 from typing import NamedTuple
 
@@ -23,23 +23,35 @@ def scale_by_adagrad(
     *,
     eps_in_sqrt: bool = True,
 ) -> Leafwise:
-    """Divides gradients g by the root of the sum of all their squares.
+    """Divides each gradient by the root of the sum of all its squares.
 
     ::
 
         s <- s + g^2,   s_0 = initial_accumulator_value
-        u  = g / sqrt(s + eps)   or, eps_in_sqrt=False,  g / (sqrt(s) + eps)
+        u  = g / sqrt(s + eps)   or, with eps_in_sqrt=False,  g / (sqrt(s) + eps)
 
-    ``optax.scale_by_rss`` computes the same; here s is float32 or wider.
+    The source is Duchi, Hazan and Singer, JMLR 12, 2011. ``optax.scale_by_rss`` computes the same;
+    here s is in float32 or wider whatever the parameters are.
 
     Args:
-      initial_accumulator_value: >= 0.
-      eps: >= 0; where the root and eps are both 0, u is 0.
-      eps_in_sqrt: where eps stands: inside in optax and Keras, outside in torch.
+      initial_accumulator_value: The sum of squares before the first step, a finite number >= 0.
+      eps: A finite number >= 0. Where the root and eps are both 0, u is 0.
+      eps_in_sqrt: Whether eps is added under the root, as in optax and Keras, or to the root, as in
+        PyTorch.
+
+    Returns:
+      A piece that returns the direction u; its state is `ScaleByAdagradState`.
 
     Raises:
-      ValueError: a number is out of its range.
-      TypeError: a parameter is not floating-point.
+      ArgumentValueError: An argument is out of its range; in ``update``, a gradient has another
+        shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optax.chain(optim_zoo.scale_by_adagrad(0.0), optim_zoo.scale_by_learning_rate(0.01))
+      ```
     """
     ranges.check("initial_accumulator_value", initial_accumulator_value, 0.0, open_high=True)
     ranges.check("eps", eps, 0.0, open_high=True)

@@ -1,4 +1,4 @@
-"""Adam's direction, with and without bias correction (Kingma and Ba, arXiv 1412.6980)."""
+"""The direction of Adam, with and without bias correction (Kingma and Ba, arXiv 1412.6980)."""
 
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from optim_zoo.tree import Tree
 class ScaleByUncorrectedAdamState(NamedTuple):
     """State of `scale_by_adam` with ``bias_correction=False``."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made; stays at 2^31 - 1
     mu: Tree  # like the parameters, in float32 or wider: moving average of g
     nu: Tree  # like the parameters, in float32 or wider: moving average of g^2
 
@@ -29,7 +29,7 @@ class ScaleByUncorrectedAdamState(NamedTuple):
 class ScaleByLazyAdamState(NamedTuple):
     """State of `scale_by_lazy_adam`."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made; stays at 2^31 - 1
     mu: Tree  # like the parameters, in float32 or wider: moving average of g
     nu: Tree  # like the parameters, in float32 or wider: moving average of g^2
 
@@ -44,29 +44,47 @@ def scale_by_adam(
     eps_root: jax.typing.ArrayLike = 0.0,
     nesterov: bool = False,
 ) -> Leafwise:
-    """Turns gradients g into Adam's direction.
+    """Turns gradients into Adam's direction.
 
     ::
 
         mu <- b1 mu + (1 - b1) g
         nu <- b2 nu + (1 - b2) g^2
-        u   = (mu / c1) / (sqrt(nu / c2) + eps),   c1 = 1 - b1^t, c2 = 1 - b2^t,  t = 1, 2, ...
+        u   = (mu / c1) / (sqrt(nu / c2 + eps_root) + eps)
+        c1  = 1 - b1^t,  c2 = 1 - b2^t,  t = 1, 2, ...
 
-    With ``bias_correction=False``, c1 = c2 = 1: BERT's Adam, and LAMB in version 3 of its paper.
+    With ``bias_correction=False``, c1 = c2 = 1: this is BERT's Adam, and LAMB in version 3 of its
+    paper. The source is arXiv 1412.6980.
 
-    ``optax.scale_by_adam`` computes the same direction. Ours differs where low precision hurts:
-    the moments are float32 or wider whatever the parameters and gradients are, so that a state
-    keeps its dtypes and a second moment cannot stall; and c1, c2 come from expm1, because
-    1 - 0.999^t in float32 is off by 3e-5 at t = 1.
+    ``optax.scale_by_adam`` computes the same direction. Ours differs where low precision does harm.
+    The moments are in float32 or wider whatever the dtypes of parameters and gradients are, so that
+    a state keeps its dtypes and a second moment cannot stall. c1 and c2 are computed by expm1,
+    because 1 - 0.999^t in float32 is off by 3e-5 at t = 1.
 
     Args:
-      b1, b2: decay rates in [0, 1).
-      eps: added to the root, >= 0.
+      b1: The decay rate of mu, in [0, 1).
+      b2: The decay rate of nu, in [0, 1).
+      eps: A finite number >= 0, added to the root.
+      bias_correction: Whether mu and nu are divided by c1 and c2. If False, c1 = c2 = 1.
+      eps_root: A finite number >= 0, added under the root. At the default 0, the derivative of a
+        root of 0 is taken as 0, so that gradients through the update stay finite.
+      nesterov: Whether the momentum is Nesterov's: the piece is then `scale_by_nadam`. Needs
+        ``bias_correction=True``.
+
+    Returns:
+      A piece that returns the direction u. Its state is `ScaleByAdamState`, or
+      `ScaleByUncorrectedAdamState` without bias correction.
 
     Raises:
-      ValueError: a rate or eps is out of its range; in ``update``, a gradient has another shape
-        than its parameter.
-      TypeError: a rate has fewer bits than float32, or a parameter is not floating-point.
+      ArgumentValueError: An argument is out of its range; in ``update``, a gradient has another
+        shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type, or a decay rate has fewer bits than
+        float32; in ``init``, a parameter is not a real floating-point array.
+
+    Example:
+      ```python
+      tx = optax.chain(optim_zoo.scale_by_adam(b2=0.98), optim_zoo.scale_by_learning_rate(1e-3))
+      ```
     """
     if nesterov and not bias_correction:
         raise ArgumentValueError(
@@ -84,13 +102,38 @@ def scale_by_lazy_adam(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
 ) -> Leafwise:
-    """`scale_by_adam` that takes `SparseRows` gradients and touches those rows alone.
+    """Turns gradients into Adam's direction, on only those rows that have a gradient.
 
-    The moments of a row that is not there stay as they are, where Adam's would decay; the bias
-    correction counts all steps. A row that is there with a zero gradient counts as touched.
+    ::
+
+        for each row i of a gradient that is SparseRows, where rows with the same id are summed:
+            mu_i <- b1 mu_i + (1 - b1) g_i
+            nu_i <- b2 nu_i + (1 - b2) g_i^2
+            u_i   = (mu_i / c1) / (sqrt(nu_i / c2) + eps),   c1 = 1 - b1^t, c2 = 1 - b2^t
+
+    The moments of the other rows stay unchanged, where those of Adam decay. t counts all steps, so
+    that the bias correction does not depend on how often a row has a gradient. A row with a zero
+    gradient counts as one that has a gradient. A dense gradient is treated as by `scale_by_adam`.
+
+    Args:
+      b1: The decay rate of mu, in [0, 1).
+      b2: The decay rate of nu, in [0, 1).
+      eps: A finite number >= 0, added to the root.
+
+    Returns:
+      A piece that returns the direction u, as `SparseRows` where the gradient is; its state is
+      `ScaleByLazyAdamState`.
 
     Raises:
-      ValueError, TypeError: see `scale_by_adam`.
+      ArgumentValueError: An argument is out of its range; in ``update``, a gradient has another
+        shape than its parameter, or rows do not fit their table.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optax.chain(optim_zoo.scale_by_lazy_adam(), optim_zoo.scale_by_learning_rate(1e-3))
+      ```
     """
     direction = adam_direction(b1, b2, eps)
     return scale_by_moments(
@@ -111,7 +154,7 @@ def adam_direction(
     bias_correction: bool = True,
     eps_root: jax.typing.ArrayLike = 0.0,
 ) -> Direction:
-    """The formula of `scale_by_adam`, for one array."""
+    """Returns the formula of `scale_by_adam`, for one array."""
 
     def direction(g: jax.Array, mu: jax.Array, nu: jax.Array, t: jax.Array) -> jax.Array:
         c1 = bias(b1, t) if bias_correction else 1.0

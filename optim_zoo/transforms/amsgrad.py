@@ -1,4 +1,4 @@
-"""AMSGrad's direction (Reddi, Kale and Kumar, arXiv 1904.09237, Algorithm 2)."""
+"""The direction of AMSGrad (Reddi, Kale and Kumar, arXiv 1904.09237, Algorithm 2)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,21 +22,21 @@ from optim_zoo.tree import Tree
 
 
 class ScaleByAmsgradState(NamedTuple):
-    """State of `scale_by_amsgrad`; averages are like the parameters, in float32 or wider."""
+    """State of `scale_by_amsgrad`; the trees are like the parameters, in float32 or wider."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made; stays at 2^31 - 1
     mu: Tree  # moving average of g
     nu: Tree  # moving average of g^2
-    nu_max: Tree  # the largest nu so far
+    nu_max: Tree  # the largest nu of all steps
 
 
 class ScaleByUncorrectedAmsgradState(NamedTuple):
     """State of `scale_by_amsgrad` with ``bias_correction=False``; see `ScaleByAmsgradState`."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made; stays at 2^31 - 1
     mu: Tree  # moving average of g
     nu: Tree  # moving average of g^2
-    nu_max: Tree  # the largest nu so far
+    nu_max: Tree  # the largest nu of all steps
 
 
 @accepts_optax_arguments
@@ -48,20 +48,41 @@ def scale_by_amsgrad(
     bias_correction: bool = True,
     eps_root: jax.typing.ArrayLike = 0.0,
 ) -> Leafwise:
-    """Turns gradients g into AMSGrad's direction: Adam's with a second moment that never falls.
+    """Turns gradients into Adam's direction with a second moment that never decreases.
 
     ::
 
         mu     <- b1 mu + (1 - b1) g
         nu     <- b2 nu + (1 - b2) g^2
         nu_max <- max(nu_max, nu)
-        u       = (mu / c1) / (sqrt(nu_max / c2) + eps),   c1 = 1 - b1^t, c2 = 1 - b2^t
+        u       = (mu / c1) / (sqrt(nu_max / c2 + eps_root) + eps),   c1 = 1 - b1^t, c2 = 1 - b2^t
 
-    The maximum is of the second moment before it is corrected, as in ``torch.optim.Adam``;
-    ``optax.amsgrad`` takes it afterwards. The paper has no correction: ``bias_correction=False``.
+    The maximum is taken of the uncorrected second moment, as in ``torch.optim.Adam``.
+    ``optax.amsgrad`` takes the maximum of the corrected one. The paper (arXiv 1904.09237) has no
+    bias correction: that is ``bias_correction=False``.
+
+    Args:
+      b1: The decay rate of mu, in [0, 1).
+      b2: The decay rate of nu, in [0, 1).
+      eps: A finite number >= 0, added to the root.
+      bias_correction: Whether mu and nu are divided by c1 and c2. If False, c1 = c2 = 1.
+      eps_root: A finite number >= 0, added under the root. At the default 0, the derivative of a
+        root of 0 is taken as 0, so that gradients through the update stay finite.
+
+    Returns:
+      A piece that returns the direction u. Its state is `ScaleByAmsgradState`, or
+      `ScaleByUncorrectedAmsgradState` without bias correction.
 
     Raises:
-      ValueError, TypeError: see `scale_by_adam`.
+      ArgumentValueError: An argument is out of its range; in ``update``, a gradient has another
+        shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optax.chain(optim_zoo.scale_by_amsgrad(), optim_zoo.scale_by_learning_rate(1e-3))
+      ```
     """
     direction = adam_direction(b1, b2, eps, bias_correction=bias_correction, eps_root=eps_root)
     state = ScaleByAmsgradState if bias_correction else ScaleByUncorrectedAmsgradState
@@ -80,7 +101,7 @@ def scale_by_largest_moments(
     eps_root: jax.typing.ArrayLike = 0.0,
     state: Callable[..., Any] = ScaleByAmsgradState,
 ) -> Leafwise:
-    """`scale_by_moments` where the direction is given nu_max, the largest nu so far."""
+    """Does what `scale_by_moments` does, with the largest nu of all steps in place of nu."""
     check_moments(b1, b2, eps, eps_root)
 
     def update(

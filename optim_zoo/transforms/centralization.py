@@ -16,23 +16,34 @@ class CentralizeGradientsState(NamedTuple):
 
 
 def centralize_gradients(output_axis: int = -1, exclude: rules.Patterns = ()) -> Leafwise:
-    """Makes the gradient of each output feature's weights have mean 0.
+    """Subtracts the mean from the gradient of each output feature.
 
     ::
 
         g <- g - mean(g over all axes but output_axis)   for arrays of two axes or more
 
-    ``optax.centralize`` keeps the first axis, which holds the output features in torch; the
-    kernels of Flax hold them in the last.
+    The source is arXiv 2004.01461. ``optax.centralize`` keeps the first axis, which holds the
+    output features in PyTorch. The kernels of Flax hold them in the last axis, which is the default
+    here.
 
     Args:
-      output_axis: the axis of the output features.
-      exclude: path patterns of leaves that stay as they are, such as biases stacked by ``nn.scan``.
+      output_axis: The axis of the output features. A negative number counts from the last axis.
+      exclude: Path patterns of the leaves that pass unchanged, such as biases that ``nn.scan`` has
+        stacked. A pattern is searched for (``re.search``) in the path of a leaf.
+
+    Returns:
+      A piece that returns gradients with mean 0; its state is the empty `CentralizeGradientsState`.
 
     Raises:
-      TypeError: ``output_axis`` is no whole number.
-      ValueError: in ``init``, a leaf of two axes or more has no such axis, or a pattern matches
-        no leaf.
+      ArgumentValueError: A pattern is not a regular expression; in ``init``, a leaf of two axes or
+        more does not have the axis, or a pattern matches no leaf.
+      ArgumentTypeError: ``output_axis`` is not a whole number; ``exclude`` is not a list of
+        strings; in ``init``, a parameter is not a real floating-point array.
+
+    Example:
+      ```python
+      tx = optax.chain(optim_zoo.centralize_gradients(), optim_zoo.adam(1e-3))
+      ```
     """
     if isinstance(output_axis, bool) or not isinstance(output_axis, int):
         raise ArgumentTypeError("output_axis", "be a whole number", output_axis)

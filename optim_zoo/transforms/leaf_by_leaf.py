@@ -28,17 +28,31 @@ def chain_leaf_by_leaf(
     reductions over devices that wait for one another cannot be combined. Updates and state are
     those of ``optax.chain`` in every case.
 
-    The saving is that of an update whose gradients are arguments. In a whole training step the
-    first leaf may wait for the end of backpropagation, which keeps the other gradients in memory:
-    12 layers of 512 x 512 then need temporaries of 1.0 times the parameters (``optax.lamb`` 1.0),
-    where ``optax.chain`` of the same pieces needs 0.5 to 0.9, depending on the order of the leaves.
+    The saving is that of an update whose gradients are arguments of the program. In a whole
+    training step the first leaf may wait for the end of backpropagation, which keeps the other
+    gradients in memory: 12 layers of 512 x 512 then need temporaries of 1.0 times the size of the
+    parameters (``optax.lamb`` needs 1.0), whereas ``optax.chain`` of the same pieces needs 0.5 to
+    0.9, depending on the order of the leaves.
 
     Args:
-      pieces: any transformations. Neighbours that are `leafwise` run leaf by leaf; a piece that
-        reads several leaves at once, such as clipping by the global norm, runs on the whole tree.
+      *pieces: Transformations of any kind. Pieces that follow one another and treat every leaf
+        alone (those of this library) run leaf by leaf. A piece that reads several leaves at once,
+        such as clipping by the global norm, runs on the whole tree.
+
+    Returns:
+      A transformation whose state is the tuple of the states of the pieces.
 
     Raises:
-      ArgumentValueError: there is no piece.
+      ArgumentValueError: There is no piece.
+
+    Example:
+      ```python
+      tx = optim_zoo.chain_leaf_by_leaf(
+          optim_zoo.scale_by_nadam(),
+          optim_zoo.scale_by_trust_ratio(),
+          optim_zoo.scale_by_learning_rate(1e-3),
+      )
+      ```
     """
     if not pieces:
         raise ArgumentValueError("pieces", "be at least one transformation", pieces)
@@ -81,7 +95,7 @@ def _spans_devices() -> bool:
 
 
 def _wait_if_traced(x: jax.Array, known: jax.Array) -> jax.Array:
-    """Returns ``x``. Outside ``jit`` the leaves are computed one after another in any case."""
+    """Returns ``x``. Outside ``jit`` the leaves are computed one after another anyway."""
     return _wait(x, jax.lax.stop_gradient(known)) if isinstance(x, jax.core.Tracer) else x
 
 

@@ -1,4 +1,4 @@
-"""The learning rate, mostly the last piece of a chain."""
+"""The learning rate, which is usually the last piece of a chain."""
 
 from typing import Any, NamedTuple
 
@@ -24,21 +24,37 @@ class ScaleByLearningRateState(NamedTuple):
 
 @accepts_optax_arguments
 def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule, *, last: bool = True) -> Leafwise:
-    """Turns a direction into a step downhill: u <- -learning_rate u.
+    """Turns a direction u into an update that points downhill.
 
-    Where the parameters are given the step has their dtype. The state holds the rate that was
-    used, so that it can be read, and a run can change from a number to a schedule. Takes
-    `SparseRows`.
+    ::
+
+        u <- -learning_rate u
+
+    Where the parameters are passed to ``update``, the result has their dtypes. The state holds the
+    learning rate that was used, so that it can be read from the state, and so that a run can change
+    from a number to a schedule. Updates may be `SparseRows`.
 
     Args:
-      learning_rate: >= 0, or a schedule: step -> learning rate, the first step being 0.
-      last: False where another piece comes behind, such as momentum: the step then stays in the
-        dtype it was computed in, and `cast_like_params` ends the chain.
+      learning_rate: A finite number >= 0, or a schedule: a function from the step to the learning
+        rate, where the first step is 0.
+      last: Whether the piece is the last of its chain. Pass False where another piece follows, such
+        as momentum: the update then keeps the dtype in which it was computed, and
+        `cast_like_params` ends the chain.
+
+    Returns:
+      A piece whose state is `ScaleByLearningRateState`.
 
     Raises:
-      ValueError: a number that is negative or not finite; in ``update``, a gradient has another
-        shape than its parameter.
-      TypeError: a parameter is not floating-point.
+      ArgumentValueError: ``learning_rate`` is a number that is negative or not finite; in
+        ``update``, a gradient has another shape than its parameter.
+      ArgumentTypeError: ``learning_rate`` is neither a number nor a function; in ``init``, a
+        parameter is not a real floating-point array.
+
+    Example:
+      ```python
+      schedule = optim_zoo.schedules.warmup_cosine(1e-3, warmup_steps=10, total_steps=100)
+      tx = optax.chain(optim_zoo.scale_by_adam(), optim_zoo.scale_by_learning_rate(schedule))
+      ```
     """
     ranges.check_learning_rate(learning_rate)
 
@@ -79,7 +95,27 @@ def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule, *, last: bool 
 
 
 def cast_like_params() -> Leafwise:
-    """Gives each update the dtype of its parameter: the end of a chain that computes wider."""
+    """Casts each update to the dtype of its parameter.
+
+    It ends a chain whose last piece computes in float32 or wider. Without parameters, the updates
+    pass unchanged.
+
+    Returns:
+      A piece with an empty state.
+
+    Raises:
+      ArgumentValueError: In ``update``, a gradient has another shape than its parameter.
+      ArgumentTypeError: In ``init``, a parameter is not a real floating-point array.
+
+    Example:
+      ```python
+      tx = optax.chain(
+          optim_zoo.scale_by_learning_rate(0.1, last=False),
+          optim_zoo.trace_momentum(0.9),
+          optim_zoo.cast_like_params(),
+      )
+      ```
+    """
 
     def update(
         u: jax.Array, state: optax.EmptyState, leaf: Leaf

@@ -1,4 +1,4 @@
-"""Moving averages of the gradient and its square, which Adam and its siblings are made from."""
+"""Moving averages of the gradient and of its square, from which Adam and its kin are made."""
 
 import math
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from optim_zoo.transforms.leafwise import (
 )
 from optim_zoo.tree import Tree, root
 
-# (g, mu, nu, t) -> u: the gradient in the dtype of the moments, the moments after it, and the
-# number of the step, () int32, the first being 1.
+# (g, mu, nu, t) -> u: the gradient in the dtype of the moments, the moments after the gradient has
+# entered them, and the number of the step, () int32, where the first step is 1.
 Direction = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -28,10 +28,10 @@ class ScaleByAdamState(NamedTuple):
     """State of `scale_by_adam` with bias correction.
 
     The siblings of `scale_by_adam` have states with the same fields and another name, from which
-    `saved_state` recognises the state of another optimizer.
+    `saved_state` recognizes the state of another optimizer.
     """
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made; stays at 2^31 - 1
     mu: Tree  # like the parameters, in float32 or wider: moving average of g
     nu: Tree  # like the parameters, in float32 or wider: moving average of g^2
 
@@ -48,7 +48,7 @@ def scale_by_moments(
     grad_averaging: bool = True,
     lazy: bool = False,
 ) -> Leafwise:
-    """Turns gradients g into a direction made of their two moments.
+    """Turns gradients into a direction that is computed from their two moments.
 
     ::
 
@@ -57,18 +57,25 @@ def scale_by_moments(
         u   = direction(g, mu, nu, t),   t = 1, 2, ...
 
     Args:
-      piece: its name, for messages.
-      direction: the formula, for one array.
-      b1, b2: decay rates in [0, 1).
-      eps, eps_root: of the formula, >= 0; only checked here.
-      state: the NamedTuple of the piece, with the fields of `ScaleByAdamState`.
-      grad_averaging: False: mu <- b1 mu + g.
-      lazy: takes `SparseRows` gradients, and moves only their rows of the moments.
+      piece: The name of the piece, for messages.
+      direction: The formula for one array; see `Direction`.
+      b1: The decay rate of mu, in [0, 1).
+      b2: The decay rate of nu, in [0, 1).
+      eps: A finite number >= 0 of the formula; it is only checked here.
+      eps_root: A finite number >= 0 of the formula; it is only checked here.
+      state: The NamedTuple of the state, with the fields of `ScaleByAdamState`.
+      grad_averaging: Whether the gradient enters mu with the factor 1 - b1; otherwise with the
+        factor 1.
+      lazy: Whether gradients may be `SparseRows`; then only their rows of the moments change.
+
+    Returns:
+      A piece that returns the direction u.
 
     Raises:
-      ValueError: a rate or eps is out of its range; in ``update``, a gradient has another shape
-        than its parameter.
-      TypeError: a rate has fewer bits than float32, or a parameter is not floating-point.
+      ArgumentValueError: An argument is out of its range; in ``update``, a gradient has another
+        shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type, or a decay rate has fewer bits than
+        float32; in ``init``, a parameter is not a real floating-point array.
     """
     check_moments(b1, b2, eps, eps_root)
     gain = None if grad_averaging else 1.0
@@ -117,7 +124,7 @@ def check_moments(
     eps: jax.typing.ArrayLike,
     eps_root: jax.typing.ArrayLike = 0.0,
 ) -> None:
-    """Raises unless these are two decay rates in [0, 1) and two finite numbers >= 0."""
+    """Raises unless b1 and b2 are decay rates in [0, 1), and eps and eps_root finite and >= 0."""
     ranges.check_decay("b1", b1)
     ranges.check_decay("b2", b2)
     ranges.check("eps", eps, 0.0, open_high=True)
@@ -137,18 +144,18 @@ def moment(
     decay: jax.typing.ArrayLike,
     gain: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-    """Decay average + gain x, in the dtype of ``average``; gain is 1 - decay unless told."""
+    """Returns decay average + gain x in the dtype of ``average``; gain is 1 - decay by default."""
     gain = 1 - decay if gain is None else gain
     return jnp.asarray(decay * average + gain * x.astype(average.dtype), average.dtype)
 
 
 def bias(decay: jax.typing.ArrayLike, count: jax.Array) -> jax.Array:
-    """1 - decay^count to full precision: the weight that ``count`` values have in an average."""
+    """Returns 1 - decay^count to full precision: the weight of ``count`` values in an average."""
     return -jnp.expm1(count * log(decay))
 
 
 def log(decay: jax.typing.ArrayLike) -> Any:
-    """The logarithm of a decay rate, of a number in float64 whatever JAX computes in."""
+    """Returns the logarithm of a decay rate, of a Python number always in float64."""
     if isinstance(decay, (int, float)):
         return math.log(decay) if decay > 0 else -math.inf
     return jnp.log(decay)

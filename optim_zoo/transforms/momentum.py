@@ -1,4 +1,4 @@
-"""Momentum: heavy ball (Polyak, 1964), Nesterov's, and as a moving average."""
+"""Momentum: the heavy ball (Polyak, 1964), Nesterov's, and a moving average."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,23 +22,23 @@ from optim_zoo.tree import Tree
 
 
 class TraceMomentumState(NamedTuple):
-    """State of `trace_momentum`: the heavy ball."""
+    """State of `trace_momentum` for the heavy ball."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made; stays at 2^31 - 1
     momentum: Tree  # like the parameters, in float32 or wider
 
 
 class TraceNesterovMomentumState(NamedTuple):
     """State of `trace_momentum` with ``nesterov=True``."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made; stays at 2^31 - 1
     momentum: Tree  # like the parameters, in float32 or wider
 
 
 class TraceMomentumEmaState(NamedTuple):
     """State of `trace_momentum` with ``ema=True``."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made; stays at 2^31 - 1
     momentum: Tree  # like the parameters, in float32 or wider
 
 
@@ -54,22 +54,36 @@ def trace_momentum(
     ::
 
         m <- decay m + (1 - dampening) g      heavy ball; at the first step m <- g
-        m <- decay m + (1 - decay) g          ema
-        u  = m,  or with nesterov  u = decay m + g
+        m <- decay m + (1 - decay) g          with ema
+        u  = m                                with nesterov  u = decay m + g
 
-    The heavy ball with dampening is ``torch.optim.SGD``'s. ``optax.trace`` and ``optax.ema``
-    compute the same without it; here m is float32 or wider, so that its dtype stays.
+    The heavy ball with dampening is that of ``torch.optim.SGD``. ``optax.trace`` and ``optax.ema``
+    compute the same without dampening; here m is in float32 or wider whatever the parameters are,
+    so that its dtype does not change.
 
     Args:
-      decay: in [0, 1).
-      ema: the moving average, from zero and without bias correction.
-      nesterov: looks one step ahead; of the heavy ball only.
-      dampening: of the heavy ball, in [0, 1].
+      decay: The decay rate of m, in [0, 1).
+      ema: Whether m is a moving average, which starts at 0 and has no bias correction.
+      nesterov: Whether the update looks one step ahead along the momentum. For the heavy ball only;
+        needs a decay above 0 and no dampening.
+      dampening: The share of the gradient that is left out of m after the first step, in [0, 1].
+        For the heavy ball only.
+
+    Returns:
+      A piece that returns u. Its state is `TraceMomentumState`, `TraceNesterovMomentumState` or
+      `TraceMomentumEmaState`.
 
     Raises:
-      ValueError: a number is out of its range; ``nesterov`` without momentum, with ``dampening``
-        or with ``ema``; ``dampening`` with ``ema``.
-      TypeError: a parameter is not floating-point.
+      ArgumentValueError: An argument is out of its range; ``nesterov`` is combined with a decay of
+        0, dampening or ema; ``dampening`` is combined with ema; in ``update``, a gradient has
+        another shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optax.chain(optim_zoo.trace_momentum(0.9), optim_zoo.scale_by_learning_rate(0.1))
+      ```
     """
     ranges.check("dampening", dampening, 0.0, 1.0)
     damped = isinstance(dampening, jax.core.Tracer) or bool(dampening != 0)
@@ -113,7 +127,7 @@ def trace_if_set(
 ) -> list[Leafwise]:
     """Returns `trace_momentum` in a list, which is empty where ``momentum`` is None.
 
-    A number always keeps a momentum, also 0: whether a traced number is 0 is not known, and the
+    Every number stores a momentum, also 0: whether a traced number is 0 is not known, and the
     structure of a state must not depend on tracing.
 
     Raises:
@@ -145,7 +159,12 @@ def trace_with_gain(
     nesterov: bool,
     state: Callable[..., Any] | None = None,
 ) -> Leafwise:
-    """`trace_momentum` with any gain: m <- decay m + gain(step) g, the first step being 0."""
+    """Does what `trace_momentum` does, with any gain of the gradient.
+
+    ::
+
+        m <- decay m + gain(step) g,   where the first step is 0
+    """
     ranges.check_decay("decay", decay)
     if state is None:
         state = TraceNesterovMomentumState if nesterov else TraceMomentumState

@@ -1,4 +1,4 @@
-"""NAdam's direction: Adam with Nesterov's momentum (Dozat, ICLR workshop 2016)."""
+"""The direction of NAdam: Adam with Nesterov's momentum (Dozat, ICLR workshop 2016)."""
 
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from optim_zoo.tree import Tree, root
 class ScaleByNadamState(NamedTuple):
     """State of `scale_by_nadam`."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made; stays at 2^31 - 1
     mu: Tree  # like the parameters, in float32 or wider: moving average of g
     nu: Tree  # like the parameters, in float32 or wider: moving average of g^2
 
@@ -34,23 +34,42 @@ def scale_by_nadam(
     *,
     eps_root: jax.typing.ArrayLike = 0.0,
 ) -> Leafwise:
-    """Turns gradients g into NAdam's direction, without a schedule of the momentum.
+    """Turns gradients into NAdam's direction, without a schedule of the momentum.
 
     ::
 
         mu <- b1 mu + (1 - b1) g
         nu <- b2 nu + (1 - b2) g^2
-        u   = (b1 mu / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t)) / (sqrt(nu / (1 - b2^t)) + eps)
+        m   = b1 mu / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t)
+        u   = m / (sqrt(nu / (1 - b2^t) + eps_root) + eps)
 
-    as ``optax.nadam``. The momentum of torch's and Keras's NAdam follows a schedule of its own:
-    `scale_by_scheduled_nadam`.
+    ``optax.nadam`` computes the same. In PyTorch and Keras the momentum follows a schedule: see
+    `scale_by_scheduled_nadam`. The source is Dozat, ICLR workshop 2016.
+
+    Args:
+      b1: The decay rate of mu, in [0, 1).
+      b2: The decay rate of nu, in [0, 1).
+      eps: A finite number >= 0, added to the root.
+      eps_root: A finite number >= 0, added under the root. At the default 0, the derivative of a
+        root of 0 is taken as 0, so that gradients through the update stay finite.
+
+    Returns:
+      A piece that returns the direction u; its state is `ScaleByNadamState`.
 
     Raises:
-      ValueError, TypeError: see `scale_by_adam`.
+      ArgumentValueError: An argument is out of its range; in ``update``, a gradient has another
+        shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optax.chain(optim_zoo.scale_by_nadam(), optim_zoo.scale_by_learning_rate(2e-3))
+      ```
     """
 
     def direction(g: jax.Array, mu: jax.Array, nu: jax.Array, t: jax.Array) -> jax.Array:
-        next_t = optax.safe_increment(t)  # t + 1, or t where the count is full
+        next_t = optax.safe_increment(t)  # t + 1; stays at 2^31 - 1
         mu_hat = b1 * mu / bias(b1, next_t) + (1 - b1) * g / bias(b1, t)
         return jnp.asarray(mu_hat / (root_of_moment(nu / bias(b2, t), eps_root) + eps), mu.dtype)
 
@@ -62,7 +81,7 @@ def scale_by_nadam(
 class ScaleByScheduledNadamState(NamedTuple):
     """State of `scale_by_scheduled_nadam`."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made; stays at 2^31 - 1
     product: jax.Array  # (), float32 (float64 under x64): p_1 p_2 ... p_t
     mu: Tree  # like the parameters, in float32 or wider: moving average of g
     nu: Tree  # like the parameters, in float32 or wider: moving average of g^2
@@ -75,7 +94,7 @@ def scale_by_scheduled_nadam(
     *,
     momentum_decay: jax.typing.ArrayLike = 0.004,
 ) -> Leafwise:
-    """Turns gradients g into NAdam's direction with Dozat's schedule of the momentum.
+    """Turns gradients into NAdam's direction, with Dozat's schedule of the momentum.
 
     ::
 
@@ -85,13 +104,28 @@ def scale_by_scheduled_nadam(
         u   = (p_(t+1) mu / (1 - P_(t+1)) + (1 - p_t) g / (1 - P_t))
               / (sqrt(nu / (1 - b2^t)) + eps)
 
-    as ``torch.optim.NAdam``; Keras has momentum_decay 1.
+    This is the direction of ``torch.optim.NAdam``; Keras has a ``momentum_decay`` of 1. The source
+    is Dozat, ICLR workshop 2016.
 
     Args:
-      momentum_decay: psi of the paper, >= 0.
+      b1: The decay rate of mu, in [0, 1).
+      b2: The decay rate of nu, in [0, 1).
+      eps: A finite number >= 0, added to the root.
+      momentum_decay: How fast the momentum approaches b1, a finite number >= 0; psi of the paper.
+
+    Returns:
+      A piece that returns the direction u; its state is `ScaleByScheduledNadamState`.
 
     Raises:
-      ValueError, TypeError: see `scale_by_adam`.
+      ArgumentValueError: An argument is out of its range; in ``update``, a gradient has another
+        shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optax.chain(optim_zoo.scale_by_scheduled_nadam(), optim_zoo.scale_by_learning_rate(2e-3))
+      ```
     """
     check_moments(b1, b2, eps)
     ranges.check("momentum_decay", momentum_decay, 0.0, open_high=True)

@@ -1,4 +1,4 @@
-"""Rectified Adam's direction (Liu et al., arXiv 1908.03265)."""
+"""The direction of RAdam, rectified Adam (Liu et al., arXiv 1908.03265)."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from optim_zoo.tree import Tree
 class ScaleByRadamState(NamedTuple):
     """State of `scale_by_radam`."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, saturating
+    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made; stays at 2^31 - 1
     mu: Tree  # like the parameters, in float32 or wider: moving average of g
     nu: Tree  # like the parameters, in float32 or wider: moving average of g^2
 
@@ -29,23 +29,42 @@ def scale_by_radam(
     *,
     eps_root: jax.typing.ArrayLike = 0.0,
 ) -> Leafwise:
-    """Turns gradients g into RAdam's direction.
+    """Turns gradients into RAdam's direction.
 
     ::
 
         mu <- b1 mu + (1 - b1) g
         nu <- b2 nu + (1 - b2) g^2
-        u   = r_t (mu / c1) / (sqrt(nu / c2) + eps)   where rho_t >= threshold
-        u   =      mu / c1                            before,   c1 = 1 - b1^t, c2 = 1 - b2^t
+        u   = r_t (mu / c1) / (sqrt(nu / c2 + eps_root) + eps)   where rho_t >= threshold
+        u   = mu / c1                                            before that
+        c1  = 1 - b1^t,  c2 = 1 - b2^t
+        rho_t = rho_inf - 2 t b2^t / (1 - b2^t),   rho_inf = 2 / (1 - b2) - 1
+        r_t   = sqrt((rho_t - 4) (rho_t - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho_t))
 
-    with r_t and rho_t of `rectification`. As ``optax.radam``.
+    ``optax.scale_by_radam`` computes the same. The source is arXiv 1908.03265.
 
     Args:
-      b1, b2, eps: see `scale_by_adam`.
-      threshold: at least 4, below which r_t is not real; the paper has 4, the code in use 5.
+      b1: The decay rate of mu, in [0, 1).
+      b2: The decay rate of nu, in [0, 1).
+      eps: A finite number >= 0, added to the root.
+      threshold: The length rho_t of the average from which steps are rectified, a number >= 4,
+        because r_t is not real below. The paper has 4, the authors' code 5.
+      eps_root: A finite number >= 0, added under the root. At the default 0, the derivative of a
+        root of 0 is taken as 0, so that gradients through the update stay finite.
+
+    Returns:
+      A piece that returns the direction u; its state is `ScaleByRadamState`.
 
     Raises:
-      ValueError, TypeError: see `scale_by_adam`; ``threshold`` is under 4.
+      ArgumentValueError: An argument is out of its range; in ``update``, a gradient has another
+        shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optax.chain(optim_zoo.scale_by_radam(), optim_zoo.scale_by_learning_rate(1e-3))
+      ```
     """
     ranges.check("threshold", threshold, 4.0)
 
@@ -63,31 +82,35 @@ def scale_by_radam(
 def rectification(
     b2: jax.typing.ArrayLike, t: jax.Array, *, behind: int = 0
 ) -> tuple[jax.Array, jax.Array]:
-    """The length rho_t of the average that nu approximates, and RAdam's factor r_t.
+    """Returns rho_t, the length of the average that nu approximates, and RAdam's factor r_t.
 
     ::
 
         rho_t = rho_inf - 2 t b2^t / (1 - b2^t),   rho_inf = 2 / (1 - b2) - 1
         r_t   = sqrt((rho_t - 4) (rho_t - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho_t))
 
-    In the first steps rho_t is a difference of two large numbers: at b2 = 0.999 float32 gives
-    rho_6 = 6.0005 for 5.9942, enough to cross a threshold. With a = -log(b2) the same is
+    In the first steps rho_t is a small difference of two large numbers: at b2 = 0.999, float32
+    gives rho_6 = 6.0005 instead of 5.9942, which is enough to cross a threshold. With a = -log(b2),
+    the same number is
+
+    ::
 
         rho_t = t - 2 / a (E(a t) - E(a)),   E(x) = x/2 coth(x/2) - 1 = x^2/12 - x^4/720 + ...
 
-    where nothing cancels while a t is small; that form is used below a t = 1/2.
+    where nothing cancels while a t is small. This form is used where a t is below 1/2.
 
     Args:
-      b2: decay rate of nu.
-      t: (), the number of the step, from 1.
-      behind: 1 for the mistake of counting the factor t, but not the power, from 0.
+      b2: The decay rate of nu.
+      t: The number of the step, (), where the first step is 1.
+      behind: 1 for a known mistake of other code, which counts the factor t from 0 but the power
+        from 1.
 
     Returns:
-      (rho_t, r_t), of shape (); r_t is 0 where rho_t <= 4, and where rho_inf is.
+      (rho_t, r_t), each of shape (). r_t is 0 where rho_t or rho_inf is at most 4.
     """
     a: Any = -log(b2)
     x = a * t
-    # In place of 1 - b2, which is off by 5e-5 for b2 = 0.999 in float32.
+    # Not 2 / (1 - b2) - 1: in float32, 1 - b2 is off by 5e-5 for b2 = 0.999.
     rho_inf = -2 / jnp.expm1(-a) - 1
     early = t - 2 / a * (_e(jnp.minimum(x, 0.5)) - _e(a))
     # 2.0, not 2: twice a whole t overflows from 2^30 on.
@@ -99,7 +122,7 @@ def rectification(
 
 
 def _e(x: Any) -> Any:
-    """x/2 coth(x/2) - 1 by its Taylor series (Bernoulli numbers), to 1e-15 for x <= 1/2."""
+    """Returns x/2 coth(x/2) - 1 by its Taylor series, to 1e-15 for x <= 1/2."""
     y = x * x
     series = y * (1 / 47900160 - y * (691 / 1307674368000))
     series = y * (1 / 30240 - y * (1 / 1209600) + y * series)

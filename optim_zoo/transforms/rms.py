@@ -1,4 +1,4 @@
-"""RMSprop's direction (Tieleman and Hinton, Coursera lecture 6.5, 2012)."""
+"""The direction of RMSprop (Tieleman and Hinton, Coursera lecture 6.5, 2012)."""
 
 from typing import NamedTuple
 
@@ -28,27 +28,41 @@ def scale_by_rms(
     initial_scale: jax.typing.ArrayLike = 0.0,
     centered: bool = False,
 ) -> Leafwise:
-    """Divides gradients g by the root of their mean square.
+    """Divides each gradient by the root of its mean square.
 
     ::
 
         nu <- decay nu + (1 - decay) g^2,    nu_0 = initial_scale
-        mu <- decay mu + (1 - decay) g       where centered
-        u   = g / sqrt(v + eps)              or, eps_in_sqrt=False,  g / (sqrt(v) + eps)
-        v   = nu,  centered  max(nu - mu^2, 0)
+        mu <- decay mu + (1 - decay) g       if centered
+        v   = nu                             if centered  max(nu - mu^2, 0)
+        u   = g / sqrt(v + eps)              with eps_in_sqrt=False  g / (sqrt(v) + eps)
 
-    ``optax.scale_by_rms`` and ``scale_by_stddev`` compute the same. Here the averages are float32
-    or wider, and a centered v that rounding makes negative is 0 and not the root of NaN.
+    ``optax.scale_by_rms`` and ``optax.scale_by_stddev`` compute the same. Here the averages are in
+    float32 or wider whatever the parameters are, and a variance v that rounding makes negative is
+    taken as 0, where the root of a negative number would be NaN. The source is Tieleman and Hinton,
+    Coursera lecture 6.5, 2012.
 
     Args:
-      decay: in [0, 1).
-      eps: >= 0; where the root and eps are both 0, u is 0.
-      eps_in_sqrt: where eps stands: inside in optax, Keras and TensorFlow, outside in torch.
-      initial_scale: nu before the first step, >= 0; 1 in TensorFlow 1.
+      decay: The decay rate of nu and mu, in [0, 1).
+      eps: A finite number >= 0. Where the root and eps are both 0, u is 0.
+      eps_in_sqrt: Whether eps is added under the root, as in optax, Keras and TensorFlow, or to the
+        root, as in PyTorch.
+      initial_scale: The value of nu before the first step, a finite number >= 0; it is 1 in TensorFlow 1.
+      centered: Whether the variance takes the place of the mean square.
+
+    Returns:
+      A piece that returns the direction u; its state is `ScaleByRmsState`.
 
     Raises:
-      ValueError: a number is out of its range.
-      TypeError: a parameter is not floating-point.
+      ArgumentValueError: An argument is out of its range; in ``update``, a gradient has another
+        shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optax.chain(optim_zoo.scale_by_rms(0.99), optim_zoo.scale_by_learning_rate(1e-3))
+      ```
     """
     ranges.check_decay("decay", decay)
     ranges.check("eps", eps, 0.0, open_high=True)
@@ -86,7 +100,7 @@ def scale_by_rms(
 def divide_by_root(
     g: jax.Array, square: jax.Array, eps: jax.typing.ArrayLike, *, eps_in_sqrt: bool
 ) -> jax.Array:
-    """G / sqrt(square + eps), or g / (sqrt(square) + eps); 0 where the denominator is 0."""
+    """Returns g / sqrt(square + eps) or g / (sqrt(square) + eps); 0 where that divides by 0."""
     denominator = root(square + eps) if eps_in_sqrt else root(square) + eps
     positive = denominator > 0
     quotient = jnp.where(positive, g / jnp.where(positive, denominator, 1), 0)

@@ -19,19 +19,40 @@ def add_decayed_weights(
     *,
     mask: rules.Mask = None,
 ) -> Leafwise:
-    """Adds the decayed parameters to the updates: u <- u + weight_decay x.
+    """Adds the decayed parameters to the updates.
 
-    Behind `scale_by_adam` this is AdamW's decoupled decay; before it, L2 regularisation. Where
-    ``weight_decay`` is the number 0 updates pass unchanged. ``optax.add_decayed_weights`` takes a
-    mask where this takes path patterns.
+    ::
+
+        u <- u + weight_decay x
+
+    After `scale_by_adam` this is the decoupled weight decay of AdamW (arXiv 1711.05101). Before it,
+    this is L2 regularization.
 
     Args:
-      weight_decay: >= 0.
-      exclude: path patterns (``re.search``) of leaves that are not decayed.
+      weight_decay: A finite number >= 0. At 0, as a Python number, updates pass unchanged.
+      exclude: Path patterns of the leaves that are not decayed. A pattern is a regular expression,
+        searched for (``re.search``) in the path of a leaf, such as ``encoder/layer_0/bias``.
+      mask: As in optax, a tree of bools like the parameters, or a function from the parameters to
+        one. A leaf with False is not decayed, as if a pattern had excluded it.
+
+    Returns:
+      A piece whose state is the empty `AddDecayedWeightsState`.
 
     Raises:
-      ValueError: ``weight_decay`` is negative; in ``init``, a pattern matches no leaf; in
-        ``update``, the parameters are missing or an update has another shape than its parameter.
+      ArgumentValueError: An argument is out of its range; in ``init``, a path pattern matches no
+        leaf, or the mask does not have the structure of the parameters; in ``update``, the
+        parameters are missing, or a gradient has another shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array, or a leaf of the mask is not a bool.
+
+    Example:
+      ```python
+      tx = optax.chain(
+          optim_zoo.scale_by_adam(),
+          optim_zoo.add_decayed_weights(0.1, exclude=["bias$"]),
+          optim_zoo.scale_by_learning_rate(1e-3),
+      )
+      ```
     """
     ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
     rules.check_patterns("exclude", exclude)
