@@ -102,7 +102,8 @@ def test_page_shows_a_signature_as_it_is_called() -> None:
     shown = " ".join(catalogue.page("adamw").split())
     assert (
         "arguments learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0001, *, "
-        "bias_correction=True, exclude_from_weight_decay=() example" in shown
+        "bias_correction=True, exclude_from_weight_decay=(), mask=None, eps_root=0.0, "
+        "nesterov=False example" in shown
     )
 
 

@@ -1,0 +1,66 @@
+"""The docstring of every public optimizer and piece is complete, and its example runs."""
+
+import inspect
+import re
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optim_zoo
+from optim_zoo import registry
+
+SECTIONS = ("Args", "Returns", "Raises", "Example")
+PARAMS = {"stack": jnp.ones((2, 3, 4)), "norm": jnp.ones(4), "bias": jnp.ones(4)}
+# Words that plain English has no need of here, by the vocabulary of the documentation.
+UNWANTED = re.compile(r"\b(told|beside|so far|as it is|goes on from|borne|lies in)\b")
+PENDING = {"clip_by_global_norm", "scale_by_lars_trust_ratio", "scale_by_trust_ratio"}
+every = pytest.mark.parametrize("name", sorted(set(registry.__all__) - PENDING))
+
+
+def _sections(name: str) -> dict[str, str]:
+    """The text before the first section, and that of each section without its indentation."""
+    doc = inspect.getdoc(getattr(optim_zoo, name)) or ""
+    parts = re.split(rf"^({'|'.join(SECTIONS)}):\n", doc, flags=re.MULTILINE)
+    titles, texts = parts[1::2], parts[2::2]
+    assert [s for s in SECTIONS if s in titles] == titles
+    return {"": parts[0], **{t: textwrap.dedent(x) for t, x in zip(titles, texts, strict=True)}}
+
+
+def _items(section: str) -> list[str]:
+    return re.findall(r"^\*?(\w+): [A-Z`]", section, re.MULTILINE)
+
+
+@every
+def test_every_argument_is_described(name: str) -> None:
+    sections = _sections(name)
+    assert _items(sections.get("Args", "")) == list(
+        inspect.signature(getattr(optim_zoo, name)).parameters
+    )
+    assert sections["Returns"].strip()
+    errors = _items(sections["Raises"])
+    assert set(errors) <= {"ArgumentValueError", "ArgumentTypeError"}
+    assert errors
+
+
+@every
+def test_the_summary_is_one_sentence_and_begins_with_a_verb(name: str) -> None:
+    summary, blank, *_ = [*_sections(name)[""].splitlines(), ""]
+    assert re.fullmatch(r"[A-Z][a-z]+s .*\.", summary)
+    assert ". " not in summary
+    assert not blank
+    assert not UNWANTED.search(inspect.getdoc(getattr(optim_zoo, name)) or "")
+
+
+@every
+def test_the_example_makes_a_transformation(name: str) -> None:
+    code = re.fullmatch(r"```python\n(.*)```\n?", _sections(name)["Example"], re.DOTALL)
+    assert code
+    assert f"optim_zoo.{name}(" in code[1]
+    names = {"optim_zoo": optim_zoo, "optax": optax}
+    exec(code[1], names)
+    state = jax.eval_shape(names["tx"].init, PARAMS)
+    assert isinstance(names["tx"], optax.GradientTransformation)
+    assert state is not None
