@@ -47,7 +47,8 @@ def scale_by_rms(
       eps: A finite number >= 0. Where the root and eps are both 0, u is 0.
       eps_in_sqrt: Whether eps is added under the root, as in optax, Keras and TensorFlow, or to the
         root, as in PyTorch.
-      initial_scale: The value of nu before the first step, a finite number >= 0; it is 1 in TensorFlow 1.
+      initial_scale: The value of nu before the first step, a finite number >= 0; 1 in
+        TensorFlow 1.
       centered: Whether the variance takes the place of the mean square.
 
     Returns:
