@@ -233,7 +233,7 @@ def test_too_many_refusals_carry_their_numbers() -> None:
         guards.check(state)
     error = caught.value
     assert (error.in_a_row, error.limit, error.total) == (3, 2, 4)
-    assert str(error).startswith("3 steps in a row were refused, at most 1 are allowed (4 in all)")
+    assert str(error).startswith("3 steps in a row were skipped, at most 1 are allowed (4 in all)")
 
 
 WRAPPERS: tuple[Callable[..., Any], ...] = (

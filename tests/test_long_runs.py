@@ -162,7 +162,7 @@ def test_accumulation() -> None:
     )
     params = {"x": jnp.zeros(2)}
     state = tx.init(params)
-    changed = ("steps", "skipped", "inner")
+    changed = ("steps", "skipped_micro_batches", "inner")
     state = state._replace(**{k: _with_counts(getattr(state, k), START) for k in changed})
     update = jax.jit(tx.update)
     steps, rates, moved = [], [], []
@@ -177,19 +177,19 @@ def test_accumulation() -> None:
     assert moved == [False, True] * 5
     assert steps == [START, *[START + 1] * 2, *[LAST] * 7]
     assert rates[1::2] == [1, 2, 3, 3, 3]
-    assert LAST in jax.tree.leaves(state.skipped)
+    assert LAST in jax.tree.leaves(state.skipped_micro_batches)
 
 
-def test_refusals_are_counted_to_the_last() -> None:
+def test_skipped_steps_are_counted_until_the_counter_is_full() -> None:
     tx = guards.skip_nonfinite(adam(0.1))
     params = {"x": jnp.zeros(2)}
     state = tx.init(params)
     full = jnp.asarray(START, jnp.int32)
-    state = state._replace(refusals=state.refusals._replace(total=full, in_a_row=full))
+    state = state._replace(skipped_steps=state.skipped_steps._replace(total=full, in_a_row=full))
     update = jax.jit(tx.update)
     for _ in range(4):
         _, state = update({"x": jnp.asarray([1.0, np.nan])}, state, params)
-    assert state.refusals.total == state.refusals.in_a_row == LAST
+    assert state.skipped_steps.total == state.skipped_steps.in_a_row == LAST
     with pytest.raises(guards.TooManyRefusals):
         guards.check(state)
 
@@ -210,7 +210,7 @@ def test_spikes_are_compared_with_the_last_steps(window: int) -> None:
     expected = [1.0 + i / 100 for i in range(3 * window, 4 * window)]
     np.testing.assert_allclose(np.sort(state.norms), expected, rtol=1e-6)
     _, refused = update({"x": jnp.asarray([100.0])}, state, params, value=1.0)
-    assert refused.refusals.total == 1
+    assert refused.skipped_steps.total == 1
 
 
 class _Constant(NamedTuple):

@@ -1,7 +1,7 @@
 """Wrappers around any transformation: precision, accumulation, guards and metrics.
 
-They compose in any order, pass extra arguments on, and take ``axis_name`` where they reduce over
-devices.
+They compose in any order and pass extra arguments on to the transformation inside. Where they
+reduce over devices, they take ``axis_name``.
 """
 
 from optim_zoo.wrappers import accumulation, guards, metrics, precision

@@ -1,77 +1,40 @@
-"""Decisions that all devices take alike, and the two ways a step can go.
+"""Decisions that all devices make together, and the two ways a step can go.
 
-Where each device decided for itself whether to make a step, one with a NaN in its part of a
-gradient would leave the others waiting in a collective, or hold other parameters from then on.
+If each device decided for itself whether to make a step, a device with a NaN in its part of a
+gradient would leave the others waiting in a collective, or its parameters would differ from theirs
+from then on.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from optim_zoo import rows
 from optim_zoo.errors import ArgumentTypeError
 from optim_zoo.layers.mesh_axes import AxisName, all_axis_names, assign_axis_names
 from optim_zoo.ranges import several_numbers
 from optim_zoo.tree import Tree, leaf_paths, varying_axes, wide
-
-
-class Refusals(NamedTuple):
-    """What a guard has refused so far."""
-
-    total: jax.Array  # (), int32: steps refused, saturating
-    in_a_row: jax.Array  # (), int32: up to now; 0 after a step that was made
-    most: jax.Array  # (), int32: in a row, until `check` raises; as the guard was last told
-
-    @classmethod
-    def none(cls, most: int) -> Self:
-        """Before the first step."""
-        return cls(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.asarray(most, jnp.int32))
-
-    def counted(self, go: jax.Array, most: int) -> Self:
-        """After a step that was made where ``go``, and refused elsewhere."""
-        return type(self)(
-            jnp.where(go, self.total, optax.safe_increment(self.total)),
-            jnp.where(go, 0, optax.safe_increment(self.in_a_row)),
-            jnp.full_like(self.most, most),
-        )
-
-
-class LeftOut(NamedTuple):
-    """What an accumulation has left out of its means so far."""
-
-    micro_batches: jax.Array  # (), int32, saturating
-
-
-_Kind = TypeVar("_Kind", Refusals, LeftOut)
-
-
-def all_of(kind: type[_Kind], state: Tree) -> list[_Kind]:
-    """Returns every ``kind`` in ``state``, one per guard or accumulation.
-
-    Their fields are arrays, also where an ``nnx.Optimizer`` keeps each of them in a variable.
-    """
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
-    return [kind(*jax.tree.leaves(node)) for node in nodes if isinstance(node, kind)]
+from optim_zoo.wrappers.counters import SkippedMicroBatches, all_of
 
 
 def all_finite(tree: Tree, axis_name: AxisName = None) -> jax.Array:
-    """Whether every number in ``tree`` is finite on every device: (), bool.
+    """Returns whether every number in ``tree`` is finite on every device: (), bool.
 
     Args:
       tree: arrays and `SparseRows`.
-      axis_name: the mesh axes over which leaves are cut, beside those that types tell; see
-        `scale_by_trust_ratio`.
+      axis_name: the mesh axes over which leaves are sharded, in addition to those that their types
+        show; see `scale_by_trust_ratio`.
     """
     arrays = jax.tree.map(
         lambda x: x.rows if rows.is_sparse(x) else x, tree, is_leaf=rows.is_sparse
     )
-    told = assign_axis_names(axis_name, arrays)
+    passed = assign_axis_names(axis_name, arrays)
     structure: Any = jax.tree.structure(arrays)
-    broken: dict[tuple[str, ...], Any] = {}  # leaves, by the mesh axes over which they are cut
-    for x, names in zip(jax.tree.leaves(arrays), structure.flatten_up_to(told), strict=True):
+    # The number of leaves that are not finite, by the mesh axes over which they are sharded.
+    broken: dict[tuple[str, ...], Any] = {}
+    for x, names in zip(jax.tree.leaves(arrays), structure.flatten_up_to(passed), strict=True):
         axes = tuple(sorted(varying_axes(x) | set(names)))
         broken[axes] = broken.get(axes, 0) + jnp.any(~jnp.isfinite(x)).astype(jnp.int32)
     counts = [jax.lax.psum(count, axes) if axes else count for axes, count in broken.items()]
@@ -79,10 +42,14 @@ def all_finite(tree: Tree, axis_name: AxisName = None) -> jax.Array:
 
 
 def mean_loss(value: jax.typing.ArrayLike, axis_name: AxisName) -> jax.Array:
-    """A loss given as ``value=``, averaged over the devices where each may have its own: float32.
+    """Returns the mean over devices of a loss that was passed as ``value=``: (), float32.
+
+    Args:
+      value: one number, which may differ between devices.
+      axis_name: see `all_finite`.
 
     Raises:
-      ArgumentValueError: it is not one number.
+      ArgumentValueError: ``value`` is not one number.
     """
     value = wide(value).astype(jnp.float32)
     if value.ndim:
@@ -92,15 +59,15 @@ def mean_loss(value: jax.typing.ArrayLike, axis_name: AxisName) -> jax.Array:
 
 
 def materialized(go: jax.Array) -> jax.Array:
-    """Returns ``go``, which a program for a CPU then computes once instead of at every use.
+    """Returns ``go``, computed once on a CPU instead of at every use.
 
-    XLA on a CPU repeats a cheap computation in every kernel that reads its result. A decision that
-    depends on all leaves, and that the kernels of every leaf read, would make the program grow with
-    the square of the number of leaves, and so would the time to compile it. XLA never repeats a
-    branch, so here the decision is the result of one.
+    XLA on CPU repeats a cheap computation in every kernel that reads its result. A decision that
+    depends on all leaves and is read by the kernels of every leaf would make the program, and the
+    time to compile it, grow with the square of the number of leaves. XLA never repeats a branch, so
+    that the decision is made the result of one.
 
     Args:
-      go: (), bool. Under ``vmap`` it is an array and has no such branch.
+      go: (), bool. Under ``vmap`` it is an array, and there is no branch.
     """
     if not isinstance(go, jax.core.Tracer):
         return go
@@ -114,18 +81,19 @@ def _by_a_branch(go: jax.Array) -> jax.Array:
 def step_if(
     go: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree, gradients: Tree
 ) -> tuple[Tree, Tree]:
-    """``step()`` where ``go``, else updates that change nothing and ``state`` unchanged; a branch.
+    """Returns ``step()`` where ``go`` is True, else a no-op and ``state`` unchanged, by a branch.
 
-    What changes nothing is -0.0, not 0.0: x - 0.0 is x to the last bit, where -0.0 + 0.0 is 0.0.
+    The updates of a no-op are -0.0: adding 0.0 would turn a parameter of -0.0 into 0.0.
 
     Args:
       go: (), bool, the same on all devices.
-      step: gives updates and state of the structure, shapes and dtypes of ``state``.
-      gradients: what ``step`` makes updates of.
+      step: returns updates, and a state with the structure, shapes and dtypes of ``state``.
+      state: the state before the step.
+      gradients: the gradients from which ``step`` computes updates.
 
     Raises:
-      TypeError: the step changes the shape or dtype of its state, as many of optax's
-        transformations do on low-precision parameters.
+      ArgumentTypeError: the step changes the structure, a shape or a dtype of its state, as many of
+        optax's transformations do with low-precision parameters.
     """
     step = traced_once(step)
     updates, after = jax.eval_shape(step)
@@ -140,19 +108,27 @@ def step_if(
 def choose_step(
     go: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree, gradients: Tree
 ) -> tuple[Tree, Tree]:
-    """As `step_if`, but on accelerators the step is always computed, and chosen entry by entry.
+    """Does what `step_if` does, but on accelerators always computes the step and then selects.
 
-    For steps that are nearly always made. On an accelerator, the kernels that compute the step also
-    choose. A branch would separate the step from the clipping before it and from the addition after
-    it: a step of LAMB on a TPU moves 12 arrays of each leaf, and in a branch 15. On a CPU a branch
-    takes half the time and fewer temporaries, because no old state is kept to choose from.
+    This is meant for steps that are nearly always made. On an accelerator, the kernels that compute
+    the step also select. A branch would separate the step from the clipping before it and from the
+    addition after it: a step of LAMB on a TPU reads and writes 12 arrays for each leaf, and 15 in a
+    branch. On a CPU, a branch takes half the time and fewer temporaries, because no old state is
+    kept to select from.
 
     There are two exceptions on every device. Where ``state`` holds an accumulation, which has a
-    branch of its own, the step is a branch, because choosing would copy what that one leaves in
-    place. In a mapped function the step is chosen, because devices that decide differently, where
-    an ``axis_name`` was forgotten, would wait for one another in the collectives of a branch.
+    branch of its own, the step is a branch, because selecting would copy the arrays that the inner
+    branch leaves in place. In a mapped function the step is selected, because devices that decide
+    differently, where an ``axis_name`` was forgotten, would wait for one another in the collectives
+    of a branch.
+
+    Args:
+      go, step, state, gradients: see `step_if`.
+
+    Raises:
+      ArgumentTypeError: see `step_if`.
     """
-    if all_of(LeftOut, state):
+    if all_of(SkippedMicroBatches, state):
         return step_if(go, step, state, gradients)
     mapped = bool(jax.sharding.get_abstract_mesh().manual_axes)
     if mapped or not isinstance(go, jax.core.Tracer):  # outside jit each branch would be compiled
@@ -172,18 +148,33 @@ def _choose(go: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree) -
     )
 
 
-def traced_once(function: Callable[[], Tree]) -> Callable[[], Tree]:
-    """Returns ``function``, which is then traced once however many branches call it.
+def cast_like(after: Tree, before: Tree) -> Tree:
+    """Returns ``after`` with its floating-point leaves in the dtypes of ``before``.
 
-    Otherwise each wrapper around another would double the number of times that what is inside is
-    traced. For functions that are called while another one is traced: each call of `traced_once`
-    compiles anew outside.
+    Where their structures differ, ``after`` is unchanged, and `step_if` raises.
+    """
+    structure: Any = jax.tree.structure(before)
+    if structure != jax.tree.structure(after):
+        return after
+
+    def cast(x: jax.Array, like: jax.Array) -> jax.Array:
+        return x.astype(like.dtype) if _is_floating(x) and _is_floating(like) else x
+
+    return jax.tree.map(cast, after, before)
+
+
+def traced_once(function: Callable[[], Tree]) -> Callable[[], Tree]:
+    """Returns a function that is traced once, however many branches call it.
+
+    Otherwise every wrapper would double the number of times that the transformation inside it is
+    traced. Use it only while another function is traced: outside, each call of `traced_once` would
+    compile the function again.
     """
     return jax.jit(function)
 
 
 def _nothing(updates: Tree) -> Tree:
-    """Updates like these that change nothing."""
+    """Returns the updates of a no-op, in the shapes and dtypes of ``updates``."""
 
     def nothing(like: Any) -> jax.Array:
         if _is_floating(like):
@@ -194,13 +185,13 @@ def _nothing(updates: Tree) -> Tree:
 
 
 def _written_in_place(go: jax.Array, nothing: Tree, gradients: Tree) -> Tree:
-    """``nothing``, in a branch that is taken where ``go`` is False. XLA does not know that.
+    """Returns ``nothing``, for a branch that is taken where ``go`` is False.
 
     XLA would compute equal leaves once and copy the result to each of them. Leaves that seem to
-    depend on ``go`` in different ways are each written in place. On accelerators the difference is
-    a number. On a CPU, where such numbers would give every leaf a kernel that takes 15 ms to
-    compile, it is the gradient: kernels that differ in their inputs only are compiled once for each
-    shape. The gradient is not read, because ``go`` is False.
+    depend on ``go`` in different ways are each written in place, because XLA does not know that
+    ``go`` is False here. On accelerators the leaves differ in a number. On a CPU, where each number
+    would need a kernel that takes 15 ms to compile, they differ in their gradients: kernels that
+    differ only in their inputs are compiled once for each shape. The gradients are never read.
     """
     leaves = jax.tree.leaves(nothing)
     structure: Any = jax.tree.structure(nothing)
@@ -227,7 +218,7 @@ def _written_in_place(go: jax.Array, nothing: Tree, gradients: Tree) -> Tree:
 
 
 def _placed_alike(x: jax.Array, y: jax.Array) -> bool:
-    """Whether two arrays have the same shape, and are sharded alike as far as types say so."""
+    """Returns whether two arrays have the same shape, and the same sharding by their types."""
     return all(
         getattr(jax.typeof(x), name) == getattr(jax.typeof(y), name)
         for name in ("shape", "sharding", "manual_axis_type")

@@ -1,15 +1,17 @@
-"""Guards: a step that would do harm is refused, and counted.
+"""Guards skip a step that would do harm, and count the skipped steps.
 
-``skip_nonfinite`` refuses gradients that are not finite, ``skip_spikes`` those far out of the
-ordinary. A refused step leaves parameters and inner state untouched to the last bit, as if it had
-not been. Inside ``jit`` nothing can be raised, so `check` is called now and then on the host::
+`skip_nonfinite` skips steps whose gradients are not finite. `skip_spikes` also skips steps whose
+gradient norm or loss is far larger than usual. A skipped step is a no-op: it leaves the parameters
+and the inner state unchanged to the last bit. Nothing can be raised inside ``jit``, so that `check`
+is called on the host from time to time::
 
     tx = guards.skip_nonfinite(lamb(1e-3), max_consecutive=10)
     ...
-    guards.check(state)  # raises once ten steps in a row were refused
+    guards.check(state)  # raises where ten steps in a row were skipped
 """
 
-from collections.abc import Mapping
+import functools
+import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -20,34 +22,37 @@ from optim_zoo import ranges
 from optim_zoo.errors import ArgumentTypeError
 from optim_zoo.layers import mesh_axes, norms
 from optim_zoo.tree import Tree
-from optim_zoo.wrappers.decisions import Refusals, all_finite, all_of, choose_step, mean_loss
+from optim_zoo.wrappers.counters import SkippedSteps, all_of, check_types
+from optim_zoo.wrappers.decisions import all_finite, choose_step, mean_loss
+
+_logger = logging.getLogger(__name__)
 
 
 class SkipNonfiniteState(NamedTuple):
     """State of `skip_nonfinite`."""
 
-    refusals: Refusals
+    skipped_steps: SkippedSteps
     inner: optax.OptState
 
 
 class SkipSpikesState(NamedTuple):
     """State of `skip_spikes`."""
 
-    refusals: Refusals
+    skipped_steps: SkippedSteps
     # (), int32: steps made; from ``window`` on, window + (steps made) % window
     made: jax.Array
-    norms: jax.Array  # (window,), float32: of the last gradients that were let through
-    values: jax.Array  # (window,), float32: and their losses, NaN where none was given
+    norms: jax.Array  # (window,), float32: gradient norms of the last steps that were made
+    values: jax.Array  # (window,), float32: losses of these steps, NaN where none was passed
     inner: optax.OptState
 
 
 class TooManyRefusals(RuntimeError):
-    """A guard has refused as many steps in a row as make `check` raise.
+    """Raised by `check` where a guard has skipped too many steps in a row.
 
     Args:
-      in_a_row: the steps in a row that were refused, up to the last one.
+      in_a_row: the number of skipped steps in a row, up to the last step.
       limit: the number of them at which `check` raises: ``max_consecutive`` of the guard.
-      total: the steps that the guard has refused since the start.
+      total: the number of steps that the guard has skipped since the start.
     """
 
     def __init__(self, in_a_row: int, limit: int, total: int) -> None:
@@ -58,7 +63,7 @@ class TooManyRefusals(RuntimeError):
 
     def __str__(self) -> str:
         return (
-            f"{self.in_a_row} steps in a row were refused, at most {self.limit - 1} are allowed "
+            f"{self.in_a_row} steps in a row were skipped, at most {self.limit - 1} are allowed "
             f"({self.total} in all): go back to a checkpoint, lower the learning rate or warm up "
             f"for longer"
         )
@@ -70,24 +75,31 @@ def skip_nonfinite(
     *,
     axis_name: mesh_axes.AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes no step where a gradient, or the loss given as ``value=``, is not finite.
+    """Skips a step where a gradient, or the loss passed as ``value=``, is not finite.
 
-    As ``optax.apply_if_finite``, but a refused step never reaches the parameters however many
-    there are, and devices decide together.
+    It differs from ``optax.apply_if_finite`` in two ways: a skipped step never reaches the
+    parameters, however many there are in a row, and all devices decide together.
 
     Args:
-      inner: any transformation. On a CPU, and around `accumulate` on every device, it is one branch
-        of a ``lax.cond``. Elsewhere, and inside ``shard_map`` and ``pmap``, it is always computed,
-        and a refused step is not taken.
-      max_consecutive: how many refusals in a row make `check` raise, at least 1.
-      axis_name: under ``pmap`` and ``check_vma=False``, the mesh axes over which gradients are
-        cut or differ; see `scale_by_trust_ratio`. Axes that types tell are found.
+      inner: any transformation. On a CPU, and around `accumulate` on every device, it is in one
+        branch of a ``lax.cond``. On accelerators, and inside ``shard_map`` and ``pmap``, it is
+        always computed, and the result of a skipped step is not used.
+      max_consecutive: the limit: the number of skipped steps in a row at which `check` raises, at
+        least 1.
+      axis_name: under ``pmap``, and under ``shard_map`` with ``check_vma=False``, the mesh axes
+        over which gradients are sharded or differ: a name, a tuple of names, or rules
+        ``[(pattern, names)]``; see `scale_by_trust_ratio`. Mesh axes that the types of the
+        gradients show are found without it.
+
+    Returns:
+      A transformation whose ``update`` accepts the loss as ``value=``: one number, averaged over
+      the devices. It passes ``value`` and all other extra arguments on to ``inner``.
 
     Raises:
-      ArgumentValueError: ``max_consecutive`` is below 1; in ``update``, ``value`` is not one
-        number.
-      ArgumentTypeError: ``max_consecutive`` is not a whole number; in ``update``, the inner state
-        changes a shape or dtype in a step.
+      ArgumentValueError: ``max_consecutive`` is below 1, or ``axis_name`` matches no leaf; in
+        ``update``, ``value`` is not one number.
+      ArgumentTypeError: ``inner`` is not a transformation, or ``max_consecutive`` is not a whole
+        number; in ``update``, the inner state changes its structure, a shape or a dtype in a step.
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
@@ -96,7 +108,7 @@ def skip_nonfinite(
 
     def init(params: Tree) -> SkipNonfiniteState:
         mesh_axes.check_axis_matches(axis_name, params)
-        return SkipNonfiniteState(Refusals.none(max_consecutive), inner.init(params))
+        return SkipNonfiniteState(SkippedSteps.none(max_consecutive), inner.init(params))
 
     def update(
         updates: Tree, state: SkipNonfiniteState, params: Tree | None = None, **extra: Any
@@ -109,8 +121,8 @@ def skip_nonfinite(
             return inner.update(updates, state.inner, params, **extra)
 
         steps, inner_state = choose_step(go, step, state.inner, updates)
-        refusals = state.refusals.counted(go, max_consecutive)
-        return steps, SkipNonfiniteState(refusals, inner_state)
+        skipped_steps = state.skipped_steps.after_step(go, max_consecutive)
+        return steps, SkipNonfiniteState(skipped_steps, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -123,25 +135,36 @@ def skip_spikes(
     max_consecutive: int = 10,
     axis_name: mesh_axes.AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes no step where the gradient's global norm or the loss jumps up.
+    """Skips a step where the gradient's global norm or the loss jumps up.
 
     ::
 
-        refused where  |g| > factor median(norms)
-        or             value > median(values) + (factor - 1) |median(values)|
+        skipped where  |g|  > factor median(norms)
+                or     loss > median(losses) + (factor - 1) |median(losses)|
 
-    over the last ``window`` steps that were made. Until there were so many, and ever after, a norm
-    or ``value=`` that is not finite is refused. With a median of 0 nothing else is: any step would
-    be a jump. The norm is an extra pass over the gradients.
+    The medians are those of the last ``window`` steps that were made. Until ``window`` steps were
+    made, nothing is compared. A step whose norm or loss is NaN or infinity is always skipped.
+    Nothing is compared with a median of 0, because any step would be a jump. The norm is an extra
+    pass over the gradients.
+
+    The loss is the extra argument ``value=`` of ``update``. Without it, only the gradient's norm is
+    compared: a batch whose loss jumps up is not skipped where its gradient does not, and neither is
+    a loss that is not finite with finite gradients. The logger ``optim_zoo.wrappers.guards`` says
+    so once, when ``update`` is first called without a loss. `optim_zoo.accumulation.accumulate`
+    passes the mean loss of the micro-batches on; ``TrainState.apply_gradients`` of Flax passes no
+    loss, and ``docs/flax.md`` shows a subclass that does.
 
     Args:
       inner, max_consecutive, axis_name: see `skip_nonfinite`.
-      window: steps to compare with, at least 2.
-      factor: above 1; so many times the median is refused.
+      window: the number of steps to compare with, at least 2.
+      factor: how many times its median a norm may be, above 1.
+
+    Returns:
+      A transformation whose ``update`` accepts the loss as ``value=``; see `skip_nonfinite`.
 
     Raises:
-      ValueError: an argument is out of range; see `skip_nonfinite`.
-      TypeError: see `skip_nonfinite`.
+      ArgumentValueError: ``window`` is below 2, or ``factor`` is not above 1; see `skip_nonfinite`.
+      ArgumentTypeError: see `skip_nonfinite`.
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
@@ -149,12 +172,13 @@ def skip_spikes(
     ranges.check("factor", factor, 1.0, open_low=True, open_high=True)
     ranges.check_count("max_consecutive", max_consecutive, 1)
     mesh_axes.check_axis_name(axis_name)
+    log_missing_loss_once = functools.cache(_log_missing_loss)
 
     def init(params: Tree) -> SkipSpikesState:
         mesh_axes.check_axis_matches(axis_name, params)
         unknown = jnp.full(window, jnp.nan, jnp.float32)
         return SkipSpikesState(
-            Refusals.none(max_consecutive),
+            SkippedSteps.none(max_consecutive),
             jnp.zeros((), jnp.int32),
             unknown,
             jnp.copy(unknown),
@@ -166,10 +190,12 @@ def skip_spikes(
     ) -> tuple[Tree, SkipSpikesState]:
         norm = norms.global_norm(updates, axis_name).astype(jnp.float32)
         value = extra.get("value")
+        if value is None:
+            log_missing_loss_once()
         loss = jnp.full_like(norm, jnp.nan) if value is None else mean_loss(value, axis_name)
         warm = state.made >= window
         usual_norm, usual_loss = jnp.nanmedian(state.norms), jnp.nanmedian(state.values)
-        largest = jnp.finfo(jnp.float32).max  # so that what is not finite is above it
+        largest = jnp.finfo(jnp.float32).max  # a number that is not finite is above it
         most_norm = jnp.where(warm & (usual_norm != 0), factor * usual_norm, largest)
         rise = usual_loss + (factor - 1) * jnp.abs(usual_loss)
         compared = warm & (usual_loss != 0) & jnp.isfinite(rise)
@@ -189,7 +215,7 @@ def skip_spikes(
             return jnp.where(go, history.at[at].set(seen), history)
 
         return steps, SkipSpikesState(
-            state.refusals.counted(go, max_consecutive),
+            state.skipped_steps.after_step(go, max_consecutive),
             jnp.where(go, made, state.made),
             remembered(state.norms, norm),
             remembered(state.values, loss),
@@ -199,34 +225,33 @@ def skip_spikes(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def check(state: Tree) -> None:
-    """Raises where a guard in ``state`` has refused too many steps in a row; called on the host.
+def _log_missing_loss() -> None:
+    _logger.warning(
+        "skip_spikes was called without a loss: it compares gradient norms only, and does not see "
+        "a loss that jumps up or is not finite. Pass the loss to update as value="
+    )
 
-    Also where `accumulate` could not make so many. It waits for the step that made ``state``, so
-    call it as often as metrics are logged. ``state`` may be replicated for ``jax.pmap``, or be the
-    ``opt_state`` of an ``nnx.Optimizer``.
+
+def check(state: Tree) -> None:
+    """Raises where a guard in ``state`` has skipped too many steps in a row.
+
+    It also raises where `optim_zoo.accumulation.accumulate` could not make a step that many times
+    in a row. It runs on the host and waits for the step that returned ``state``: call it as often
+    as metrics are logged. Where no guard is in ``state``, it returns.
+
+    Args:
+      state: the state of an optimizer, or any tree that holds one: a ``TrainState``, an
+        ``nnx.Optimizer`` or its ``opt_state``, or a state that is replicated for ``jax.pmap``.
 
     Raises:
-      TooManyRefusals: a guard has refused ``max_consecutive`` steps in a row, or more.
-      ArgumentTypeError: ``state`` is traced, or a guard in it has lost its type, as in a checkpoint
-        that is restored without a target.
+      TooManyRefusals: a guard has skipped ``max_consecutive`` steps in a row, or more.
+      ArgumentTypeError: ``state`` is traced, or it has lost its types, as in a checkpoint that was
+        restored without a target, which `optim_zoo.saved_state.rebuild` repairs.
     """
-    guarded = all_of(Refusals, state)
-    if not guarded and _has_untyped_guard(state):
-        expected = "have the types that init gave it"
-        advice = (
-            "rebuild it with saved_state.rebuild(tx.init(params), state), or pass "
-            "optimizer.opt_state instead of nnx.state(optimizer)"
-        )
-        raise ArgumentTypeError(
-            "state",
-            expected,
-            "dictionaries",
-            advice,
-            sentence=f"guards.check finds guards by the types of their states, got a state made of "
-            f"dictionaries: {advice}",
-        )
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(guarded)):
+    counters = all_of(SkippedSteps, state)
+    if not counters:
+        check_types("guards.check", state, [SkippedSteps])
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(counters)):
         advice = "call it outside jit, on the state it returns"
         raise ArgumentTypeError(
             "state",
@@ -235,14 +260,7 @@ def check(state: Tree) -> None:
             advice,
             sentence=f"guards.check reads numbers: {advice}",
         )
-    for refusals in jax.device_get(guarded):
-        if (refusals.in_a_row >= refusals.most).any():  # several values under pmap
-            counts = (refusals.in_a_row, refusals.most, refusals.total)
+    for skipped in jax.device_get(counters):
+        if (skipped.in_a_row >= skipped.limit).any():  # several values under pmap
+            counts = (skipped.in_a_row, skipped.limit, skipped.total)
             raise TooManyRefusals(*(int(count.max()) for count in counts))
-
-
-def _has_untyped_guard(state: Tree) -> bool:
-    def is_guard(node: Any) -> bool:
-        return isinstance(node, Mapping) and set(node) == set(Refusals._fields)
-
-    return any(map(is_guard, jax.tree.leaves(state, is_leaf=is_guard)))

@@ -106,7 +106,7 @@ def compared(folder: Path, other: Path, fewer: int | None = None) -> dict[str, b
     ours, theirs = lines(folder), lines(other)
     uncounted: set[str] = set()
     if fewer is not None:
-        uncounted = {"refusals", "skipped"}
+        uncounted = {"skipped_steps", "skipped_micro_batches"}
         refused = refused_steps(folder)
         ours = [line for line in trained(folder) if line["step"] not in refused]
         theirs = trained(other)[: len(ours)]

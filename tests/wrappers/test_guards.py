@@ -49,45 +49,45 @@ def _run(
         (GRADS, {"value": jnp.inf}),
     ],
 )
-def test_a_refused_step_has_not_been(wrap: Wrap, gradients: Any, extra: dict[str, Any]) -> None:
-    """Parameters and inner state are bit for bit what they were, and the run goes on from there."""
+def test_a_skipped_step_is_a_no_op(wrap: Wrap, gradients: Any, extra: dict[str, Any]) -> None:
+    """Parameters and inner state are unchanged to the last bit, also for the steps after it."""
     good = (GRADS, {"value": 1.0})
     tx = wrap(lamb(0.1, weight_decay=0.1))
     params, state = _run(tx, [good, good])
     _, expected = _run(tx, [good])
     if extra["value"] == -jnp.inf and wrap is guards.skip_spikes:
-        extra = {"value": jnp.nan}  # a loss without bound is no jump up
-    refused, after = _run(tx, [good, (gradients, extra), good])
-    assert _bits(refused) == _bits(params)
+        extra = {"value": jnp.nan}  # A loss of -inf is no jump up.
+    trained, after = _run(tx, [good, (gradients, extra), good])
+    assert _bits(trained) == _bits(params)
     assert _bits(after.inner) == _bits(state.inner)
-    assert after.refusals.total == 1
-    assert after.refusals.in_a_row == 0
+    assert after.skipped_steps.total == 1
+    assert after.skipped_steps.in_a_row == 0
     assert metrics.read(after)["skipped_steps"] == 1
-    # Also while it is the last one.
-    held, during = _run(tx, [good, (gradients, extra)])
-    assert _bits(held) == _bits(_run(tx, [good])[0])
+    # The same holds while it is the last step.
+    unchanged, during = _run(tx, [good, (gradients, extra)])
+    assert _bits(unchanged) == _bits(_run(tx, [good])[0])
     assert _bits(during.inner) == _bits(expected.inner)
-    assert during.refusals.in_a_row == 1
+    assert during.skipped_steps.in_a_row == 1
 
 
 @pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
-def test_what_is_finite_is_the_inner_step(wrap: Wrap) -> None:
+def test_a_finite_step_is_the_inner_step(wrap: Wrap) -> None:
     params, _ = _run(wrap(adamw(0.1)), [(GRADS, {})] * 3)
     expected, _ = _run(adamw(0.1), [(GRADS, {})] * 3)
     for name, x in params.items():
-        # Another program, fused and so rounded otherwise.
+        # XLA fuses the two programs in different ways, which rounds differently.
         np.testing.assert_allclose(x, expected[name], rtol=1e-6)
 
 
 @pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
-def test_check_raises_after_so_many_in_a_row(wrap: Wrap) -> None:
+def test_check_raises_at_the_limit(wrap: Wrap) -> None:
     tx = wrap(sgd(0.1), max_consecutive=2)
     bad, good = (NAN, {}), (GRADS, {})
     guards.check(_run(tx, [bad, good, bad])[1])
     guards.check(optax.sgd(0.1).init(PARAMS))  # no guard, nothing to check
     with pytest.raises(guards.TooManyRefusals, match=r"2 steps in a row .* \(3 in all\): go back"):
         guards.check((_run(tx, [bad, good, bad, bad])[1],))
-    # A run that goes on with another limit has that one.
+    # The limit is that of the guard that makes the step, not that of the saved state.
     state = _run(wrap(sgd(0.1), max_consecutive=9), [bad, bad])[1]
     guards.check(tx.update(GRADS, state, PARAMS)[1])
     with pytest.raises(guards.TooManyRefusals, match="3 steps in a row"):
@@ -97,7 +97,7 @@ def test_check_raises_after_so_many_in_a_row(wrap: Wrap) -> None:
 @pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
 def test_check_in_the_containers_of_flax_and_pmap(wrap: Wrap) -> None:
     tx = wrap(metrics.with_metrics(lars(0.1)), max_consecutive=2)
-    refused = r"2 steps in a row were refused, at most 1 are allowed \(2 in all\)"
+    message = r"2 steps in a row were skipped, at most 1 are allowed \(2 in all\)"
 
     optimizer = nnx.Optimizer(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), tx, wrt=nnx.Param)
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
@@ -105,7 +105,7 @@ def test_check_in_the_containers_of_flax_and_pmap(wrap: Wrap) -> None:
     optimizer.update(model, gradients)
     guards.check(optimizer.opt_state)
     optimizer.update(model, gradients)
-    with pytest.raises(guards.TooManyRefusals, match=refused):
+    with pytest.raises(guards.TooManyRefusals, match=message):
         guards.check(optimizer.opt_state)
     read = metrics.read(optimizer.opt_state)
     assert read["skipped_steps"] == 2
@@ -118,18 +118,18 @@ def test_check_in_the_containers_of_flax_and_pmap(wrap: Wrap) -> None:
     train = train.apply_gradients(grads=NAN)
     guards.check(train.opt_state)
     train = train.apply_gradients(grads=NAN)
-    with pytest.raises(guards.TooManyRefusals, match=refused):
+    with pytest.raises(guards.TooManyRefusals, match=message):
         guards.check(train.opt_state)
 
     replicated = jax.pmap(lambda _: train.opt_state)(jnp.zeros(jax.local_device_count()))
-    with pytest.raises(guards.TooManyRefusals, match=refused):
+    with pytest.raises(guards.TooManyRefusals, match=message):
         guards.check(replicated)
     read = metrics.read(replicated)
     assert read["trust_ratio/a"].shape == (jax.local_device_count(),)
     np.testing.assert_array_equal(read["skipped_steps"], 2)
 
 
-def test_a_guard_that_has_lost_its_type_is_refused() -> None:
+def test_a_guard_that_has_lost_its_type_is_an_error() -> None:
     tx = accumulation.accumulate(guards.skip_nonfinite(adamw(0.1), max_consecutive=1), 1)
     state = tx.update(NAN, tx.init(PARAMS), PARAMS)[1]
     for wrapped in (state, (state,)):
@@ -137,7 +137,7 @@ def test_a_guard_that_has_lost_its_type_is_refused() -> None:
         with pytest.raises(TypeError, match=r"rebuild it with saved_state\.rebuild\(tx\.init"):
             guards.check(restored)
         guards.check(saved_state.rebuild(wrapped, restored))
-    guards.check(serialization.to_state_dict(adamw(0.1).init(PARAMS)))  # no guard in it
+    guards.check(serialization.to_state_dict(adamw(0.1).init(PARAMS)))  # There is no guard in it.
 
 
 def _level(scale: float, value: float | None = None) -> tuple[Any, dict[str, Any]]:
@@ -145,35 +145,64 @@ def _level(scale: float, value: float | None = None) -> tuple[Any, dict[str, Any
     return jax.tree.map(lambda g: scale * g, GRADS), extra
 
 
-def _refused(tx: optax.GradientTransformation, steps: list[tuple[Any, dict[str, Any]]]) -> int:
-    return int(_run(tx, steps)[1].refusals.total)
+def _skipped(tx: optax.GradientTransformation, steps: list[tuple[Any, dict[str, Any]]]) -> int:
+    return int(_run(tx, steps)[1].skipped_steps.total)
 
 
-def test_a_jump_of_the_gradient_is_refused_once_the_window_is_full() -> None:
+def test_a_jump_of_the_gradient_is_skipped_once_the_window_is_full() -> None:
     tx = guards.skip_spikes(sgd(0.1), window=3, factor=4)
-    assert _refused(tx, [_level(1), _level(100), _level(1)]) == 0  # nothing to compare with yet
+    assert _skipped(tx, [_level(1), _level(100), _level(1)]) == 0  # The window is not full.
     usual = [_level(1.0), _level(1.1), _level(0.9)]
-    assert _refused(tx, [*usual, _level(3.9)]) == 0
-    assert _refused(tx, [*usual, _level(4.1)]) == 1
-    # A refused norm does not count: the next is compared with the same three.
-    assert _refused(tx, [*usual, _level(4.1), _level(4.1), _level(3.9)]) == 2
-    # One that was let through does: the median moves.
-    assert _refused(tx, [*usual, _level(3.0), _level(3.0), _level(10.0)]) == 0
+    assert _skipped(tx, [*usual, _level(3.9)]) == 0
+    assert _skipped(tx, [*usual, _level(4.1)]) == 1
+    # The norm of a skipped step is not remembered: the next is compared with the same three.
+    assert _skipped(tx, [*usual, _level(4.1), _level(4.1), _level(3.9)]) == 2
+    # That of a step that was made is, and the median moves.
+    assert _skipped(tx, [*usual, _level(3.0), _level(3.0), _level(10.0)]) == 0
 
 
-def test_a_jump_of_the_loss_is_refused() -> None:
+def test_a_jump_of_the_loss_is_skipped() -> None:
     tx = guards.skip_spikes(sgd(0.1), window=2, factor=3)
     usual = [_level(1, 2.0), _level(1, 2.0)]
-    assert _refused(tx, [*usual, _level(1, 5.9)]) == 0
-    assert _refused(tx, [*usual, _level(1, 6.1)]) == 1
+    assert _skipped(tx, [*usual, _level(1, 5.9)]) == 0
+    assert _skipped(tx, [*usual, _level(1, 6.1)]) == 1
     negative = [_level(1, -2.0), _level(1, -2.0)]
-    assert _refused(tx, [*negative, _level(1, 1.9)]) == 0
-    assert _refused(tx, [*negative, _level(1, 2.1)]) == 1
-    assert _refused(tx, [_level(1), _level(1), _level(1, 100.0)]) == 0  # no loss was seen before
+    assert _skipped(tx, [*negative, _level(1, 1.9)]) == 0
+    assert _skipped(tx, [*negative, _level(1, 2.1)]) == 1
+    assert _skipped(tx, [_level(1), _level(1), _level(1, 100.0)]) == 0  # no loss in the window
+
+
+def _messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "optim_zoo.wrappers.guards"]
+
+
+def test_without_a_loss_spikes_say_once_what_they_cannot_see(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Once for each guard, however often it is traced; a log and no warning, which may raise."""
+    tx = accumulation.accumulate(guards.skip_spikes(sgd(0.1)), 1)
+    state = tx.init(PARAMS)
+    assert not _messages(caplog)
+    for update in (tx.update, jax.jit(tx.update), jax.jit(jax.named_call(tx.update))):
+        _, state = update(GRADS, state, PARAMS)
+    (message,) = _messages(caplog)
+    assert "compares gradient norms only" in message
+    assert "Pass the loss to update as value=" in message
+    other = guards.skip_spikes(sgd(0.1))
+    other.update(GRADS, other.init(PARAMS), PARAMS)
+    assert len(_messages(caplog)) == 2
+
+
+def test_with_a_loss_spikes_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    tx = guards.skip_spikes(guards.skip_nonfinite(sgd(0.1)))
+    tx.update(GRADS, tx.init(PARAMS), PARAMS, value=1.0)
+    plain = guards.skip_nonfinite(sgd(0.1))
+    plain.update(GRADS, plain.init(PARAMS), PARAMS)
+    assert not _messages(caplog)
 
 
 def test_nothing_moves_before_the_first_gradient() -> None:
-    assert _refused(guards.skip_spikes(sgd(0.1), window=2), [(ZERO, {})] * 3) == 0
+    assert _skipped(guards.skip_spikes(sgd(0.1), window=2), [(ZERO, {})] * 3) == 0
 
 
 @pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
@@ -192,7 +221,7 @@ def test_in_a_scan_and_with_donation(wrap: Wrap) -> None:
 
     params, state = train((PARAMS, tx.init(PARAMS)))
     expected, _ = _run(tx, [(GRADS, {})] * 2)
-    assert state.refusals.total == 1
+    assert state.skipped_steps.total == 1
     for name, x in params.items():
         np.testing.assert_allclose(x, expected[name], rtol=1e-6)
     carry = jax.tree.map(jnp.copy, (PARAMS, tx.init(PARAMS)))
@@ -210,71 +239,70 @@ def test_a_state_that_changes_its_dtype_is_named(wrap: Wrap) -> None:
 @pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
 @pytest.mark.parametrize("how", ["shard_map", "unchecked", "pmap"])
 def test_devices_decide_together(wrap: Wrap, how: str) -> None:
-    """A NaN in one device's block of one parameter: no device moves, and none waits for another."""
+    """A NaN on one device makes all devices skip the step, and none waits for another."""
     devices, size = 4, 8
     x = np.arange(1.0, devices * size + 1, dtype=np.float32)
-    whole = np.ones(3, np.float32)
+    replicated = np.ones(3, np.float32)
     gradient = np.ones_like(x)
     broken = gradient.copy()
-    broken[size + 1] = np.nan  # of the second device
-    axis_name = None if how == "shard_map" else [("cut", "model")]
-    # LAMB has a collective inside: decided apart, some devices would wait in it.
+    broken[size + 1] = np.nan  # in the block of the second device
+    axis_name = None if how == "shard_map" else [("sharded", "model")]
+    # LAMB has a collective inside, in which devices that decide differently would wait.
     tx = wrap(lamb(0.1, axis_name=axis_name), axis_name=axis_name)
 
-    def train(cut: Any, whole: Any, gradients: Any) -> tuple[Any, Any, Any]:
-        params = {"cut": cut, "whole": whole}
+    def train(sharded: Any, replicated: Any, gradients: Any) -> tuple[Any, Any, Any]:
+        params = {"sharded": sharded, "replicated": replicated}
         state = tx.init(params)
         for g in gradients:
-            updates, state = tx.update({"cut": g, "whole": jnp.ones(3)}, state, params)
+            updates, state = tx.update({"sharded": g, "replicated": jnp.ones(3)}, state, params)
             params = optax.apply_updates(params, updates)
-        return params["cut"], params["whole"], state.refusals.total
+        return params["sharded"], params["replicated"], state.skipped_steps.total
 
     def on_devices(*gradients: np.ndarray) -> tuple[Any, Any, Any]:
         if how == "pmap":
             mapped = jax.pmap(train, "model", in_axes=(0, None, 0), devices=jax.devices()[:devices])
-            cut, kept, total = mapped(
-                x.reshape(devices, size), whole, [g.reshape(devices, size) for g in gradients]
+            blocks, copies, total = mapped(
+                x.reshape(devices, size), replicated, [g.reshape(devices, size) for g in gradients]
             )
-            assert len(set(_bits(list(kept)))) == 1
-            return np.asarray(cut).reshape(-1), kept[0], total[0]
+            assert len(set(_bits(list(copies)))) == 1
+            return np.asarray(blocks).reshape(-1), copies[0], total[0]
         mesh = jax.sharding.Mesh(jax.devices()[:devices], ("model",))
-        cut_spec, one = jax.P("model"), jax.P()
         mapped = jax.shard_map(
             train,
             mesh=mesh,
-            in_specs=(cut_spec, one, cut_spec),
-            out_specs=(cut_spec, one, one),
+            in_specs=(jax.P("model"), jax.P(), jax.P("model")),
+            out_specs=(jax.P("model"), jax.P(), jax.P()),
             check_vma=how == "shard_map",
         )
-        return jax.jit(mapped)(x, whole, list(gradients))
+        return jax.jit(mapped)(x, replicated, list(gradients))
 
-    cut, kept, total = on_devices(gradient, broken, gradient)
-    expected_cut, expected_kept, none = on_devices(gradient, gradient)
+    *trained, total = on_devices(gradient, broken, gradient)
+    *expected, none = on_devices(gradient, gradient)
     assert (int(total), int(none)) == (1, 0)
-    np.testing.assert_allclose(cut, expected_cut, rtol=1e-6)
-    np.testing.assert_allclose(kept, expected_kept, rtol=1e-6)
+    for x, y in zip(trained, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)  # as above
 
 
 @pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
 @pytest.mark.parametrize("axis_name", ["data", ("data",), [("a", ("data",))]])
-def test_a_loss_that_is_broken_on_one_device_is_broken_on_all(wrap: Wrap, axis_name: Any) -> None:
+def test_a_loss_that_is_nan_on_one_device_is_skipped_by_all(wrap: Wrap, axis_name: Any) -> None:
     tx = wrap(sgd(0.1), axis_name=axis_name)
 
     def total(value: jax.Array) -> jax.Array:
         _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS, value=value)
-        return state.refusals.total
+        return state.skipped_steps.total
 
-    refused = jax.pmap(total, "data", devices=jax.devices()[:2])(jnp.array([1.0, jnp.nan]))
-    np.testing.assert_array_equal(refused, [1, 1])
+    skipped = jax.pmap(total, "data", devices=jax.devices()[:2])(jnp.array([1.0, jnp.nan]))
+    np.testing.assert_array_equal(skipped, [1, 1])
 
 
-def test_a_median_of_zero_refuses_nothing() -> None:
-    """Batches without a token, or a hinge loss all met: whatever comes next would be a jump."""
+def test_nothing_is_compared_with_a_median_of_zero() -> None:
+    """It comes from batches without tokens, or from a hinge loss of 0: any step would be a jump."""
     tx = guards.skip_spikes(sgd(0.1), window=2)
-    assert _refused(tx, [(ZERO, {"value": 0.0})] * 2 + [_level(1, 0.5)] * 2) == 0
+    assert _skipped(tx, [(ZERO, {"value": 0.0})] * 2 + [_level(1, 0.5)] * 2) == 0
 
 
-def test_check_is_for_the_host() -> None:
+def test_check_runs_on_the_host() -> None:
     state = guards.skip_nonfinite(sgd(0.1)).init(PARAMS)
     with pytest.raises(TypeError, match=r"guards.check reads numbers: call it outside jit"):
         jax.jit(guards.check)(state)
