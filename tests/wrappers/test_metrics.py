@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 
 import jax
@@ -5,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import nnx, serialization
+from flax.training.train_state import TrainState
 
 from optim_zoo import (
     accumulation,
@@ -13,8 +15,10 @@ from optim_zoo import (
     clip_by_global_norm,
     guards,
     lamb,
+    lars,
     lazy_adam,
     metrics,
+    saved_state,
     sgd,
     stacked,
 )
@@ -26,7 +30,7 @@ PARAMS = {"stack": jnp.ones((2, 3)), "head": {"kernel": jnp.full((2, 2), 2.0), "
 GRADS = jax.tree.map(lambda x: 2 * x, PARAMS)
 
 
-def test_everything_of_the_step_just_made() -> None:
+def test_the_metrics_of_the_last_step() -> None:
     tx = optax.chain(
         clip_by_global_norm(1.0),
         lamb(
@@ -52,13 +56,13 @@ def test_everything_of_the_step_just_made() -> None:
         np.testing.assert_allclose(read[f"trust_ratio/{leaf}"], ratio, rtol=1e-6)
 
 
-def test_only_what_the_pieces_kept() -> None:
+def test_only_what_the_pieces_keep_is_read() -> None:
     assert set(metrics.read(adamw(0.1).init(PARAMS))) == {"learning_rate"}
     assert metrics.read(optax.adamw(0.1).init(PARAMS)) == {}
     assert set(metrics.read(lamb(0.1).init({}))) == {"learning_rate"}
 
 
-def test_the_keys_are_fixed_and_traced_state_can_be_read() -> None:
+def test_the_keys_are_fixed_and_a_traced_state_can_be_read() -> None:
     tx = lamb(0.1)
 
     @jax.jit
@@ -73,7 +77,7 @@ def test_the_keys_are_fixed_and_traced_state_can_be_read() -> None:
     jax.tree.map(np.testing.assert_array_equal, read, metrics.read(state))
 
 
-def test_below_other_wrappers() -> None:
+def test_inside_wrappers_of_optax() -> None:
     tx = optax.apply_if_finite(
         optax.partition({"a": lamb(0.1), "b": optax.sgd(1.0)}, {"stack": "a", "head": "b"}), 3
     )
@@ -96,15 +100,192 @@ def test_the_state_of_an_nnx_optimizer() -> None:
         assert value.shape == ()
 
 
-def test_two_rates_are_an_error() -> None:
-    """Rather than one of them, without a word."""
-    tx = optax.partition({"a": lamb(0.1), "b": adamw(1e-4)}, {"x": "a", "y": "b"})
-    state = tx.init({"x": jnp.ones(2), "y": jnp.ones(2)})
-    with pytest.raises(ValueError, match="several values of learning_rate"):
-        metrics.read(state)
+# Parameter groups.
+
+GROUPS = {"stack": "x", "head": "y"}
+ONE = {"stack": True, "head": False}
+OTHER = {"stack": False, "head": True}
 
 
-# Norms that no piece has computed.
+def _adapted(rate: float) -> optax.GradientTransformationExtraArgs:
+    return lamb(rate, exclude_from_layer_adaptation=["bias"], layers=[("stack", stacked(0))])
+
+
+def _partition(
+    x: optax.GradientTransformation, y: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    return optax.partition({"x": x, "y": y}, GROUPS)
+
+
+RATES = {
+    "partition": (_partition(lamb(0.1), adamw(0.2)), {"x": 0.1, "y": 0.2}),
+    "multi_transform": (
+        optax.multi_transform({1: lamb(0.1), 2: sgd(0.2)}, {"stack": 1, "head": 2}),
+        {"1": 0.1, "2": 0.2},
+    ),
+    "nested partitions": (
+        _partition(_partition(lamb(0.1), sgd(0.1)), optax.partition({"z": adamw(0.3)}, "z")),
+        {"x/x": 0.1, "x/y": 0.1, "y/z": 0.3},
+    ),
+    "masked": (
+        optax.chain(optax.masked(lamb(0.1), ONE), optax.masked(adamw(0.2), OTHER)),
+        {"0": 0.1, "1": 0.2},
+    ),
+    "masked in a partition": (
+        _partition(
+            lamb(0.1), optax.chain(optax.masked(sgd(0.2), ONE), optax.masked(sgd(0.3), OTHER))
+        ),
+        {"x": 0.1, "y/0": 0.2, "y/1": 0.3},
+    ),
+    "in wrappers": (
+        guards.skip_nonfinite(
+            accumulation.accumulate(metrics.with_metrics(_partition(lamb(0.1), adamw(0.2))), 1)
+        ),
+        {"x": 0.1, "y": 0.2},
+    ),
+    "around wrappers": (
+        _partition(metrics.with_metrics(lamb(0.1)), guards.skip_nonfinite(adamw(0.2))),
+        {"x": 0.1, "y": 0.2},
+    ),
+    "next to one for all": (
+        optax.chain(_partition(lamb(1.0), optax.identity()), sgd(0.2)),
+        {"x": 1.0, "": 0.2},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_the_learning_rates_of_groups_are_named(name: str) -> None:
+    tx, expected = RATES[name]
+    _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    read = metrics.read(state)
+    rates = {key: float(value) for key, value in read.items() if key.startswith("learning_rate")}
+    assert rates == pytest.approx(
+        {f"learning_rate/{group}".rstrip("/"): rate for group, rate in expected.items()}
+    )
+    assert set(metrics.read(tx.init(PARAMS))) == set(read)
+
+
+def test_the_paths_of_leaves_do_not_depend_on_groups() -> None:
+    alone = _adapted(0.1)
+    _, state = alone.update(GRADS, alone.init(PARAMS), PARAMS)
+    expected = metrics.read(state)
+    del expected["learning_rate"]
+    tx = _partition(_adapted(0.1), lamb(0.1, exclude_from_layer_adaptation=["bias"]))
+    _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    read = metrics.read(state)
+    assert {key for key in read if not key.startswith("learning_rate")} == set(expected)
+    for key, value in expected.items():
+        np.testing.assert_array_equal(read[key], value)
+
+
+@pytest.mark.parametrize("group", ["partition", "masked"])
+def test_the_gradient_norm_of_a_group_is_not_that_of_all_parameters(group: str) -> None:
+    """`with_metrics` around them computes that one, also where a group has its own."""
+    clipped = optax.chain(clip_by_global_norm(1.0), adamw(0.1))
+    inner = _partition(clipped, sgd(0.2)) if group == "partition" else optax.masked(clipped, ONE)
+    label = "x" if group == "partition" else "masked"
+    tx = metrics.with_metrics(inner)
+    _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    read = metrics.read(state)
+    np.testing.assert_allclose(read["gradient_norm"], 2 * np.sqrt(24), rtol=1e-6)
+    np.testing.assert_allclose(read[f"gradient_norm/{label}"], 2 * np.sqrt(6), rtol=1e-6)
+    np.testing.assert_allclose(read[f"clipped_gradient_norm/{label}"], 1, rtol=1e-6)
+    assert "clipped_gradient_norm" not in read
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.chain(lamb(0.1), adamw(0.1)),
+        _partition(optax.chain(sgd(0.1), sgd(0.1)), sgd(0.1)),
+        optax.chain(clip_by_global_norm(1.0), clip_by_global_norm(1.0)),
+    ],
+)
+def test_a_value_that_is_kept_twice_is_an_error(tx: optax.GradientTransformation) -> None:
+    """No group tells the two apart, and one of them must not be dropped silently."""
+    with pytest.raises(ValueError, match=r"several values of (learning_rate|gradient_norm)"):
+        metrics.read(tx.init(PARAMS))
+
+
+# Numbers for loggers.
+
+
+def test_flat_metrics_are_python_numbers() -> None:
+    tx = guards.skip_nonfinite(_adapted(0.5))
+    _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    read = metrics.read(state)
+    numbers = metrics.flat({"loss": jnp.bfloat16(1.5), **read})
+    assert {type(value) for value in numbers.values()} == {float, int}
+    assert numbers["loss"] == 1.5
+    assert numbers["learning_rate"] == 0.5
+    assert numbers["skipped_steps"] == 0
+    assert [numbers[f"trust_ratio/stack[{i}]"] for i in (0, 1)] == list(read["trust_ratio/stack"])
+    assert "trust_ratio/stack" not in numbers
+    assert json.loads(json.dumps(numbers)) == numbers
+    del numbers["loss"]
+    assert metrics.flat(state) == numbers  # The state is read first.
+    replicated = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+    both = metrics.flat(replicated)
+    assert both["trust_ratio/stack[1,0]"] == numbers["trust_ratio/stack[0]"]
+    assert both["learning_rate[1]"] == 0.5
+    assert metrics.flat({}) == {}
+
+
+def test_what_cannot_be_flattened_is_named() -> None:
+    state = lamb(0.1).init(PARAMS)
+    with pytest.raises(TypeError, match="call it outside jit"):
+        jax.jit(lambda state: metrics.flat(metrics.read(state)))(state)
+    with pytest.raises(TypeError, match=r"got tuple as optimizer: pass what metrics\.read"):
+        metrics.flat({"optimizer": state})
+
+
+# States in the containers of other libraries.
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        lamb(0.1),
+        lars(0.1),
+        sgd(0.1),
+        metrics.with_metrics(optax.sgd(0.1)),
+        guards.skip_nonfinite(optax.adam(0.1)),
+        optax.chain(clip_by_global_norm(1.0), optax.adam(0.1)),
+        _partition(lamb(0.1), optax.sgd(0.2)),
+    ],
+)
+def test_a_state_that_has_lost_its_types_is_refused(tx: optax.GradientTransformation) -> None:
+    """It must not be read as a state in which there is nothing to read."""
+    state = tx.init(PARAMS)
+    for whole in (state, [state]):
+        restored = serialization.to_state_dict(whole)
+        with pytest.raises(TypeError, match=r"metrics\.read.*saved_state\.rebuild\(tx\.init"):
+            metrics.read(restored)
+        rebuilt = saved_state.rebuild(whole, restored)
+        assert set(metrics.read(rebuilt)) == set(metrics.read(state))
+    model = nnx.Dict({k: nnx.Param(v) for k, v in PARAMS.items() if k == "stack"})
+    if not isinstance(state, optax.transforms.PartitionState):
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+        with pytest.raises(TypeError, match=r"pass optimizer\.opt_state instead of nnx\.state"):
+            metrics.read(nnx.state(optimizer))
+        assert metrics.read(optimizer).keys() == metrics.read(optimizer.opt_state).keys() != set()
+
+
+def test_a_foreign_state_has_nothing_to_read() -> None:
+    state = optax.adam(0.1).init(PARAMS)
+    assert metrics.read(state) == metrics.read(serialization.to_state_dict(state)) == {}
+
+
+def test_a_train_state_can_be_read() -> None:
+    tx = guards.skip_nonfinite(lamb(0.1))
+    train = TrainState.create(apply_fn=lambda: None, params=PARAMS, tx=tx)
+    train = train.apply_gradients(grads=GRADS)
+    assert metrics.flat(train) == metrics.flat(train.opt_state)
+    assert metrics.flat(train)["learning_rate"] == pytest.approx(0.1)
+
+
+# Norms that no piece computes.
 
 
 def _norm(x: jax.Array) -> float:
@@ -127,11 +308,11 @@ def test_norms_of_any_optimizer(make: Callable[[], optax.GradientTransformation]
         np.testing.assert_allclose(read.pop(f"parameter_norm/{path}"), _norm(x), rtol=1e-6)
         np.testing.assert_allclose(read.pop(f"update_norm/{path}"), _norm(u), rtol=1e-6)
     np.testing.assert_allclose(read.pop("gradient_norm"), 2 * np.sqrt(6 + 16 + 2), rtol=1e-6)
-    assert set(read) <= {"learning_rate"}  # a foreign one has none to read
+    assert set(read) <= {"learning_rate"}  # optax keeps none.
 
 
-def test_what_the_pieces_kept_is_not_computed_again() -> None:
-    """Of LAMB behind clipping there is nothing left but the norms of what is excluded."""
+def test_what_the_pieces_keep_is_not_computed_again() -> None:
+    """Around LAMB with clipping, only the norms of excluded leaves are missing."""
     inner = optax.chain(
         clip_by_global_norm(1.0),
         lamb(0.1, exclude_from_layer_adaptation=["bias"], layers=[("stack", stacked(0))]),
@@ -149,7 +330,7 @@ def test_what_the_pieces_kept_is_not_computed_again() -> None:
     )
 
 
-def test_every_so_many_steps_the_norms_are_taken() -> None:
+def test_norms_are_computed_once_in_every_so_many_steps() -> None:
     tx = metrics.with_metrics(sgd(lambda step: 0.1 * (step + 1)), every=2)
     state, seen = tx.init(PARAMS), []
     for i in range(4):
@@ -158,12 +339,12 @@ def test_every_so_many_steps_the_norms_are_taken() -> None:
         read = metrics.read(state)
         seen.append((float(read["gradient_norm"]), float(read["learning_rate"])))
     first = 2 * np.sqrt(24)
-    # The norm of the first and third update; the rate of each.
+    # The norm is that of the first and third update, the learning rate that of each.
     np.testing.assert_allclose(
         seen, [(first, 0.1), (first, 0.2), (3 * first, 0.3), (3 * first, 0.4)], rtol=1e-6
     )
     jaxpr = jax.make_jaxpr(tx.update)(GRADS, state, PARAMS)
-    assert "reduce_sum" not in [eqn.primitive.name for eqn in jaxpr.eqns]  # all in the branch
+    assert "reduce_sum" not in [eqn.primitive.name for eqn in jaxpr.eqns]  # All are in the branch.
 
 
 def test_under_guards_and_accumulation_in_a_scan() -> None:
@@ -183,27 +364,27 @@ def test_under_guards_and_accumulation_in_a_scan() -> None:
 
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_norms_are_global_under_shard_map(check_vma: bool) -> None:
-    tx = metrics.with_metrics(adamw(0.1), axis_name=None if check_vma else [("cut", "model")])
+    tx = metrics.with_metrics(adamw(0.1), axis_name=None if check_vma else [("sharded", "model")])
 
-    def train(cut: jax.Array, whole: jax.Array) -> dict[str, jax.Array]:
-        params = {"cut": cut, "whole": whole}
+    def train(sharded: jax.Array, replicated: jax.Array) -> dict[str, jax.Array]:
+        params = {"sharded": sharded, "replicated": replicated}
         _, state = tx.update(params, tx.init(params), params)
         return metrics.read(state)
 
     mesh = jax.sharding.Mesh(jax.devices()[:4], ("model",))
-    cut, whole = jnp.arange(8.0), jnp.ones(3)
+    sharded, replicated = jnp.arange(8.0), jnp.ones(3)
     mapped = jax.shard_map(
         train, mesh=mesh, in_specs=(jax.P("model"), jax.P()), out_specs=jax.P(),
         check_vma=check_vma,
     )  # fmt: skip
-    read = jax.jit(mapped)(cut, whole)
-    np.testing.assert_allclose(read["parameter_norm/cut"], _norm(cut), rtol=1e-6)
-    np.testing.assert_allclose(read["parameter_norm/whole"], _norm(whole), rtol=1e-6)
-    np.testing.assert_allclose(read["gradient_norm"], np.sqrt(_norm(cut) ** 2 + 3), rtol=1e-6)
+    read = jax.jit(mapped)(sharded, replicated)
+    np.testing.assert_allclose(read["parameter_norm/sharded"], _norm(sharded), rtol=1e-6)
+    np.testing.assert_allclose(read["parameter_norm/replicated"], _norm(replicated), rtol=1e-6)
+    np.testing.assert_allclose(read["gradient_norm"], np.sqrt(_norm(sharded) ** 2 + 3), rtol=1e-6)
 
 
 def test_norms_of_sparse_rows() -> None:
-    """Rows of the same id are one row of the table."""
+    """Rows with the same id are added before the norm is computed."""
     params = {"embed": jnp.ones((5, 2)), "bias": jnp.ones(3)}
     rows = SparseRows(jnp.array([1, 1, 5]), jnp.ones((3, 2)), 5)
     tx = metrics.with_metrics(lazy_adam(0.1))
@@ -218,7 +399,7 @@ def test_norms_of_sparse_rows() -> None:
 
 
 def test_norms_are_not_like_the_parameters() -> None:
-    """``optax.tree.map_params``, with which shardings of the state are made, passes them by."""
+    """``optax.tree.map_params``, which finds the shardings of a state, must leave them out."""
     tx = metrics.with_metrics(adamw(0.1))
     shapes = optax.tree.map_params(
         tx, lambda x: x.shape, tx.init(PARAMS), transform_non_params=lambda _: None
