@@ -1,5 +1,6 @@
 """Gradient accumulation: one step of an optimizer for several micro-batches."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,30 +9,27 @@ import jax.numpy as jnp
 import optax
 
 from optim_zoo import ranges, rows
-from optim_zoo.errors import ArgumentValueError
+from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 from optim_zoo.layers import mesh_axes
 from optim_zoo.tree import Tree, check_floating, varying_axes, wide, wide_dtype
-from optim_zoo.wrappers.decisions import (
-    LeftOut,
-    Refusals,
-    all_finite,
-    materialized,
-    mean_loss,
-    step_if,
-)
+from optim_zoo.wrappers.counters import SkippedMicroBatches, SkippedSteps, check_types
+from optim_zoo.wrappers.decisions import all_finite, cast_like, materialized, mean_loss, step_if
+from optim_zoo.wrappers.guards import SkipNonfiniteState, SkipSpikesState
+from optim_zoo.wrappers.precision.narrow import is_narrow
+from optim_zoo.wrappers.precision.storage import StoreStateState
 
 
 class AccumulateState(NamedTuple):
     """State of `accumulate`."""
 
-    micro_batches: jax.Array  # (), int32: seen since the last step
-    steps: jax.Array  # (), int32: times that ``every`` micro-batches were seen, saturating
-    skipped: LeftOut
-    refusals: Refusals  # times there was nothing to make a step of
-    # Sums since the last step, or up to it where no micro-batch has come since.
-    weight: jax.Array  # (), float32: of the weights
-    value: jax.Array  # (), float32: of weight * value, where a loss is given
-    sums: Tree  # like the parameters, in float32 or wider: of weight * gradient
+    micro_batches: jax.Array  # (), int32: received since the last step
+    steps: jax.Array  # (), int32: times that ``every`` micro-batches were received, saturating
+    skipped_micro_batches: SkippedMicroBatches
+    skipped_steps: SkippedSteps  # where the weights added up to 0 or less
+    # The sums since the last step; those of the last step where no micro-batch came since.
+    weight: jax.Array  # (), float32: sum of weight
+    value: jax.Array  # (), float32: sum of weight * value, 0 where no loss is passed
+    sums: Tree  # like the parameters, in float32 or wider: sum of weight * gradient
     inner: optax.OptState
 
 
@@ -43,39 +41,61 @@ def accumulate(
     max_consecutive: int = 10,
     axis_name: mesh_axes.AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Calls ``inner`` once per ``every`` micro-batches, with the weighted mean of their gradients.
+    """Calls ``inner`` once for ``every`` micro-batches, with the weighted mean of their gradients.
 
     ::
 
         g = sum(w_i g_i) / sum(w_i)
 
-    ``update(g, state, params, weight=w)`` takes the mean gradient of a micro-batch and its weight,
-    1 unless told: with masked tokens, their number, since a mean of means is not the mean. It is
-    one number, the same on all devices. A loss given as ``value=`` is averaged alike. On the
-    micro-batches between, the updates change nothing, and where the weights add up to 0 or less
-    there is no step.
+    ``update(g, state, params, weight=w)`` takes the mean gradient of one micro-batch and its
+    weight: with masked tokens, the number of tokens that count, because a mean of means is not the
+    mean. The updates of all micro-batches but the last are no-ops. `has_updated` returns whether a
+    step was made.
 
-    ``optax.MultiSteps`` calls its inner transformation on every micro-batch, averages without
-    weights, hands the mean on in the gradients' dtype, and unless told otherwise keeps a NaN for
-    good. Here ``inner`` stands in one branch of a ``lax.cond``, sums and what is handed on are
-    float32 or wider, and a micro-batch that is not finite, or whose loss is not, counts towards
-    ``every`` and is left out; if none was finite there is no step. Under ``optax.chain``, what
-    stands inside sees whole batches, what stands outside sees micro-batches.
+    **The end of an epoch.** Where fewer than ``every`` micro-batches are left, fill up with
+    micro-batches of ``weight=0``: they count towards ``every`` and are left out of the mean, so
+    that the step is made with the mean of the real ones. Their gradient does not matter and may be
+    NaN. Without them, the sums are kept and completed by the first micro-batches of the next epoch.
+    Where all weights of a step are 0, the step is skipped.
+
+    It differs from ``optax.MultiSteps``, which calls its inner transformation with every
+    micro-batch, has no weights, passes the mean on in the dtype of the gradients, and by default
+    keeps a NaN for good. Here ``inner`` is in one branch of a ``lax.cond``; the sums, and the mean
+    that is passed on, are float32 or wider. A micro-batch whose gradient, weight or loss is not
+    finite counts towards ``every`` and is left out of the mean; if none was finite, the step is
+    skipped. Under ``optax.chain``, the pieces inside see whole batches and the pieces outside see
+    micro-batches.
+
+    The state of ``inner`` keeps its dtypes. The state of most of optax's transformations has the
+    dtype of the parameters. Where that is bfloat16 or float16, ``inner`` receives its state and the
+    parameters in float32, like the mean gradient, and its new state is rounded to the dtype that it
+    has after ``init``. A second moment may then stall, as it does without accumulation;
+    `optim_zoo.precision.master_weights` around ``inner`` keeps a float32 state instead.
 
     Args:
-      inner: any transformation. Other extra arguments are those of the last micro-batch.
-      every: at least 1; or a schedule: step -> micro-batches, the first step being 0.
-      skip_nonfinite: False takes every gradient as it comes, and saves looking at it.
-      max_consecutive: how many times in a row without a step make `guards.check` raise, at least 1.
-      axis_name: under ``pmap`` and ``check_vma=False``, the mesh axes over which gradients are
-        cut or differ; see `scale_by_trust_ratio`. Axes that types tell are found.
+      inner: any transformation. The loss that it receives as ``value=`` is the weighted mean of the
+        losses; other extra arguments are those of the last micro-batch.
+      every: the number of micro-batches of a step, at least 1; or a schedule: step -> number of
+        micro-batches, the first step being 0.
+      skip_nonfinite: if False, every gradient is added unchecked, which saves a pass over it.
+      max_consecutive: the limit: the number of skipped steps in a row at which
+        `optim_zoo.guards.check` raises, at least 1.
+      axis_name: under ``pmap``, and under ``shard_map`` with ``check_vma=False``, the mesh axes
+        over which gradients are sharded or differ; see `scale_by_trust_ratio`. Mesh axes that the
+        types of the gradients show are found without it.
+
+    Returns:
+      A transformation whose ``update`` accepts ``weight=``, one number that is the same on all
+      devices, by default 1, and ``value=``, the mean loss of the micro-batch.
 
     Raises:
-      ValueError: ``every`` or ``max_consecutive`` is below 1; in ``update``, a gradient has another
-        shape than its parameter, the weight, the loss or what the schedule gives is not one number,
-        or the weight is known to differ between devices.
-      TypeError: a parameter is not floating-point; in ``update``, the inner state changes a shape
-        or dtype in a step.
+      ArgumentValueError: ``every`` or ``max_consecutive`` is below 1, or ``axis_name`` matches no
+        leaf; in ``update``, a gradient has another shape than its parameter, the weight, the loss
+        or the result of the schedule is not one number, or the type of the weight shows that it
+        differs between devices.
+      ArgumentTypeError: ``inner`` is not a transformation, or ``every`` or ``max_consecutive`` is
+        not a whole number; in ``init``, a parameter is not floating-point; in ``update``, the inner
+        state changes its structure or a shape in a step.
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
@@ -89,14 +109,14 @@ def accumulate(
         mesh_axes.check_axis_matches(axis_name, params)
         zero = jnp.zeros((), jnp.int32)
         return AccumulateState(
-            zero,
-            jnp.copy(zero),
-            LeftOut(jnp.copy(zero)),
-            Refusals.none(max_consecutive),
-            jnp.zeros((), jnp.float32),
-            jnp.zeros((), jnp.float32),
-            jax.tree.map(lambda x: jnp.zeros_like(x, dtype=wide_dtype(x)), params),
-            inner.init(params),
+            micro_batches=zero,
+            steps=jnp.copy(zero),
+            skipped_micro_batches=SkippedMicroBatches(jnp.copy(zero)),
+            skipped_steps=SkippedSteps.none(max_consecutive),
+            weight=jnp.zeros((), jnp.float32),
+            value=jnp.zeros((), jnp.float32),
+            sums=jax.tree.map(lambda x: jnp.zeros_like(x, dtype=wide_dtype(x)), params),
+            inner=inner.init(params),
         )
 
     def update(
@@ -125,45 +145,112 @@ def accumulate(
         taken = jnp.bool_(True)
         if skip_nonfinite:
             taken = materialized(all_finite(updates, axis_name) & all_finite((w, loss)))
-        first = state.micro_batches == 0  # then what is summed so far is of the step before
+        first = state.micro_batches == 0  # The sums are then those of the last step.
 
         def added(total: jax.Array, x: jax.Array) -> jax.Array:
-            # Chosen, not multiplied by 0, which a NaN would survive.
+            # Selected, because NaN * 0 is NaN.
             return jnp.where(first, 0, total) + jnp.where(taken, x, 0).astype(total.dtype)
 
         sums = jax.tree.map(lambda total, g: added(total, w.astype(total.dtype) * g),
                             state.sums, updates)  # fmt: skip
         weights, losses = added(state.weight, w), added(state.value, w * loss)
-        wanted = jnp.asarray(every(state.steps) if callable(every) else every)
-        if wanted.ndim:
+        number = jnp.asarray(every(state.steps) if callable(every) else every)
+        if number.ndim:
             raise ArgumentValueError(
                 "every",
                 "give one number",
-                wanted,
-                sentence=f"{{argument}} must give one number, got an array of shape {wanted.shape}",
+                number,
+                sentence=f"{{argument}} must give one number, got an array of shape {number.shape}",
             )
-        due, there_is = state.micro_batches + 1 >= wanted, weights > 0
+        due, weighted = state.micro_batches + 1 >= number, weights > 0
 
         def step() -> tuple[Tree, optax.OptState]:
             mean = jax.tree.map(lambda total: total / weights.astype(total.dtype), sums)
-            given = {} if value is None else {"value": losses / weights}
-            return inner.update(mean, state.inner, params, **{**extra, **given})
+            loss = {} if value is None else {"value": losses / weights}
+            before, like = state.inner, params
+            if _follows_low_precision(before):
+                before, like = jax.tree.map(_widened, (before, like))
+            steps, after = inner.update(mean, before, like, **{**extra, **loss})
+            return steps, cast_like(after, state.inner)
 
-        before = state.skipped.micro_batches
-        updates, inner_state = step_if(due & there_is, step, state.inner, sums)
+        skipped = state.skipped_micro_batches.total
+        updates, inner_state = step_if(due & weighted, step, state.inner, sums)
         return updates, AccumulateState(
-            jnp.where(due, 0, state.micro_batches + 1),
-            jnp.where(due, optax.safe_increment(state.steps), state.steps),
-            LeftOut(jnp.where(taken, before, optax.safe_increment(before))),
-            jax.tree.map(
-                lambda counted, kept: jnp.where(due, counted, kept),
-                state.refusals.counted(there_is, max_consecutive),
-                state.refusals,
+            micro_batches=jnp.where(due, 0, state.micro_batches + 1),
+            steps=jnp.where(due, optax.safe_increment(state.steps), state.steps),
+            skipped_micro_batches=SkippedMicroBatches(
+                jnp.where(taken, skipped, optax.safe_increment(skipped))
             ),
-            weights,
-            losses,
-            sums,
-            inner_state,
+            skipped_steps=jax.tree.map(
+                lambda after, before: jnp.where(due, after, before),
+                state.skipped_steps.after_step(weighted, max_consecutive),
+                state.skipped_steps,
+            ),
+            weight=weights,
+            value=losses,
+            sums=sums,
+            inner=inner_state,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _follows_low_precision(state: Tree) -> bool:
+    """Returns whether arrays of ``state`` have the low precision of the parameters.
+
+    The state of `optim_zoo.precision.store_state` has low precision on purpose, and is widened
+    there.
+    """
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, StoreStateState))
+    return any(not isinstance(node, StoreStateState) and is_narrow(node) for node in nodes)
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    return wide(x) if is_narrow(x) else x
+
+
+def has_updated(state: Tree) -> jax.Array:
+    """Returns whether the last call of ``update`` made a step of ``inner``: (), bool.
+
+    It is False before the first step, between steps, where the step was skipped, and where a guard
+    outside `accumulate` skipped the call. A guard inside may still have skipped the step.
+
+    Args:
+      state: the state of `accumulate`, or any tree that holds one, such as the state of a chain, a
+        ``TrainState``, or the ``opt_state`` of an ``nnx.Optimizer``. It may be traced. Where it
+        holds several, as in parameter groups, the result is True if any of them made a step. Where
+        it is replicated for ``jax.pmap``, the result has one entry for each device.
+
+    Raises:
+      ArgumentTypeError: there is no accumulation in ``state``, or ``state`` has lost its types, as
+        in a checkpoint that was restored without a target.
+
+    Example::
+
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        average = jax.lax.cond(accumulation.has_updated(state), new_average, lambda: average)
+    """
+    made = _steps_made(state)
+    if made:
+        return functools.reduce(jnp.logical_or, made)
+    check_types("accumulation.has_updated", state, [AccumulateState])
+    expected = "hold the state of accumulate"
+    raise ArgumentTypeError("state", expected, type(state).__name__)
+
+
+def _steps_made(state: Tree) -> list[jax.Array]:
+    """Returns whether a step was made, for each of the outermost accumulations in ``state``."""
+    kinds = (AccumulateState, SkipNonfiniteState, SkipSpikesState)
+    made = []
+    for node in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds)):
+        if not isinstance(node, kinds):
+            continue
+        # An ``nnx.Optimizer`` stores each array in a variable.
+        not_skipped = jax.tree.leaves(node.skipped_steps.in_a_row)[0] == 0
+        if isinstance(node, AccumulateState):
+            micro_batches, steps = jax.tree.leaves((node.micro_batches, node.steps))
+            made.append((micro_batches == 0) & (steps > 0) & not_skipped)
+        else:
+            made += [inner & not_skipped for inner in _steps_made(node.inner)]
+    return made

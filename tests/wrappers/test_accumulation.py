@@ -1,4 +1,6 @@
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -6,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx, serialization
 
-from optim_zoo import clip_by_global_norm, guards, lamb, metrics, sgd
-from optim_zoo.wrappers.accumulation import accumulate
+from optim_zoo import clip_by_global_norm, guards, lamb, metrics, precision, sgd
+from optim_zoo.wrappers.accumulation import accumulate, has_updated
 
-# SGD beside LAMB: a trust ratio would hide a mean of the wrong scale.
+# SGD as well as LAMB: a trust ratio would hide a mean of the wrong scale.
 OPTIMIZERS = {"sgd": lambda: sgd(0.1), "lamb": lambda: lamb(0.1, weight_decay=0.1)}
 each_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
@@ -41,7 +44,7 @@ def _run(
 
 
 def _mean(gradients: list[Any], weights: list[float]) -> Any:
-    """In float64."""
+    """Returns the weighted mean, computed in float64."""
     total = sum(weights)
 
     def mean(*leaves: Any) -> jax.Array:
@@ -52,7 +55,7 @@ def _mean(gradients: list[Any], weights: list[float]) -> Any:
 
 
 def _assert_close(actual: Any, expected: Any) -> None:
-    """Float32 sums in another order: some 1e-7, through LAMB's quotients."""
+    """Compares float32 sums in another order: they differ by 1e-7, more after LAMB's quotients."""
     for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=3e-6, atol=1e-7)
 
@@ -61,7 +64,7 @@ def _assert_close(actual: Any, expected: Any) -> None:
 def test_the_weighted_mean_is_the_whole_batch(
     rng: np.random.Generator, params: Any, make: Any
 ) -> None:
-    """With masked tokens: weights so uneven that the mean of means is far off."""
+    """The weights are so uneven, as with masked tokens, that the mean of means is far off."""
     gradients, weights = _gradients(rng, params, 6), [1.0, 20.0, 3.0, 100.0, 1.0, 7.0]
     micro = [(g, {"weight": w}) for g, w in zip(gradients, weights, strict=True)]
     trained, state = _run(accumulate(make(), 3), params, micro)
@@ -69,12 +72,12 @@ def test_the_weighted_mean_is_the_whole_batch(
     expected, inner = _run(make(), params, whole)
     _assert_close((trained, state.inner), (expected, inner))
     unweighted, _ = _run(accumulate(make(), 3), params, [(g, {}) for g in gradients])
-    apart = np.abs(np.asarray(unweighted["a"] - expected["a"])).max()
-    assert apart > 0.01  # the weights matter
+    difference = np.abs(np.asarray(unweighted["a"] - expected["a"])).max()
+    assert difference > 0.01  # The weights matter.
 
 
 def test_the_mean_of_a_loss_over_masked_tokens(rng: np.random.Generator) -> None:
-    """Each micro-batch gives the gradient of its own mean, and its number of tokens."""
+    """Each micro-batch has the gradient of its own mean, and its number of tokens as weight."""
     x = jnp.asarray(rng.normal(size=(12, 3)), "float32")
     mask = jnp.asarray(rng.random(12) < 0.3, "float32").at[0].set(1).at[4].set(1).at[8].set(1)
 
@@ -102,7 +105,7 @@ def test_between_steps_nothing_changes(rng: np.random.Generator, params: Any, ma
             jax.tree.leaves((params, state.inner)),
             strict=True,
         ):
-            assert np.asarray(x).tobytes() == np.asarray(y).tobytes()  # the negative zero too
+            assert np.asarray(x).tobytes() == np.asarray(y).tobytes()  # also -0.0
         state = after
     assert (state.micro_batches, state.steps) == (2, 0)
 
@@ -119,13 +122,13 @@ def test_a_micro_batch_that_is_not_finite_is_left_out(
     trained, state = _run(accumulate(make(), 3), params, micro)
     expected, _ = _run(make(), params, [(_mean([a, c], [2.0, 3.0]), {}), (d, {})])
     _assert_close(trained, expected)
-    assert (state.skipped.micro_batches, state.steps) == (1, 2)
+    assert (state.skipped_micro_batches.total, state.steps) == (1, 2)
     assert metrics.read(state)["skipped_micro_batches"] == 1
-    # A weight that is not finite is as bad.
-    weighed, _ = _run(
+    # A micro-batch whose weight is not finite is left out too.
+    trained, _ = _run(
         accumulate(make(), 3), params, [(a, weights[0]), (b, {"weight": bad}), (c, weights[2])]
     )
-    _assert_close(weighed, _run(make(), params, [(_mean([a, c], [2.0, 3.0]), {})])[0])
+    _assert_close(trained, _run(make(), params, [(_mean([a, c], [2.0, 3.0]), {})])[0])
 
 
 @each_optimizer
@@ -137,12 +140,12 @@ def test_without_a_finite_micro_batch_there_is_no_step(
     trained, state = _run(accumulate(make(), 2), params, [(broken, {})] * 2 + [(good, {})] * 2)
     expected, inner = _run(make(), params, [(good, {})])
     _assert_close((trained, state.inner), (expected, inner))
-    assert (state.skipped.micro_batches, state.steps, state.micro_batches) == (2, 2, 0)
+    assert (state.skipped_micro_batches.total, state.steps, state.micro_batches) == (2, 2, 0)
     assert metrics.read(state)["skipped_steps"] == 1
 
 
-def test_too_many_times_without_a_step_are_told(params: Any) -> None:
-    """A guard inside sees none of them."""
+def test_too_many_skipped_steps_raise(params: Any) -> None:
+    """A guard inside does not see them."""
     broken = (jax.tree.map(lambda x: x * jnp.nan, params), {})
     tx = accumulate(guards.skip_nonfinite(sgd(0.1)), 2, max_consecutive=2)
     guards.check(_run(tx, params, [broken] * 3)[1])
@@ -151,20 +154,20 @@ def test_too_many_times_without_a_step_are_told(params: Any) -> None:
         guards.check(_run(tx, params, [broken] * 4)[1])
 
 
-def test_no_weight_is_no_step(rng: np.random.Generator, params: Any) -> None:
+def test_a_step_whose_weights_are_zero_is_skipped(rng: np.random.Generator, params: Any) -> None:
     (good,) = _gradients(rng, params, 1)
     trained, _ = _run(accumulate(sgd(0.1), 2), params, [(good, {"weight": 0.0})] * 2)
     jax.tree.map(np.testing.assert_array_equal, trained, params)
 
 
-def test_taken_as_they_come(rng: np.random.Generator, params: Any) -> None:
+def test_unchecked_gradients_are_added(rng: np.random.Generator, params: Any) -> None:
     (good,) = _gradients(rng, params, 1)
     broken = {**good, "a": good["a"] * jnp.nan}
     tx = accumulate(sgd(0.1), 2, skip_nonfinite=False)
     trained, state = _run(tx, params, [(broken, {}), (good, {})])
     assert np.isnan(trained["a"]).all()
     assert np.isfinite(trained["b"]).all()
-    # What was summed is of the step before, and a NaN in it harms no other.
+    # The sums are those of the last step, and a NaN in them does not reach the next one.
     updates, _ = tx.update(good, tx.update(good, state, params)[1], params)
     assert np.isfinite(updates["a"]).all()
 
@@ -180,7 +183,7 @@ def test_every_may_be_a_schedule_of_the_step(rng: np.random.Generator, params: A
 
 
 def _primitives(jaxpr: Any) -> list[str]:
-    """Of a jaxpr and all it calls, but not of the branches of a cond."""
+    """Returns the primitives of a jaxpr and all it calls, without the branches of a cond."""
     names = []
     for eqn in jaxpr.eqns:
         names.append(eqn.primitive.name)
@@ -192,7 +195,7 @@ def _primitives(jaxpr: Any) -> list[str]:
 
 
 def test_the_inner_transformation_is_in_one_branch_of_one_cond(params: Any) -> None:
-    """A stand-in whose tangent is found nowhere else."""
+    """The inner transformation computes a tangent, which is found nowhere else."""
     inner = optax.stateless(lambda updates, _: jax.tree.map(jnp.tan, updates))
     tx = accumulate(inner, 4)
     jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params).jaxpr
@@ -202,12 +205,12 @@ def test_the_inner_transformation_is_in_one_branch_of_one_cond(params: Any) -> N
         sorted(_primitives(branch.jaxpr).count("tan") for branch in cond.params["branches"])
         for cond in conds
     ]
-    # The others hold the decision whether to take the micro-batch.
+    # The other conds decide whether to add the micro-batch.
     assert [count for count in counts if any(count)] == [[0, len(params)]]
 
 
 def test_no_copy_of_the_state_is_made() -> None:
-    """The temporaries are the updates, and one leaf's direction or two."""
+    """The temporaries are the updates, and the directions of one or two leaves."""
     tx = accumulate(lamb(0.1, weight_decay=0.1), 4)
     params = {f"layer_{i}": jnp.zeros((256, 256)) for i in range(8)}
 
@@ -222,7 +225,7 @@ def test_no_copy_of_the_state_is_made() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_low_precision_is_summed_and_handed_on_in_float32(dtype: str) -> None:
+def test_low_precision_is_summed_and_passed_on_in_float32(dtype: str) -> None:
     seen = []
 
     def remember(updates: Any, _: Any) -> Any:
@@ -235,12 +238,167 @@ def test_low_precision_is_summed_and_handed_on_in_float32(dtype: str) -> None:
     for g in (1.0, 2**-9, 2**-9):
         updates, state = tx.update({"a": jnp.full(4, g, dtype)}, state, params)
     assert set(seen) == {jnp.dtype("float32")}
-    # Added in bfloat16 the small ones would be lost; a third is exact to float32.
+    # A sum in bfloat16 would lose the small gradients; a third is rounded in float32.
     np.testing.assert_allclose(updates["a"], (1 + 2**-8) / 3, rtol=1e-6)
 
 
+# Transformations whose state has the dtype of the parameters.
+
+_SAM = optax.chain(optax.contrib.normalize(), optax.sgd(0.1))
+SPECIAL: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "lbfgs": lambda: optax.lbfgs(0.1, linesearch=None),
+    "noisy_sgd": lambda: optax.noisy_sgd(0.1, key=0),
+    "mechanize": lambda: optax.contrib.mechanize(optax.adamw(0.1)),
+    "sam": lambda: optax.contrib.sam(optax.sgd(0.1), _SAM, sync_period=2),
+    "schedule_free": lambda: optax.contrib.schedule_free(optax.sgd(0.1), 0.1),
+    "cocob": optax.contrib.cocob,
+}
+ALIASES = (
+    "adabelief adadelta adafactor adagrad adam adamax adamaxw adamw adan amsgrad fromage lamb lars "
+    "lion nadam nadamw novograd optimistic_adam_v2 optimistic_gradient_descent polyak_sgd radam "
+    "rmsprop rprop sgd sign_sgd signum sm3 yogi"
+)
+CONTRIB = (
+    "acprop ademamix adopt dadapt_adamw dog dowg galore momo momo_adam muon prodigy "
+    "schedule_free_adamw schedule_free_sgd simplified_ademamix"
+)
+OPTAX: dict[str, Callable[[], optax.GradientTransformation]] = {
+    **{name: lambda name=name: getattr(optax, name)(0.1) for name in ALIASES.split()},
+    **{name: lambda name=name: getattr(optax.contrib, name)(0.1) for name in CONTRIB.split()},
+    **SPECIAL,
+}
+TYPES = {"all": ("bfloat16", "bfloat16"), "mixed": ("float16", "float32")}
+
+
+@pytest.mark.parametrize("kinds", TYPES)
+@pytest.mark.parametrize("name", OPTAX)
+def test_every_transformation_of_optax_runs_in_low_precision(name: str, kinds: str) -> None:
+    """Its state keeps the dtypes of ``init``, as ``lax.scan`` and donation need it."""
+    params = {
+        key: jax.ShapeDtypeStruct(shape, dtype)
+        for key, shape, dtype in zip("ab", ((4, 3), (3,)), TYPES[kinds], strict=True)
+    }
+    tx = accumulate(guards.skip_nonfinite(OPTAX[name]()), 2)
+    state = jax.eval_shape(tx.init, params)
+    update = functools.partial(tx.update, value=1.0)
+    updates, after = jax.eval_shape(update, params, state, params)
+    assert jax.tree.structure((updates, after)) == jax.tree.structure((params, state))
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(after)] == [
+        (x.shape, x.dtype) for x in jax.tree.leaves(state)
+    ]
+
+
+@pytest.mark.parametrize("name", ["adamw", "novograd", "mechanize"])
+def test_the_arithmetic_is_float32_and_the_state_is_rounded(
+    rng: np.random.Generator, name: str
+) -> None:
+    """A step from a state of zeros is exact: it is that of float32 parameters."""
+    (gradients,) = _gradients(rng, {"a": jnp.ones((3, 4))}, 1)
+    wide = {"a": jnp.asarray(rng.normal(size=(3, 4)), "bfloat16").astype("float32")}
+    low = jax.tree.map(lambda x: x.astype("bfloat16"), wide)
+    inner, tx = OPTAX[name](), accumulate(OPTAX[name](), 1)
+    expected, expected_state = inner.update(gradients, inner.init(wide), wide)
+    updates, state = jax.jit(tx.update)(gradients, tx.init(low), low)
+    # One program is compiled and the other is not, which rounds differently.
+    np.testing.assert_allclose(updates["a"], expected["a"], rtol=1e-5)
+    found = list(zip(*map(jax.tree.leaves, (state.inner, expected_state)), strict=True))
+    assert any(x.dtype == "bfloat16" for x, _ in found)
+    for x, y in found:
+        np.testing.assert_allclose(np.float64(x), np.float64(y), rtol=2**-8)  # one rounding
+
+
+def test_a_stored_state_and_low_precision_updates_are_unchanged() -> None:
+    """The state of `store_state` is in low precision on purpose: ``inner`` sees it, not a copy."""
+    tx = precision.store_state(sgd(0.1, momentum=0.9), {"momentum": "bfloat16"})
+    params = {"a": jnp.ones(4, "bfloat16")}
+    expected, _ = tx.update(params, tx.init(params), params)
+    updates, _ = accumulate(tx, 1).update(params, accumulate(tx, 1).init(params), params)
+    assert updates["a"].dtype == expected["a"].dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("changed", ["shape", "structure", "kind"])
+def test_a_state_that_cannot_be_kept_is_one_sentence(changed: str) -> None:
+    after = {"shape": jnp.ones(3), "structure": (jnp.ones(2),), "kind": jnp.ones(2, int)}
+    inner = optax.GradientTransformation(
+        lambda params: jnp.ones(2), lambda g, state, params=None: (g, after[changed])
+    )
+    params = {"a": jnp.ones(4, "bfloat16")}
+    tx = accumulate(inner, 1)
+    with pytest.raises(TypeError, match=r"inner transformation must keep the (structure|shapes)"):
+        jax.jit(tx.update)(params, tx.init(params), params)
+
+
+# When a step was made.
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_has_updated_is_true_where_a_step_was_made(params: Any, every: int) -> None:
+    tx = accumulate(sgd(0.1), every)
+    steps = optax.MultiSteps(optax.sgd(0.1), every)
+    state, other, update = tx.init(params), steps.init(params), jax.jit(tx.update)
+    assert not has_updated(state)
+    for _ in range(2 * every + 1):
+        updates, state = update(params, state, params)
+        _, other = steps.update(params, other, params)
+        made = has_updated(state)
+        assert (made.shape, made.dtype) == ((), bool)
+        assert bool(made) == bool(jnp.any(updates["a"] != 0)) == bool(steps.has_updated(other))
+
+
+def test_a_skipped_step_has_not_updated(params: Any) -> None:
+    nothing = jax.tree.map(lambda x: x * jnp.nan, params)
+    for tx in (
+        accumulate(sgd(0.1), 1),
+        guards.skip_nonfinite(accumulate(sgd(0.1), 1)),
+        guards.skip_spikes(guards.skip_nonfinite(accumulate(sgd(0.1), 1))),
+    ):
+        _, state = tx.update(params, tx.init(params), params, value=1.0)
+        assert has_updated(state)
+        _, state = tx.update(nothing, state, params, value=1.0)
+        assert not has_updated(state)
+        _, state = tx.update(params, state, params, value=1.0)
+        assert has_updated(state)
+
+
+def test_has_updated_reads_any_container(params: Any) -> None:
+    tx = optax.chain(clip_by_global_norm(1.0), accumulate(guards.skip_nonfinite(sgd(0.1)), 1))
+    _, state = tx.update(params, tx.init(params), params)
+    assert has_updated(state)
+    assert jax.jit(has_updated)(state)
+    np.testing.assert_array_equal(
+        has_updated(jax.tree.map(lambda x: jnp.stack([x, x]), state)), [True, True]
+    )
+    groups = optax.partition({"x": accumulate(sgd(0.1), 1), "y": sgd(0.1)}, {"a": "x", "b": "y"})
+    assert has_updated(groups.update(params, groups.init(params), params)[1])
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    assert not has_updated(optimizer.opt_state)
+    optimizer.update(model, nnx.state(model, nnx.Param))
+    assert has_updated(optimizer.opt_state)
+    with pytest.raises(TypeError, match=r"accumulation\.has_updated.*saved_state\.rebuild"):
+        has_updated(serialization.to_state_dict(state))
+    with pytest.raises(TypeError, match="state must hold the state of accumulate, got 'tuple'"):
+        has_updated(sgd(0.1).init(params))
+
+
+@each_optimizer
+def test_padding_at_the_end_of_an_epoch_has_weight_zero(
+    rng: np.random.Generator, params: Any, make: Any
+) -> None:
+    """Two of three micro-batches are real, and the gradient of an empty one is 0 / 0."""
+    a, b, c = _gradients(rng, params, 3)
+    empty = jax.tree.map(lambda x: x * jnp.nan, params)
+    expected, inner = _run(make(), params, [(_mean([a, b], [2.0, 3.0]), {})])
+    for padding in (c, empty):
+        micro = [(a, {"weight": 2.0}), (b, {"weight": 3.0}), (padding, {"weight": 0.0})]
+        trained, state = _run(accumulate(make(), 3), params, micro)
+        _assert_close((trained, state.inner), (expected, inner))
+        assert has_updated(state)
+        assert metrics.read(state)["skipped_steps"] == 0
+
+
 def test_in_a_scan_around_clipping_with_metrics(rng: np.random.Generator, params: Any) -> None:
-    """Clipping inside sees the mean; outside it would see micro-batches."""
+    """Clipping inside sees the mean; outside, it would see micro-batches."""
     tx = accumulate(optax.chain(clip_by_global_norm(0.5), lamb(0.1)), 2)
     gradients = _gradients(rng, params, 4)
 
@@ -263,7 +421,7 @@ def test_in_a_scan_around_clipping_with_metrics(rng: np.random.Generator, params
 
 
 def test_a_loss_is_averaged_and_one_that_is_not_finite_leaves_its_batch_out(params: Any) -> None:
-    """Else a guard inside would judge a step by the loss of its last micro-batch."""
+    """Otherwise a guard inside would judge a step by the loss of its last micro-batch."""
     seen = []
 
     def update(updates: Any, state: Any, params: Any = None, *, value: Any, **_: Any) -> Any:
@@ -300,7 +458,7 @@ def test_float64_gradients_of_float32_parameters_are_summed_in_float32() -> None
 
 
 def test_a_weight_that_differs_between_devices_is_refused() -> None:
-    """Where types tell: each device would hold a sum, and take its steps, of its own."""
+    """Each device would have sums, and make steps, of its own. The types show it."""
     tx = accumulate(sgd(0.1), 1)
 
     def step(x: jax.Array, weight: jax.Array) -> Any:
