@@ -1,8 +1,8 @@
 """Training in low precision without losing small steps.
 
-A bfloat16 number has 8 significant bits, so a step below 1/256 of a parameter is rounded away.
-`master_weights` keeps float32 parameters in the state, `stochastic_rounding` rounds so that small
-steps arrive on average. `store_state` keeps parts of the state in fewer bits.
+A bfloat16 number has 8 significant bits, so that a step below 1/256 of a parameter is rounded away.
+`master_weights` keeps float32 parameters in the state. `stochastic_rounding` rounds at random, so
+that small steps arrive on average. `store_state` stores parts of the state in low precision.
 """
 
 from optim_zoo.wrappers.precision.masters import MasterWeightsState, master_weights

@@ -3,19 +3,19 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from optim_zoo import ranges, rows
 from optim_zoo.errors import parameters_missing
 from optim_zoo.tree import Tree, check_floating
-from optim_zoo.wrappers.precision.narrow import is_narrow, reaching
+from optim_zoo.wrappers.precision.narrow import is_narrow, reaching, widened
 
 
 class MasterWeightsState(NamedTuple):
     """State of `master_weights`."""
 
-    master: Tree  # like the parameters: float32 where they are narrower, else `optax.MaskedNode`
+    # Like the parameters: float32 where the parameter is narrower, otherwise `optax.MaskedNode`.
+    master: Tree
     inner: optax.OptState
 
 
@@ -29,29 +29,37 @@ def master_weights(
         master <- master + inner(g, master)
         update  = round(master) - x            in float32
 
-    Stock ``optax.apply_updates`` adds in float32 and rounds, and lands exactly on round(master)
-    while |new| >= 2^-16 |old| (float16: 2^-13), else within 2^-24 |old|, which the next step puts
-    right. So this stands outermost among what changes updates: a piece outside that scaled them
-    would break the equality. Lookahead goes inside. Parameters of float32 or wider have no second
-    copy.
+    ``optax.apply_updates`` adds the update in float32 and rounds. The result is exactly
+    round(master) while abs(new) >= 2^-16 abs(old) (float16: 2^-13); otherwise it is within
+    2^-24 abs(old) of it, which the next step corrects. Parameters of float32 or wider have no
+    second copy.
+
+    Put it outside every transformation that changes updates, and `lookahead` inside: a piece
+    outside that scaled the updates would break the equality.
 
     Args:
-      inner: any optimizer; it sees float32 parameters and the gradients as they come, and its
+      inner: any optimizer. It receives float32 parameters and the gradients unchanged, and its
         state is made for float32 parameters.
 
     Raises:
-      TypeError: a parameter is not floating-point.
-      ValueError: in ``update``, the parameters are missing, or a gradient has another shape than
-        its parameter.
+      ArgumentTypeError: ``inner`` is not a transformation; in ``init``, a parameter is not
+        floating-point.
+      ArgumentValueError: in ``update``, the parameters are missing, or a gradient has another shape
+        than its parameter.
+
+    Example::
+
+        tx = precision.master_weights(lamb(1e-3))  # around float32 arithmetic and state
+        state = tx.init(bfloat16_params)
+
+    ``init`` accepts ``jax.ShapeDtypeStruct``: the masters in the state are then such structs too.
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Tree) -> MasterWeightsState:
         check_floating(params)
-        master = jax.tree.map(
-            lambda x: jnp.asarray(x, jnp.float32) if is_narrow(x) else optax.MaskedNode(), params
-        )
+        master = jax.tree.map(lambda x: widened(x) if is_narrow(x) else optax.MaskedNode(), params)
         return MasterWeightsState(master, inner.init(_masters(params, master)))
 
     def update(
@@ -78,5 +86,5 @@ def master_weights(
 
 
 def _masters(params: Tree, master: Tree) -> Tree:
-    """Float32 parameters: the master where there is one, else the parameter itself."""
+    """Returns the float32 parameters: the master where there is one, else the parameter."""
     return jax.tree.map(lambda x, m: m if is_narrow(x) else x, params, master)

@@ -1,4 +1,4 @@
-"""What the wrappers of this folder share: dtypes narrower than float32, and steps to them."""
+"""Dtypes narrower than float32, and conversions from and to them."""
 
 from typing import Any
 
@@ -11,13 +11,24 @@ NARROW = ("bfloat16", "float16")
 
 
 def is_narrow(x: Any) -> bool:
-    """Whether ``x`` has a dtype narrower than float32."""
+    """Returns whether ``x`` has a dtype narrower than float32."""
     return jnp.result_type(x).name in NARROW
 
 
-def reaching(target: jax.Array, x: jax.Array) -> jax.Array:
-    """The float32 update that takes ``x`` to ``target``, both of low precision.
+def widened(x: Any) -> Any:
+    """Returns ``x`` in float32, or unchanged if its dtype is wider.
 
-    Where they are equal it is what changes nothing: -0.0 + 0.0 would be 0.0, and inf - inf is NaN.
+    A ``jax.ShapeDtypeStruct``, which has no numbers to convert, becomes another one.
+    """
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x.update(dtype=jnp.promote_types(x.dtype, jnp.float32))
+    return wide(x)
+
+
+def reaching(target: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns the float32 update that takes ``x`` to ``target``, both in low precision.
+
+    Where they are equal, the update is -0.0: adding 0.0 would turn -0.0 into 0.0, and the
+    difference of two infinities is NaN.
     """
     return jnp.where(target == x, -0.0, wide(target) - wide(x))

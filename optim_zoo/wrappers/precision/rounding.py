@@ -9,7 +9,7 @@ import optax
 from optim_zoo import ranges, rows
 from optim_zoo.errors import ArgumentTypeError, parameters_missing
 from optim_zoo.tree import Tree, check_floating, wide
-from optim_zoo.wrappers.precision.narrow import is_narrow, reaching
+from optim_zoo.wrappers.precision.narrow import is_narrow, reaching, widened
 
 
 class StochasticRoundingState(NamedTuple):
@@ -22,24 +22,28 @@ class StochasticRoundingState(NamedTuple):
 def stochastic_rounding(
     inner: optax.GradientTransformation, key: jax.Array
 ) -> optax.GradientTransformationExtraArgs:
-    """Rounds stepped parameters up or down at random, so that their mean is the unrounded step.
+    """Rounds parameters up or down at random after a step, so that small steps arrive on average.
 
     ::
 
         new = x + inner(g, x)  in float32
         x <- up(new) with probability (new - down(new)) / (up(new) - down(new)), else down(new)
 
-    up and down being the nearest numbers of the parameter's dtype. Needs no copy of the
-    parameters; the noise is that of a rounding a step. Updates are float32, for stock
-    ``optax.apply_updates``. Parameters of float32 or wider are stepped as ``inner`` says.
+    where up(new) and down(new) are the nearest numbers of the parameter's dtype. The mean of the
+    rounded parameter is the unrounded one. No copy of the parameters is needed; the price is the
+    noise of one rounding in every step. The updates are float32, for ``optax.apply_updates``.
+    Parameters of float32 or wider receive the updates of ``inner`` unchanged.
 
     Args:
-      inner: any optimizer; it sees float32 parameters, rounded as they are.
-      key: ``jax.random.key(seed)``; every step splits it. The same key in two runs rounds alike.
+      inner: any optimizer. It receives the parameters converted to float32, and the gradients
+        unchanged.
+      key: one key, ``jax.random.key(seed)``, which every step splits. Two runs with the same key
+        round alike.
 
     Raises:
-      TypeError: ``key`` is no key, or a parameter is not floating-point.
-      ValueError: see `master_weights`.
+      ArgumentTypeError: ``inner`` is not a transformation, or ``key`` is not one key; in ``init``,
+        a parameter is not floating-point.
+      ArgumentValueError: see `master_weights`.
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
@@ -50,7 +54,7 @@ def stochastic_rounding(
     def init(params: Tree) -> StochasticRoundingState:
         check_floating(params)
         return StochasticRoundingState(
-            jnp.copy(jax.random.key_data(key)), inner.init(jax.tree.map(wide, params))
+            jnp.copy(jax.random.key_data(key)), inner.init(jax.tree.map(widened, params))
         )
 
     def update(
@@ -78,16 +82,25 @@ def stochastic_rounding(
 
 
 def keys_like(key: jax.Array, tree: Tree) -> Tree:
-    """A key for every leaf of ``tree``."""
+    """Returns a key for every leaf of ``tree``."""
     structure: Any = jax.tree.structure(tree)
     return structure.unflatten(list(jax.random.split(key, structure.num_leaves)))
 
 
 def round_stochastically(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
-    """Float32 ``x`` in ``dtype``, bfloat16 or float16, its mean over keys being ``x`` itself.
+    """Rounds ``x`` up or down at random, so that the mean over keys is ``x``.
 
-    Exact for float16 where |x| is at least 6.1e-5; below, where its numbers are evenly spaced, too.
-    What is not finite stays so, and what is beyond the largest number is rounded as usual.
+    The mean is exact for bfloat16, and for float16 too, also below 6.1e-5, where its numbers are
+    evenly spaced. A number that is not finite is unchanged, and one beyond the largest number of
+    ``dtype`` is rounded as usual.
+
+    Args:
+      x: float32, any shape.
+      dtype: bfloat16 or float16.
+      key: one key.
+
+    Returns:
+      An array of the shape of ``x`` and of dtype ``dtype``.
     """
     narrow = x.astype(dtype)
     if jnp.dtype(dtype) == jnp.bfloat16 and x.dtype == jnp.float32:
@@ -101,13 +114,13 @@ def round_stochastically(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
 
 
 def _cut_at_random(x: jax.Array, narrow: jax.Array, key: jax.Array) -> jax.Array:
-    """`round_stochastically` to bfloat16, which is the first half of a float32.
+    """Rounds to bfloat16, which is the first half of a float32.
 
-    A random second half is added to its own, and what is left of it is cut off: with probability
-    (second half) / 2^16 the first half has become the next number, away from 0.
+    A random second half is added to the second half of ``x``, which is then cut off. With
+    probability (second half) / 2^16 the first half becomes the next number, away from 0.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     raised = bits + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
     rounded = jax.lax.bitcast_convert_type((raised >> 16).astype(jnp.uint16), jnp.bfloat16)
-    largest = jnp.uint32(0x7F7F)  # beyond it are infinity and what is none
+    largest = jnp.uint32(0x7F7F)  # Infinity and NaN are above it.
     return jnp.where((bits >> 16) & 0x7FFF < largest, rounded, narrow)

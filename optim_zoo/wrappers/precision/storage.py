@@ -1,4 +1,4 @@
-"""Parts of the state that are stored in fewer bits between steps."""
+"""Storage of parts of the state in low precision between steps."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,38 +17,42 @@ from optim_zoo.wrappers.precision.rounding import keys_like, round_stochasticall
 class StoreStateState(NamedTuple):
     """State of `store_state`."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made, wrapping; the key of the rounding
-    inner: optax.OptState  # with the fields that were named in fewer bits
+    # (), int32: steps made, wrapping; the key of the random rounding
+    count: jax.Array  # type: ignore[assignment]
+    inner: optax.OptState  # the chosen fields in low precision
 
 
-# Averages of gradients: they forget fast enough for a rounding to do no harm.
+# Averages of gradients forget fast enough for rounding to the nearest number to do no harm.
 _FIRST_MOMENTS = ("mu", "momentum")
 
 
 def store_state(
     inner: optax.GradientTransformation, dtypes: Mapping[str, str], *, seed: int = 0
 ) -> optax.GradientTransformationExtraArgs:
-    """Keeps fields of the state in fewer bits between steps; arithmetic is done in float32.
+    """Stores fields of the state in low precision between steps; arithmetic is done in float32.
 
     ::
 
         store_state(adamw(1e-3), {"mu": "bfloat16", "nu": "bfloat16"})
 
-    ``mu`` and ``momentum`` are rounded to the nearest number: at a rate of 0.9 such an average
-    stops within 2 % of what it averages. Other fields are rounded up or down
-    at random with the right mean (`round_stochastically`): rounded to the nearest, a second moment
-    whose rate is 0.999 stalls in bfloat16, because a thousandth of it is less than half its last
-    digit. They cannot be float16, in which squares of gradients vanish.
+    ``mu`` and ``momentum`` are rounded to the nearest number: with a decay rate of 0.9 such an
+    average stops within 2 % of the average of its inputs. Other fields are rounded up or down at
+    random with the right mean (`round_stochastically`). Rounded to the nearest number, a second
+    moment with a decay rate of 0.999 would stall in bfloat16, because a thousandth of it is less
+    than half of its last digit. Second moments cannot be float16, in which squares of gradients
+    vanish.
 
     Args:
-      inner: any transformation whose state holds such fields (NamedTuples), at any depth.
-      dtypes: name of the field -> ``"bfloat16"`` or ``"float16"``. What is not floating-point
-        in it, such as a count, stays as it is.
-      seed: of the random rounding, with the number of the step.
+      inner: any transformation whose state has these fields in a NamedTuple, at any depth.
+      dtypes: a mapping from the name of a field to ``"bfloat16"`` or, for ``mu`` and ``momentum``
+        only, ``"float16"``. Arrays in the field that are not floating-point, such as a count, are
+        unchanged.
+      seed: seed of the random rounding, which also depends on the number of the step; at least 0.
 
     Raises:
-      ArgumentValueError: a dtype is not allowed for its field; in ``init``, the state has no such
-        field, or the field holds nothing floating-point.
+      ArgumentValueError: a dtype is not allowed for its field, or ``seed`` is negative; in
+        ``init``, the state has no such field, or the field holds nothing floating-point.
+      ArgumentTypeError: ``inner`` is not a transformation, or ``dtypes`` is not a mapping.
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
@@ -80,7 +84,7 @@ def store_state(
             state.inner,
         )
         updates, after = inner.update(updates, widened, params, **extra)
-        count = state.count + 1  # wraps, where a full count would repeat its key
+        count = state.count + 1  # It wraps: a saturating count would repeat its key.
         return updates, StoreStateState(count, narrowed(after, count))
 
     def narrowed(state: Tree, count: jax.Array) -> Tree:
@@ -90,6 +94,8 @@ def store_state(
             name = _field(path)
             if name is None or name not in dtypes or not _is_floating(x):
                 return x
+            if isinstance(x, jax.ShapeDtypeStruct):  # `init` on shapes
+                return x.update(dtype=jnp.dtype(dtypes[name]))
             if name in _FIRST_MOMENTS:
                 return x.astype(dtypes[name])
             return round_stochastically(wide(x), jnp.dtype(dtypes[name]), key)
@@ -100,7 +106,7 @@ def store_state(
         return jnp.issubdtype(x.dtype, jnp.floating)
 
     def _field(path: Any) -> str | None:
-        """The field of a NamedTuple that a leaf belongs to: one that was named, else the last."""
+        """Returns the field of a leaf: the first that is in ``dtypes``, otherwise the last."""
         names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
         named = [name for name in names if name in dtypes]
         return (named or names[::-1] or [None])[0]
