@@ -69,13 +69,15 @@ def check_types(caller: str, state: Tree, kinds: Sequence[type[Any]]) -> None:
       kinds: named tuples.
 
     Raises:
-      ArgumentTypeError: a mapping in ``state`` has the fields of one of ``kinds`` as its keys, as
-        in a checkpoint that was restored without a target, or in ``nnx.state(optimizer)``.
+      ArgumentTypeError: the keys of a mapping in ``state`` are fields of one of ``kinds``, as in a
+        checkpoint that was restored without a target, or in ``nnx.state(optimizer)``.
     """
-    fields = [set(kind._fields) for kind in kinds]
 
     def is_untyped(node: Any) -> bool:
-        return isinstance(node, Mapping) and set(node) in fields
+        # Fields without arrays may be missing.
+        if not isinstance(node, Mapping) or len(node) < 2:
+            return False
+        return any(set(node) <= set(kind._fields) for kind in kinds)
 
     if any(map(is_untyped, jax.tree.leaves(state, is_leaf=is_untyped))):
         advice = (
