@@ -1,15 +1,16 @@
-"""What an optimizer state consists of: saved next to its numbers and compared before they are read.
+"""Descriptions of an optimizer state, which are saved with it and compared before it is restored.
 
 ::
 
     json.dump(saved_state.describe(state), file)
     ...
     like = jax.eval_shape(tx.init, params)
-    saved_state.check(json.load(file), like)  # then restore into the shape of `like`
+    saved_state.check(json.load(file), like)  # then restore into the shapes of `like`
 
-The numbers are not compared: a learning rate that has become a schedule, or another clipping norm,
-makes no difference. What another optimizer or another setting such as Nesterov's momentum computes
-has a state type of its own, and does.
+A description holds the structure, shapes and dtypes of a state, and the types of its containers. It
+does not hold numbers: a learning rate that has become a schedule, or another clipping norm, is no
+difference. Another optimizer is one, and so is another setting that changes the formula, such as
+Nesterov's momentum, because each has a state type of its own.
 """
 
 import json
@@ -23,14 +24,14 @@ from jax.tree_util import KeyPath
 from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 from optim_zoo.tree import Tree, is_box
 
-VERSION = 3  # of the layout of this library's states: raised when a piece changes its fields
+VERSION = 3  # of the layout of this library's states; raised when a piece changes its fields
 _FIRST_WITH_CONTAINERS = 2
-_SHOWN = 5  # differences that an error lists; the others are of the same kind
-_PLAIN = ("dict", "list")  # what a state restored without a target consists of
+_SHOWN = 5  # the number of differences that an error lists
+_PLAIN = ("dict", "list")  # the containers of a state that was restored without a target
 
 
 def describe(state: Tree) -> dict[str, Any]:
-    """Returns the version of the layout, and every array and container by its path, for JSON.
+    """Returns the version of the layout, and every array and container keyed by path, for JSON.
 
     ::
 
@@ -41,19 +42,25 @@ def describe(state: Tree) -> dict[str, Any]:
         }
 
     A path is the fields of named tuples, the keys of dicts and the indices of tuples, joined by
-    ``/``; a key with a ``/`` or ``"`` of its own is in quotes, so that no two arrays share a path.
-    A container is the name of a named tuple, ``tuple``, ``list``, or ``dict`` for any mapping.
-    Other containers, such as dataclasses, are not recorded. ``state`` may be any tree of arrays,
-    keys (``key<fry>()``), ``jax.ShapeDtypeStruct``, and may be traced.
+    ``/``. A key that contains ``/`` or ``"`` is quoted, so that no two arrays have the same path. A
+    container is the name of a named tuple, ``tuple``, ``list``, or ``dict`` for any mapping. Other
+    containers, such as dataclasses, are not recorded.
 
-    In the state of an ``nnx.Optimizer`` each array is in a variable, whose field ends the path:
-    ``0/mu/kernel/value``. Pass ``optimizer.opt_state``: in ``nnx.state(optimizer)`` named tuples
-    are mappings, so that the states of ``adam`` and ``radam`` look the same. In a state replicated
-    for ``jax.pmap`` the shapes begin with the number of devices; to compare it with one that is
-    not replicated, pass ``jax.tree.map(lambda x: x[0], state)``.
+    Args:
+      state: any tree of arrays, keys (described as ``key<fry>()``), numbers and
+        ``jax.ShapeDtypeStruct``. It may be traced.
+
+        In the state of an ``nnx.Optimizer`` each array is in a variable, whose field ends the path:
+        ``0/mu/kernel/value``. Pass ``optimizer.opt_state``: in ``nnx.state(optimizer)``, named
+        tuples are mappings, so that the states of ``adam`` and ``radam`` look the same. In a state
+        that is replicated for ``jax.pmap``, the shapes begin with the number of devices. Pass
+        ``jax.tree.map(lambda x: x[0], state)`` to compare it with one that is not replicated.
+
+    Returns:
+      A dict of numbers, strings and dicts, which ``json`` can write.
 
     Raises:
-      ArgumentTypeError: a leaf is none of these and not a number.
+      ArgumentTypeError: a leaf of ``state`` is none of these.
     """
     arrays: dict[str, str] = {}
     containers: dict[str, str] = {}
@@ -73,12 +80,18 @@ def describe(state: Tree) -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], state: Tree) -> list[str]:
-    """Lists how ``saved``, made by `describe`, differs from ``state``: one line per difference.
+    """Lists the differences between a saved description and a state, one line for each.
 
     A line is ``0/nu/kernel was float32(3, 4) and is bfloat16(3, 4)``, ``0 was ScaleByAdamState and
-    is ScaleByRadamState``, or a path that only one of them has. There is none where ``saved`` fits.
-    Where ``saved`` is of another version of the layout, that is the only line, because the names
-    of the fields may differ.
+    is ScaleByRadamState``, or names a path that only one of them has.
+
+    Args:
+      saved: what `describe` returned for the saved state.
+      state: the state to compare it with, or its shapes: ``jax.eval_shape(tx.init, params)``.
+
+    Returns:
+      The lines, which are none where ``saved`` fits. Where ``saved`` is of another version of the
+      layout, that is the only line, because the names of the fields may differ.
 
     Raises:
       ArgumentValueError: ``saved`` is not a description.
@@ -114,12 +127,15 @@ def _lines(
 
 
 def check(saved: Mapping[str, Any], state: Tree) -> None:
-    """Raises unless ``saved``, made by `describe`, is of a state like ``state``.
+    """Raises unless a saved description fits a state.
+
+    Args:
+      saved, state: see `differences`.
 
     Raises:
-      ArgumentValueError: they differ, or ``saved`` is not a description. The message names the
-        first few paths; `differences` lists them all. Also where ``state`` was restored without a
-        target, as dictionaries and lists, which `rebuild` repairs.
+      ArgumentValueError: they differ, ``saved`` is not a description, or ``state`` was restored
+        without a target, as dictionaries and lists, which `rebuild` repairs. The message names the
+        first few paths that differ; `differences` lists them all.
     """
     lines = differences(saved, state)
     if not lines:
@@ -154,37 +170,55 @@ def check(saved: Mapping[str, Any], state: Tree) -> None:
 def rebuild(template: Tree, restored: Tree) -> Tree:
     """Returns the arrays of ``restored`` in the containers of ``template``.
 
-    Orbax without a target, and ``flax.serialization.msgpack_restore``, give a state as nested
-    dictionaries and lists, which no optimizer can update::
+    Orbax without a target, and ``flax.serialization.msgpack_restore``, return a state as nested
+    dictionaries and lists, with which no optimizer can be updated.
 
-        state = saved_state.rebuild(jax.eval_shape(tx.init, params), checkpointer.restore(path))
-
-    The numbers do not show which optimizer they were saved by: `check` a saved description too.
+    The numbers do not show which optimizer they belong to: `check` a saved description as well.
 
     Args:
-      template: a state like the one that was saved; its numbers do not matter.
-      restored: arrays at the same paths (see `describe`). NumPy arrays become JAX arrays, others
-        keep their sharding.
+      template: a state like the saved one, or its shapes: ``jax.eval_shape(tx.init, params)``. Its
+        numbers are not read.
+      restored: a tree with the same arrays at the same paths; see `describe`. NumPy arrays become
+        JAX arrays, and JAX arrays keep their sharding. For the ``opt_state`` of an
+        ``nnx.Optimizer``, it is that of ``nnx.state(optimizer)`` or of ``nnx.to_pure_dict`` of it.
 
     Raises:
-      ArgumentValueError: an array is missing, or has another shape or dtype; the message names the
+      ArgumentValueError: an array is missing, or has another shape or dtype. The message names the
         first few.
+
+    Example::
+
+        state = saved_state.rebuild(jax.eval_shape(tx.init, params), checkpointer.restore(path))
     """
-    arrays = describe(restored)["arrays"]
-    if lines := _lines(arrays, {}, describe(template)["arrays"], {}):
+    lines = _lines(describe(restored)["arrays"], {}, describe(template)["arrays"], {})
+    named, like = restored, template
+    if lines and _unboxed(template) is not template:
+        named, like = _unboxed(restored), _unboxed(template)
+        lines = _lines(describe(named)["arrays"], {}, describe(like)["arrays"], {})
+    if lines:
         expected, advice = "hold the arrays of template", "take the optimizer it was saved with"
         raise ArgumentValueError(
             "restored",
             expected,
-            arrays,
+            describe(restored)["arrays"],
             advice,
             sentence=f"{{argument}} must {expected} ({_shown(lines)}): {advice}",
             related=["template"],
         )
-    by_name = {_name(path): x for path, x in jax.tree.leaves_with_path(restored)}
+    by_name = {_name(path): x for path, x in jax.tree.leaves_with_path(named)}
     structure: Any = jax.tree.structure(template)
-    leaves = [by_name[_name(path)] for path, _ in jax.tree.leaves_with_path(template)]
+    leaves = [by_name[_name(path)] for path, _ in jax.tree.leaves_with_path(like)]
     return structure.unflatten([x if isinstance(x, jax.Array) else jnp.asarray(x) for x in leaves])
+
+
+def _unboxed(tree: Tree) -> Tree:
+    """Returns ``tree`` with the content of each box of Flax in its place; itself without boxes."""
+    nodes = jax.tree.leaves(tree, is_leaf=is_box)
+    if not any(map(is_box, nodes)):
+        return tree
+    contents = [jax.tree.leaves(node) for node in nodes]
+    structure: Any = jax.tree.structure(tree, is_leaf=is_box)
+    return structure.unflatten([x[0] if len(x) == 1 else x for x in contents])
 
 
 def _name(path: KeyPath) -> str:
@@ -194,7 +228,7 @@ def _name(path: KeyPath) -> str:
 
 
 def _container(node: Any) -> str | None:
-    """The name of a container in a description; None for those that are not recorded."""
+    """Returns the name of a container in a description, or None where it is not recorded."""
     if isinstance(node, tuple):
         return type(node).__name__ if hasattr(node, "_fields") else "tuple"
     if isinstance(node, list):
@@ -203,7 +237,7 @@ def _container(node: Any) -> str | None:
 
 
 def _lost_types(changed: Mapping[str, str | None]) -> bool:
-    """Whether all containers that differ have become plain; Orbax leaves empty ones out."""
+    """Returns whether all containers that differ are plain now. Orbax drops empty ones."""
     kinds = set(changed.values()) - {None}
     return bool(kinds) and kinds <= set(_PLAIN)
 
@@ -227,14 +261,18 @@ def _dtype_and_shape(path: KeyPath, leaf: Any) -> str:
 
 
 def _read(saved: Any) -> tuple[int, dict[str, str], dict[str, str]]:
-    """The version, arrays and containers of a description; raises where ``saved`` is none."""
+    """Returns the version, arrays and containers of a description.
+
+    Raises:
+      ArgumentValueError: ``saved`` is not a description.
+    """
     match saved:
         case {"version": int(version), "arrays": Mapping() as arrays}:
             containers = saved.get("containers", {} if version < _FIRST_WITH_CONTAINERS else None)
             if _is_text(arrays) and _is_text(containers):
                 return version, dict(arrays), dict(containers)
     expected = "a description made by saved_state.describe"
-    advice = "give the one that was saved with the state"
+    advice = "pass the one that was saved with the state"
     raise ArgumentValueError(
         "saved",
         f"be {expected}",

@@ -1,4 +1,4 @@
-"""Descriptions of states: what they hold, what they tell apart, and what makes no difference."""
+"""Tests what descriptions of states hold, what they distinguish and what they ignore."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ PARAMS = {"dense": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}
 
 
 def described(tx: optax.GradientTransformation, params: Tree = PARAMS) -> dict[str, Any]:
-    """What a file gives back."""
+    """Returns a description as it is read from a file."""
     return json.loads(json.dumps(saved_state.describe(tx.init(params))))
 
 
@@ -86,7 +86,7 @@ def test_keys_low_precision_and_numbers() -> None:
     ],
     ids=["lamb", "stochastic_rounding", "master_weights", "identity"],
 )
-def test_shapes_alone_and_tracers_are_described_as_arrays_are(tx: Any) -> None:
+def test_shapes_and_tracers_are_described_like_arrays(tx: Any) -> None:
     params = {**PARAMS, "low": jnp.ones(5, jnp.bfloat16)}
     expected = saved_state.describe(tx.init(params))
     assert saved_state.describe(jax.eval_shape(tx.init, params)) == expected
@@ -230,7 +230,7 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_another_optimizer_is_told_by_its_paths(name: str) -> None:
+def test_another_optimizer_differs_in_its_paths(name: str) -> None:
     one, other, some, count = PAIRS[name]
     lines = saved_state.differences(described(one), other.init(PARAMS))
     assert set(some) <= set(lines)
@@ -315,7 +315,7 @@ def test_another_version_is_refused_in_one_sentence(version: int) -> None:
         {"version": 2, "arrays": {}, "containers": {"": 1}},
     ],
 )
-def test_what_is_no_description_is_one_sentence(saved: Any) -> None:
+def test_what_is_not_a_description_is_refused_in_one_sentence(saved: Any) -> None:
     for function in (saved_state.differences, saved_state.check):
         with pytest.raises(
             ValueError, match="expected a description made by saved_state"
@@ -324,12 +324,12 @@ def test_what_is_no_description_is_one_sentence(saved: Any) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_array_is_named() -> None:
+def test_what_is_not_an_array_is_named() -> None:
     with pytest.raises(TypeError, match="made of arrays, got str at 0/name"):
         saved_state.describe([{"name": "adam"}])
 
 
-# Every optimizer of the registry by its default arguments, and settings that change its formula.
+# Every optimizer of the registry with its default arguments, and settings that change formulas.
 OPTIMIZERS: dict[str, Any] = {
     **{
         name: optim_zoo.registry.OPTIMIZERS[name].constructor(0.1)
@@ -353,7 +353,7 @@ OPTIMIZERS: dict[str, Any] = {
     "uncorrected lamb": optim_zoo.lamb(0.1, bias_correction=False),
     "ranger with centralization": optim_zoo.ranger(0.1, gradient_centralization=True),
 }
-# The same formula under two names.
+# These are one formula under two names.
 SAME = [
     {"momentum", "sgd with momentum"},  # the heavy ball
     {"nesterov", "sgd with Nesterov's momentum"},
@@ -437,7 +437,7 @@ STATES = OPTIMIZERS | {
 
 
 def started(tx: Any) -> tuple[Tree, Tree]:
-    """Parameters of two dtypes, and a state in which no two numbers of an array are equal."""
+    """Returns parameters of two dtypes, and a state in which the numbers of each array differ."""
     params = {**PARAMS, "low": jnp.ones(5, jnp.bfloat16)}
 
     def numbered(x: jax.Array) -> jax.Array:
@@ -490,6 +490,22 @@ def test_pickle_keeps_the_types() -> None:
         restored = pickle.loads(pickle.dumps(state))
         saved_state.check(saved_state.describe(state), restored)
         assert jax.tree.structure(restored) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("kind", ["state", "pure dict", "msgpack"])
+def test_the_state_of_an_nnx_optimizer_is_rebuilt(kind: str) -> None:
+    tx = skip_nonfinite(with_metrics(optim_zoo.lamb(0.1)))
+    optimizer = nnx.Optimizer(nnx.Linear(4, 6, rngs=nnx.Rngs(0)), tx, wrt=nnx.Param)
+    state: Any = nnx.state(optimizer)
+    if kind != "state":
+        state = nnx.to_pure_dict(state)
+    if kind == "msgpack":
+        state = serialization.msgpack_restore(serialization.to_bytes(state))
+    rebuilt = saved_state.rebuild(optimizer.opt_state, state["opt_state"])
+    assert_same(rebuilt, optimizer.opt_state)
+    saved_state.check(saved_state.describe(optimizer.opt_state), rebuilt)
+    with pytest.raises(ValueError, match=r"0/mu/kernel.*(missing in|only in) the checkpoint"):
+        saved_state.rebuild(optimizer.opt_state.inner.inner, state["opt_state"]["inner"])
 
 
 def test_what_does_not_fit_is_not_rebuilt() -> None:
