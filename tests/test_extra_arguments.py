@@ -1,4 +1,4 @@
-"""Every transformation accepts extra arguments, and passes them on to what it wraps."""
+"""Tests that every transformation accepts extra arguments and passes them on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,12 +20,12 @@ PARAMS = {
     "layer_norm": {"scale": jnp.ones(4)},
     "stack": jnp.ones((2, 3)),
 }
-# Those that line searches and the wrappers of this library take, and one that nobody knows.
+# The first three are those of line searches and of the wrappers; nobody knows the last one.
 EXTRA = {"value": 0.5, "grad": 1.0, "weight": 2.0, "unknown": None}
 
 
 def _assert_ignored(tx: optax.GradientTransformation) -> None:
-    """With extra arguments the update is the same program as without."""
+    """Asserts that extra arguments do not change the program of an update."""
     assert isinstance(tx, optax.GradientTransformationExtraArgs)
     state = jax.eval_shape(tx.init, PARAMS)
     with_extra, without = (
@@ -53,7 +53,7 @@ def test_ports_ignore_them(case: recorded.Case) -> None:
 
 
 class _Recorder:
-    """A direction that records the extra arguments that it is given."""
+    """A direction that records its extra arguments."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []

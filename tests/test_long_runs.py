@@ -1,4 +1,4 @@
-"""Runs of more than 2^31 steps, the most that an int32 counts: what it does when it is full."""
+"""Tests runs of more than 2^31 steps, in which an int32 counter saturates."""
 
 import functools
 from collections.abc import Callable
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 LAST = 2**31 - 1  # the largest count
 START = LAST - 2
-# A count at which corrections are 1 too: 0.999^EARLY is 0 in float32. Lookahead synchronizes at
-# the same steps from here as from START, for 5040 is a multiple of every period up to 10.
+# At this count the bias corrections are 1 too, because 0.999^EARLY is 0 in float32. Lookahead
+# synchronizes at the same steps as from START, because 5040 is a multiple of the periods to 10.
 EARLY = START % 5040 + 200 * 5040
 
 
@@ -52,12 +52,12 @@ def _grads(seed: int) -> Any:
 
 
 def _with_counts(state: Any, count: int) -> Any:
-    """Every counter of a state set: of an optimizer these are the fields that are int32."""
+    """Sets every counter of a state: in an optimizer these are the int32 fields."""
     return jax.tree.map(lambda x: jnp.full_like(x, count) if x.dtype == "int32" else x, state)
 
 
 def _split(state: Any) -> tuple[list[int], list[jax.Array]]:
-    """The counters, and the rest; without that of Lookahead, which has a test of its own."""
+    """Returns the counters and the other leaves, without the counter of Lookahead (see below)."""
     if isinstance(state, LookaheadState):
         state = state._replace(fast_steps=None)
     leaves = jax.tree.leaves(state)
@@ -67,7 +67,7 @@ def _split(state: Any) -> tuple[list[int], list[jax.Array]]:
 
 @counting
 def test_a_full_counter_changes_nothing(make: Make) -> None:
-    """Bit for bit the steps of a run that is long enough for all corrections to be 1."""
+    """The steps equal, to the bit, those of a run whose bias corrections are 1 already."""
     seen: list[int] = []
 
     def schedule(step: jax.Array) -> float:
@@ -78,8 +78,8 @@ def test_a_full_counter_changes_nothing(make: Make) -> None:
     tx, reference = make(schedule), make(0.1)
     late = _with_counts(tx.init(params), START)
     early = _with_counts(reference.init(params), EARLY)
-    del seen[:]  # the first rate is read in init
-    with jax.disable_jit():  # so that the schedule is given numbers
+    del seen[:]  # `init` reads the first learning rate.
+    with jax.disable_jit():  # so that the schedule receives numbers
         for i in range(5):
             grads = _grads(i)
             updates, late = tx.update(grads, late, params)
@@ -102,7 +102,7 @@ def test_a_full_counter_changes_nothing(make: Make) -> None:
         (transforms.scale_by_amsgrad, optax.scale_by_amsgrad),
     ],
 )
-def test_as_optax(
+def test_saturated_counters_agree_with_optax(
     ours: Callable[[], optax.GradientTransformation],
     theirs: Callable[[], optax.GradientTransformation],
 ) -> None:
@@ -115,7 +115,7 @@ def test_as_optax(
         ]
         states = [state for _, state in steps]
         assert states[0].count == states[1].count == min(START + i + 1, LAST)
-        # Some float32 roundings: optax has other products under its roots.
+        # A few float32 roundings: optax has other products under its roots.
         jax.tree.map(
             lambda x, y: np.testing.assert_allclose(x, y, 2e-6, 2e-7), steps[0][0], steps[1][0]
         )
@@ -123,18 +123,18 @@ def test_as_optax(
 
 @pytest.mark.parametrize("t", [2**30 - 1, 2**30, LAST])
 def test_rectification_of_a_long_average(t: int) -> None:
-    """At a rate of 1 - 2^-27 a term 2 t of rho_t is not lost yet, and must not overflow."""
+    """With b2 = 1 - 2^-27, the term 2 t of rho_t still matters and must not overflow."""
     b2 = 1 - 2.0**-27
     a = -np.log1p(-(2.0**-27))
     expected = -2 / np.expm1(-a) - 1 - 2 * t / np.expm1(a * t)
     rho, factor = rectification(b2, jnp.asarray(t))
-    # exp(a t) with a t up to 16 is off by 16 roundings, of a share of 1e-2 of rho_t at most.
+    # exp(a t) with a t <= 16 is off by 16 roundings, in a term of at most 1e-2 of rho_t.
     np.testing.assert_allclose(rho, expected, rtol=1e-6)
     assert 0.9 < factor <= 1
 
 
 @pytest.mark.parametrize("period", [1, 2, 3, 6, 2**30 - 1, 2**30, LAST])
-def test_lookahead_goes_on_synchronizing(period: int) -> None:
+def test_lookahead_continues_to_synchronize(period: int) -> None:
     tx = lookahead(sgd(1.0), period, 0.5)
     params = {"x": jnp.zeros(2)}
     state = _with_counts(tx.init(params), START - 3)
@@ -145,18 +145,18 @@ def test_lookahead_goes_on_synchronizing(period: int) -> None:
         assert bool((after.slow["x"] != state.slow["x"]).any()) == (step % period == 0)
         assert 0 < int(after.fast_steps) <= LAST
         assert int(after.fast_steps) % period == step % period
-        # Not within the first period, in which some implementations synchronize in another way.
+        # It is not in the first period, in which some implementations synchronize differently.
         assert int(after.fast_steps) > period or period > 2**29
         state = after
 
 
 def _rising(step: jax.Array) -> jax.Array:
-    """1, 2, 3 at START, START + 1, LAST, and below 1 at any count that went down."""
+    """Returns 1, 2, 3 at START, START + 1, LAST, and less than 1 at any smaller step."""
     return jnp.asarray(step - (START - 1), float)
 
 
 def test_accumulation() -> None:
-    """The schedules of rate and of micro-batches see a count that never goes down."""
+    """The schedules of the learning rate and of the micro-batches never see a smaller step."""
     tx = accumulation.accumulate(
         sgd(_rising, momentum=0.5), lambda step: jnp.where(step >= START, 2, 1)
     )
@@ -206,20 +206,20 @@ def test_spikes_are_compared_with_the_last_steps(window: int) -> None:
     for i in range(4 * window):
         _, state = update({"x": jnp.asarray([1.0 + i / 100])}, state, params, value=1.0)
         assert state.made >= window
-    # The gradients of the last steps, each once.
+    # The norms are those of the last steps, each of them once.
     expected = [1.0 + i / 100 for i in range(3 * window, 4 * window)]
     np.testing.assert_allclose(np.sort(state.norms), expected, rtol=1e-6)
-    _, refused = update({"x": jnp.asarray([100.0])}, state, params, value=1.0)
-    assert refused.skipped_steps.total == 1
+    _, skipped = update({"x": jnp.asarray([100.0])}, state, params, value=1.0)
+    assert skipped.skipped_steps.total == 1
 
 
 class _Constant(NamedTuple):
     nu: jax.Array
 
 
-def test_rounding_at_random_goes_on() -> None:
-    """With one key for all steps a second moment would be rounded the same way for ever."""
-    between = jnp.full(1000, 1 + 2**-9)  # 1/4 of the way between two numbers of bfloat16
+def test_the_key_of_random_rounding_keeps_changing() -> None:
+    """With a key that repeats, a second moment would be rounded the same way in every step."""
+    between = jnp.full(1000, 1 + 2**-9)  # a quarter of the way between two bfloat16 numbers
     inner = optax.GradientTransformation(
         lambda params: _Constant(between), lambda g, state, params=None: (g, _Constant(between))
     )
@@ -232,12 +232,12 @@ def test_rounding_at_random_goes_on() -> None:
         _, state = update(params, state, params)
         rounded.append(np.asarray(state.inner.nu, np.float32))
     assert len({x.tobytes() for x in rounded}) == len(rounded)
-    # The mean of 12,000 draws, each off by 2^-7 sqrt(3)/4: five standard deviations.
+    # Five standard deviations of a mean of 12,000 draws, each with one of 2^-7 sqrt(3)/4.
     assert abs(np.mean(rounded) - (1 + 2**-9)) < 5 * 2**-7 * np.sqrt(3) / 4 / np.sqrt(12000)
 
 
 @pytest.mark.parametrize("every", [2, 3])
-def test_norms_are_taken_as_often_as_before(every: int) -> None:
+def test_norms_are_computed_as_often_as_before(every: int) -> None:
     tx = metrics.with_metrics(sgd(0.1), every=every)
     params = {"x": jnp.ones(2)}
     state = tx.init(params)._replace(count=jnp.asarray(START - START % every, jnp.int32))
@@ -250,8 +250,8 @@ def test_norms_are_taken_as_often_as_before(every: int) -> None:
     np.testing.assert_allclose(taken, expected, rtol=1e-6)  # a root, rounded
 
 
-def test_the_clock_of_metrics_starts_with_the_run() -> None:
-    """Where it is not full: the first update, and every second after it."""
+def test_norms_are_computed_from_the_first_update_on() -> None:
+    """They are computed in the first update and in every second one after it."""
     tx = metrics.with_metrics(sgd(0.1), every=2)
     params = {"x": jnp.ones(2)}
     state = tx.init(params)

@@ -1,4 +1,4 @@
-"""Decisions inside every transformation of JAX, and how a step is guarded on each platform."""
+"""Tests decisions under every transformation of JAX, and how each platform guards a step."""
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ X = jnp.arange(8.0)
 
 
 def _decided(x: jax.Array) -> jax.Array:
-    """A decision for one number, of shape () or (1,)."""
+    """Returns a decision for one number, of shape () or (1,)."""
     x = x.reshape(())
     return decisions.materialized((x == 0) | (x == 2) | (x == 3) | (x == 6))
 
@@ -76,15 +76,15 @@ PARAMS = {name: jnp.ones((8, 8)) for name in "abc"}
 
 
 def _branches(tx: optax.GradientTransformation, platform: str) -> int:
-    """How many times the program of an update chooses between branches by a computed number."""
+    """Returns the number of branches of an update that are chosen by a computed number."""
     step = jax.jit(lambda g, state: tx.update(g, state, PARAMS))
     traced = step.trace(PARAMS, jax.eval_shape(tx.init, PARAMS))
     module = traced.lower(lowering_platforms=(platform,)).compiler_ir("stablehlo")
 
     def count(operation: Any) -> int:
         within = [inner for region in operation.regions for block in region for inner in block]
-        # A choice between platforms looks a constant up among one int32 for each platform, and
-        # then has only the branch of this platform.
+        # A choice between platforms selects one of several int32 constants, and only the branch of
+        # this platform remains.
         types = [str(result.type) for result in operation.results]
         is_choice = operation.name == "stablehlo.case" and len(operation.regions) > 1
         return (is_choice and types != ["tensor<i32>"]) + sum(map(count, within))
@@ -113,7 +113,7 @@ def test_accumulation_has_one_branch_on_an_accelerator() -> None:
 
 
 def test_a_guarded_update_needs_no_more_memory_than_its_updates() -> None:
-    """One copy of the updates, which leave the branch, and one leaf's direction or two."""
+    """The temporaries are the updates, which leave the branch, and one or two directions."""
     leaves, size = 12, 256
     params = {f"layer_{i}": jax.ShapeDtypeStruct((size, size), "float32") for i in range(leaves)}
     tx = guards.skip_nonfinite(lamb(0.1, weight_decay=0.1))
@@ -129,8 +129,8 @@ def test_a_guarded_update_needs_no_more_memory_than_its_updates() -> None:
 
 
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
-def test_devices_that_decide_apart_do_not_wait_for_one_another(how: str) -> None:
-    """No collective is in a branch, where a guard was not given the ``axis_name``."""
+def test_devices_that_decide_differently_do_not_wait_for_one_another(how: str) -> None:
+    """Where a guard was not passed the ``axis_name``, no collective is in a branch."""
     tx = guards.skip_nonfinite(lamb(0.1, axis_name="data"))
 
     def step(x: jax.Array) -> Any:
@@ -150,7 +150,7 @@ def test_devices_that_decide_apart_do_not_wait_for_one_another(how: str) -> None
 
 
 def _inside_branches(jaxpr: Any, inside: bool = False) -> list[Any]:
-    """Every equation that is in a branch of a ``cond``, at any depth."""
+    """Returns every equation that is in a branch of a ``cond``, at any depth."""
     found = []
     for eqn in jaxpr.eqns:
         found += [eqn] if inside else []
@@ -163,8 +163,8 @@ def _inside_branches(jaxpr: Any, inside: bool = False) -> list[Any]:
 
 @pytest.mark.parametrize("go", [True, False])
 @pytest.mark.parametrize("gradient", ["float32", "bfloat16", "another structure"])
-def test_a_step_that_is_not_made_changes_no_bit(go: bool, gradient: str) -> None:
-    """Also where updates are not shaped like the gradients that they were made of."""
+def test_a_skipped_step_changes_no_bit(go: bool, gradient: str) -> None:
+    """This also holds where the updates do not have the shapes of the gradients."""
     nan = jnp.full((2, 3), jnp.nan, "float32" if "structure" in gradient else gradient)
     gradients = [nan] if gradient == "another structure" else {"a": nan, "b": nan[0]}
     x = {"a": jnp.full((2, 3), -0.0), "b": jnp.arange(3.0)}
@@ -172,8 +172,8 @@ def test_a_step_that_is_not_made_changes_no_bit(go: bool, gradient: str) -> None
     def step() -> Any:
         return jax.tree.map(jnp.ones_like, x), {"seen": jnp.float32(1)}
 
-    made = jax.jit(lambda go, g: decisions.step_if(go, step, {"seen": jnp.float32(0)}, g))
-    updates, state = made(go, gradients)
+    guarded = jax.jit(lambda go, g: decisions.step_if(go, step, {"seen": jnp.float32(0)}, g))
+    updates, state = guarded(go, gradients)
     moved = optax.apply_updates(x, updates)
     expected = jax.tree.map(lambda x: x + 1, x) if go else x
     for each, other in zip(jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True):

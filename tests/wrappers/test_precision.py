@@ -21,7 +21,7 @@ low_precision = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 
 
 def _steps(tx: optax.GradientTransformation, params: Any, gradients: Any, count: int) -> Any:
-    """``count`` steps in a scan, which also holds the state to its structure and dtypes."""
+    """Makes ``count`` steps in a scan, which also checks the structure and dtypes of the state."""
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         params, state = carry
@@ -34,7 +34,7 @@ def _steps(tx: optax.GradientTransformation, params: Any, gradients: Any, count:
 
 @low_precision
 def test_a_thousand_small_steps_end_where_float32_ends(dtype: str) -> None:
-    """From 1 at a rate of 1e-3, below half the last digit of a bfloat16: it would never move."""
+    """A step of 1e-3 from 1 is less than half the last digit of a bfloat16, and would be lost."""
     gradients = {"x": jnp.array([1.0, -1.0, 0.5])}
     start = {"x": jnp.ones(3)}
     low = jax.tree.map(lambda x: x.astype(dtype), (start, gradients))
@@ -45,17 +45,17 @@ def test_a_thousand_small_steps_end_where_float32_ends(dtype: str) -> None:
     np.testing.assert_allclose(state.master["x"], expected["x"], rtol=1e-6, atol=1e-7)
     if dtype == "bfloat16":
         alone, _ = _steps(adamw(1e-3), *low, 1000)
-        assert float(jnp.abs(alone["x"][0] - 1)) < 0.01  # without a master it stays
+        assert float(jnp.abs(alone["x"][0] - 1)) < 0.01  # Without a master it does not move.
 
 
 @low_precision
 def test_stock_apply_updates_lands_on_the_rounded_master(
     dtype: str, rng: np.random.Generator
 ) -> None:
-    """Exactly, while |new| >= 2^-16 |old| (2^-13 in float16); else within 2^-24 |old|."""
+    """It is exact while |new| >= 2^-16 |old| (float16: 2^-13), otherwise within 2^-24 |old|."""
     old = jnp.asarray(rng.normal(size=20_000), dtype)
     least = {"bfloat16": 16, "float16": 13}[dtype]
-    # New numbers over all scales, from the same to twice beyond the limit.
+    # The scales of the new numbers range from that of the old ones to twice beyond the bound.
     scale = 2.0 ** -rng.uniform(0, 2 * least if dtype == "bfloat16" else 14, size=old.shape)
     target = jnp.asarray(np.float32(old) * scale * rng.choice([-1, 1], old.shape), "float32")
     tx = master_weights(optax.stateless(lambda updates, _: updates))
@@ -69,7 +69,7 @@ def test_stock_apply_updates_lands_on_the_rounded_master(
     assert (np.abs(landed - rounded) <= 2.0**-24 * np.abs(np.float64(old)))[~exact].all()
 
 
-def test_what_was_missed_is_put_right_on_the_next_step() -> None:
+def test_the_next_step_corrects_the_rounding() -> None:
     old = jnp.asarray([1.0], "bfloat16")
     tx = master_weights(optax.stateless(lambda updates, _: updates))
     updates, state = tx.update(jnp.asarray([1.23e-7 - 1.0]), tx.init(old), old)
@@ -79,7 +79,7 @@ def test_what_was_missed_is_put_right_on_the_next_step() -> None:
     np.testing.assert_array_equal(again, state.master.astype("bfloat16"))
 
 
-def test_mixed_parameters_have_a_master_where_they_are_narrow(rng: np.random.Generator) -> None:
+def test_only_low_precision_parameters_have_a_master(rng: np.random.Generator) -> None:
     params = {"low": jnp.ones((2, 3), "bfloat16"), "norm": jnp.ones(3)}
     gradients = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), "float32"), params)
     tx = master_weights(lamb(0.1, weight_decay=0.1))
@@ -102,7 +102,7 @@ def test_lookahead_goes_inside() -> None:
 
 @low_precision
 def test_stochastic_rounding_is_right_on_average(dtype: str, rng: np.random.Generator) -> None:
-    """Over 4,000 keys; the mean of a rounding has a standard error of gap / 2 / sqrt(keys)."""
+    """The mean over 4,000 keys has a standard error of at most gap / 2 / sqrt(keys)."""
     x = jnp.asarray(
         np.concatenate([rng.normal(size=50), 2.0 ** rng.uniform(-12, 12, 50)]), "float32"
     )
@@ -115,14 +115,14 @@ def test_stochastic_rounding_is_right_on_average(dtype: str, rng: np.random.Gene
         assert numbers.min() <= value <= numbers.max()
     gap = np.array([numbers.max() - numbers.min() for numbers in distinct])
     mean = np.float64(rounded).mean(0)
-    # Five standard errors: one in two million goes beyond.
+    # Five standard errors are exceeded once in two million times.
     assert (np.abs(mean - np.float64(x)) <= 5 * gap / 2 / np.sqrt(len(keys))).all()
     nearest = np.float64(x.astype(dtype))
     assert np.abs(nearest - np.float64(x)).max() > 5 * gap.max() / 2 / np.sqrt(len(keys))
 
 
 @low_precision
-def test_rounding_leaves_what_needs_none(dtype: str) -> None:
+def test_numbers_of_the_narrow_dtype_are_not_rounded(dtype: str) -> None:
     exact = jnp.asarray([0.0, 1.0, -2.5, 2**-10, jnp.inf, -jnp.inf, jnp.nan], "float32")
     for key in jax.random.split(jax.random.key(1), 20):
         rounded = round_stochastically(exact, jnp.dtype(dtype), key)
@@ -130,14 +130,14 @@ def test_rounding_leaves_what_needs_none(dtype: str) -> None:
 
 
 def test_small_steps_arrive_on_average() -> None:
-    """A thousand steps of 1e-3 from 1, each far below the last digit of a bfloat16."""
+    """Makes 500 steps of 1e-3 from 1, each below half the last digit of a bfloat16."""
     params, gradients = jnp.ones(2000, "bfloat16"), jnp.ones(2000)
     trained, state = _steps(
         stochastic_rounding(sgd(1e-3), jax.random.key(0)), params, gradients, 500
     )
     assert trained.dtype == "bfloat16"
     mean = np.float64(trained).mean()
-    # A random walk of 500 roundings of at most 2^-8, averaged over 2,000: 1e-3 is five sigma.
+    # Five standard deviations of a random walk of 500 roundings by 2^-8, averaged over 2,000.
     np.testing.assert_allclose(mean, 0.5, atol=5 * 2**-8 / 2 * np.sqrt(500 / 2000))
     assert not jnp.array_equal(
         jax.random.key_data(state.key), jax.random.key_data(jax.random.key(0))
@@ -145,7 +145,7 @@ def test_small_steps_arrive_on_average() -> None:
     again, _ = _steps(stochastic_rounding(sgd(1e-3), jax.random.key(0)), params, gradients, 500)
     np.testing.assert_array_equal(trained, again)
     still, _ = _steps(sgd(1e-3), params, gradients, 500)
-    np.testing.assert_array_equal(still, params)  # rounded to the nearest nothing moves
+    np.testing.assert_array_equal(still, params)  # Rounding to the nearest number moves nothing.
 
 
 def test_float32_parameters_are_not_rounded(rng: np.random.Generator) -> None:
@@ -157,7 +157,7 @@ def test_float32_parameters_are_not_rounded(rng: np.random.Generator) -> None:
         )
 
 
-def test_state_at_rest_is_narrow_and_arithmetic_is_not() -> None:
+def test_the_stored_state_is_narrow_and_arithmetic_is_not() -> None:
     params = {"x": jnp.ones(1000)}
     tx = store_state(adamw(1e-2), {"mu": "bfloat16", "nu": "bfloat16"})
     state = tx.init(params)
@@ -167,12 +167,12 @@ def test_state_at_rest_is_narrow_and_arithmetic_is_not() -> None:
     )  # fmt: skip
     trained, _ = _steps(tx, params, {"x": jnp.full(1000, 0.1)}, 100)
     expected, _ = _steps(adamw(1e-2), params, {"x": jnp.full(1000, 0.1)}, 100)
-    # A first moment stops where what is added, 0.1 of what is missing, is half a digit: 2^-9 / 0.1.
+    # A first moment stops where 0.1 of what is missing is half of its last digit: 2^-9 / 0.1.
     np.testing.assert_allclose(1 - trained["x"].mean(), 1 - expected["x"].mean(), rtol=2**-9 / 0.1)
 
 
 def test_a_second_moment_cannot_stall() -> None:
-    """At a rate of 0.999 each step adds less than half a digit: nearest stays at half its value."""
+    """With a decay rate of 0.999, rounding to the nearest number stalls at half the value."""
     params = {"x": jnp.ones(2000)}
     gradients = {"x": jnp.ones(2000)}
     tx = store_state(adamw(1e-3), {"nu": "bfloat16"})
@@ -193,7 +193,7 @@ def test_momentum_and_wrappers_inside_wrappers() -> None:
     tx = master_weights(store_state(momentum(1e-3), {"momentum": "float16"}))
     trained, state = _steps(tx, params, {"x": jnp.ones(8, "bfloat16")}, 50)
     expected, _ = _steps(momentum(1e-3), {"x": jnp.ones(8)}, {"x": jnp.ones(8)}, 50)
-    # The momentum has eleven bits, the parameters eight.
+    # The momentum has eleven significant bits, the parameters have eight.
     np.testing.assert_allclose(np.float32(trained["x"]), expected["x"], rtol=2**-7)
     assert {x.dtype.name for x in jax.tree.leaves(state)} == {"float32", "float16", "int32"}
 
@@ -202,15 +202,15 @@ def test_momentum_and_wrappers_inside_wrappers() -> None:
 @pytest.mark.parametrize(
     "wrap", [master_weights, lambda tx: stochastic_rounding(tx, jax.random.key(0))]
 )
-def test_what_does_not_move_stays_to_the_last_bit(dtype: str, wrap: Any) -> None:
-    """A negative zero, which 0.0 added to it would change, and an infinity: inf - inf is NaN."""
+def test_a_skipped_step_changes_no_bit(dtype: str, wrap: Any) -> None:
+    """Adding 0.0 would change -0.0, and inf - inf would be NaN."""
     params = jnp.asarray([-0.0, 0.0, 1.0, jnp.inf], dtype)
     tx = wrap(skip_nonfinite(sgd(0.1)))
     updates, _ = jax.jit(tx.update)(jnp.full(4, jnp.nan), tx.init(params), params)
     assert optax.apply_updates(params, updates).tobytes() == params.tobytes()
 
 
-def test_only_numbers_with_a_fraction_are_stored_in_fewer_bits() -> None:
+def test_only_floating_point_arrays_are_stored_in_low_precision() -> None:
     params = {"x": jnp.ones(3, "bfloat16")}
     tx = store_state(
         stochastic_rounding(skip_nonfinite(adamw(0.1)), jax.random.key(0)), {"inner": "bfloat16"}

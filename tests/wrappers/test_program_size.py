@@ -1,4 +1,4 @@
-"""The optimized program grows with the number of leaves, and not with its square."""
+"""Tests that the optimized program grows with the number of leaves, not with its square."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +30,7 @@ def _lamb() -> Tx:
 
 
 def _around(*names: str) -> Callable[[], Tx]:
-    """LAMB in these wrappers, outermost first."""
+    """Returns a function that makes LAMB in these wrappers, outermost first."""
 
     def make() -> Tx:
         tx: Tx = _lamb()
@@ -106,7 +106,7 @@ def _growth(
     leaves: tuple[int, int] = (30, 60),
     dtype: str = "float32",
 ) -> float:
-    """How much longer the text of the optimized program is with more leaves."""
+    """Returns how many times longer the text of the optimized program is with more leaves."""
     lines = []
     for count in leaves:
         shape = jax.ShapeDtypeStruct((SIDE, SIDE), dtype)
@@ -122,7 +122,7 @@ def test_an_optimizer(name: str) -> None:
 
 
 slow = pytest.mark.slow
-# `store_state` with a second moment takes long to compile: every leaf is rounded at random.
+# `store_state` with a second moment compiles slowly, because every leaf is rounded at random.
 QUICK = [name for name in WRAPPERS if name not in ("accumulate-1", "store_state")]
 
 
@@ -186,7 +186,7 @@ def test_bfloat16(name: str) -> None:
 @slow
 @pytest.mark.parametrize("make", [*SOME, _around("store_state")], ids=[*IDS, "store_state"])
 def test_many_leaves(make: Callable[[], Tx]) -> None:
-    """Four times the leaves. Parts that do not depend on them make it less."""
+    """With four times the leaves. Parts that do not depend on them make the ratio smaller."""
     assert _growth(make(), leaves=(50, 200)) < 4.05
 
 

@@ -1,4 +1,4 @@
-"""What the wrappers promise in any order, around any optimizer of the zoo."""
+"""Tests what the wrappers promise in any order, around any optimizer of the registry."""
 
 import dataclasses
 import functools
@@ -13,7 +13,17 @@ import optax
 import pytest
 from hypothesis import strategies as st
 
-from optim_zoo import accumulation, adamw, guards, lamb, lazy_adam, metrics, precision, sharding
+from optim_zoo import (
+    accumulation,
+    adamw,
+    guards,
+    lamb,
+    lazy_adam,
+    lookahead,
+    metrics,
+    precision,
+    sharding,
+)
 from optim_zoo.rows import SparseRows
 from tests.test_contract import CONSTRUCTORS
 
@@ -27,7 +37,7 @@ def _rounding(tx: optax.GradientTransformation) -> optax.GradientTransformationE
 
 
 def _stored(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """With every floating field of its state in bfloat16 that has one of these names."""
+    """Stores the moments in bfloat16, where the state has any."""
     state = jax.eval_shape(tx.init, {"x": jnp.zeros(3)})
     paths = [path for path, _ in jax.tree.leaves_with_path(state)]
     names = {key.name for path in paths for key in path if hasattr(key, "name")}
@@ -47,7 +57,7 @@ WRAPPERS: dict[str, Wrap] = {
 }
 GUARDS = ("skip_nonfinite", "skip_spikes")
 TREES = {
-    # Floats of several kinds in one tree, no entries, and both zeros.
+    # Several dtypes in one tree, arrays without entries, and scalars.
     "mixed": {
         "kernel": ((2, 3), "bfloat16"),
         "bias": ((3,), "float32"),
@@ -62,12 +72,12 @@ TREES = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A stack of wrappers around an optimizer, and what it is given."""
+    """A stack of wrappers around an optimizer, with its parameters and gradients."""
 
     wrappers: tuple[str, ...]  # outermost first
     optimizer: str
     tree: str
-    gradient_dtype: str | None  # None: that of the parameters
+    gradient_dtype: str | None  # None means that of the parameters.
 
     def tx(self) -> optax.GradientTransformation:
         tx = CONSTRUCTORS[self.optimizer](0.1)
@@ -76,7 +86,7 @@ class Case:
         return tx
 
     def params(self) -> Any:
-        """From a negative zero upwards, in every leaf."""
+        """Returns parameters that begin with -0.0 in every leaf."""
 
         def parameter(leaf: tuple[tuple[int, ...], str]) -> jax.Array:
             x = np.arange(np.prod(leaf[0], dtype=int)).reshape(leaf[0])
@@ -121,19 +131,19 @@ def _few_or_many(few: int, many: int) -> Callable[[Callable[..., None]], Callabl
                 derandomize=True,
                 database=None,
                 suppress_health_check=list(hypothesis.HealthCheck),
-                # A smaller example costs a compilation, and the stack of wrappers is short.
+                # No shrinking: every smaller example would be compiled, and the stack is short.
                 phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
             )
             settings(test)()
 
-        del run.__wrapped__  # else pytest sees the other's arguments
+        del run.__wrapped__  # Otherwise pytest sees the arguments of the wrapped function.
         return run
 
     return decorate
 
 
 def _types(tree: Any) -> Any:
-    """Structure, shapes, dtypes and weak types; keys have none."""
+    """Returns structure, shapes, dtypes and weak types. Keys have no weak type."""
     leaves = jax.tree.leaves(tree)
     return jax.tree.structure(tree), [
         (x.shape, x.dtype, getattr(x, "weak_type", False)) for x in leaves
@@ -153,7 +163,7 @@ def _bits(tree: Any) -> list[bytes]:
 
 
 def _pointers(tree: Any) -> list[int]:
-    """Of all memory, but where there is none: arrays without entries."""
+    """Returns the addresses of all arrays that have entries."""
     leaves = [
         jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
         for x in jax.tree.leaves(tree)
@@ -170,7 +180,7 @@ def _step(tx: optax.GradientTransformation, carry: Any, gradients: Any) -> Any:
 @_few_or_many(6, 120)
 @hypothesis.given(cases())
 def test_a_donated_scan_keeps_every_type(case: Case) -> None:
-    """Of two donated runs of two steps, with what `metrics.read` gives of each."""
+    """Makes two donated runs of two steps, and reads the metrics of each."""
     tx, params = case.tx(), case.params()
     carry = (params, tx.init(params))
     expected, keys = _types(carry), _types(metrics.read(carry[1]))
@@ -197,7 +207,7 @@ def test_a_donated_scan_keeps_every_type(case: Case) -> None:
 
 
 def _inside_guards(state: Any) -> Any:
-    """What the guards of a state stand around."""
+    """Returns the inner states of all guards in a state."""
     kinds = (guards.SkipNonfiniteState, guards.SkipSpikesState)
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
     return [node.inner for node in nodes if isinstance(node, kinds)]
@@ -213,10 +223,10 @@ def _inside_guards(state: Any) -> Any:
 def test_a_guard_anywhere_lets_nothing_through(
     case: Case, guard: str, place: int, bad: float
 ) -> None:
-    """Parameters and what is inside it stay to the last bit, also a negative zero.
+    """Parameters and the state inside the guard are unchanged to the last bit, also a -0.0.
 
-    Accumulation outside leaves such a gradient out, and the guard sees none; a stack without it
-    refuses.
+    An accumulation outside leaves such a gradient out, so that the guard does not see it. Without
+    one, the guard skips the step.
     """
     wrappers = list(case.wrappers)
     wrappers.insert(place, guard)
@@ -225,12 +235,12 @@ def test_a_guard_anywhere_lets_nothing_through(
     step = jax.jit(functools.partial(_step, tx))
     outside = wrappers[: min(map(wrappers.index, set(wrappers) & set(GUARDS)))]
     carry = (params, tx.init(params))
-    for refused in (1, 2):
+    for skipped in (1, 2):
         after = step(carry, case.gradients(bad))
         if not any(name.startswith("accumulate") for name in outside):
             assert _bits(after[0]) == _bits(carry[0])
             assert _bits(_inside_guards(after[1])) == _bits(_inside_guards(carry[1]))
-            assert metrics.read(after[1])["skipped_steps"] == refused
+            assert metrics.read(after[1])["skipped_steps"] == skipped
         carry = step(after, case.gradients())
         assert all(np.isfinite(np.float64(x)).all() for x in jax.tree.leaves(carry[0]))
 
@@ -238,7 +248,7 @@ def test_a_guard_anywhere_lets_nothing_through(
 @_few_or_many(6, 150)
 @hypothesis.given(cases())
 def test_every_array_of_the_state_has_a_sharding(case: Case) -> None:
-    """Like its parameter, spread by ZeRO-1 where it divides."""
+    """It is that of its parameter, sharded by ZeRO-1 where the shape can be divided."""
     tx, params = case.tx(), case.params()
     mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
     state = jax.eval_shape(tx.init, params)
@@ -246,7 +256,48 @@ def test_every_array_of_the_state_has_a_sharding(case: Case) -> None:
     assert jax.tree.structure(shardings) == jax.tree.structure(state)
     for x, where in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
         assert isinstance(where, jax.NamedSharding)
-        where.shard_shape(x.shape)  # raises where it does not fit
+        where.shard_shape(x.shape)  # It raises where the sharding does not fit.
+
+
+def _assert_initialized_on_shapes(tx: optax.GradientTransformation) -> None:
+    params = {
+        "kernel": jax.ShapeDtypeStruct((2, 3), "bfloat16"),
+        "bias": [jax.ShapeDtypeStruct((3,), "float32")],
+    }
+    state, expected = tx.init(params), jax.eval_shape(tx.init, params)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(state)] == [
+        (x.shape, x.dtype) for x in jax.tree.leaves(expected)
+    ]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_every_wrapper_is_initialized_on_shapes(wrapper: str) -> None:
+    """A state that copies parameters, whose numbers are not known, holds shapes too."""
+    for inner in (lamb(0.1), optax.adamw(0.1), WRAPPERS["master_weights"](lookahead(adamw(0.1)))):
+        _assert_initialized_on_shapes(WRAPPERS[wrapper](inner))
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_every_optimizer_is_initialized_on_shapes_inside_all_wrappers(name: str) -> None:
+    tx = CONSTRUCTORS[name](0.1)
+    for wrap in WRAPPERS.values():
+        tx = wrap(tx)
+    _assert_initialized_on_shapes(tx)
+
+
+def test_the_shapes_of_masters_keep_their_sharding() -> None:
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    sharded = jax.NamedSharding(mesh, jax.P("data"))
+    params = {"x": jax.ShapeDtypeStruct((4,), "bfloat16", sharding=sharded)}
+    (master,) = jax.tree.leaves(precision.master_weights(optax.sgd(0.1)).init(params))
+    assert master == jax.ShapeDtypeStruct((4,), "float32", sharding=sharded)
+
+
+def test_a_chosen_field_that_holds_shapes_is_stored_in_low_precision() -> None:
+    tx = precision.store_state(precision.master_weights(adamw(0.1)), {"master": "bfloat16"})
+    params = {"x": jax.ShapeDtypeStruct((4,), "bfloat16")}
+    assert tx.init(params).inner.master["x"].dtype == "bfloat16"
 
 
 STACKS = {
@@ -279,14 +330,14 @@ def params(rng: np.random.Generator) -> Any:
 
 
 def _assert_close(actual: Any, expected: Any) -> None:
-    """Sums over devices add in another order: one rounding of each dtype."""
+    """Compares to one rounding of each dtype: sums over devices add in another order."""
     for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         rtol = 2**-7 if x.dtype == "bfloat16" else 2e-6
         np.testing.assert_allclose(np.float64(x), np.float64(y), rtol=rtol, atol=1e-6)
 
 
 @stacks
-def test_zero1_is_one_devices_step(params: Any, wrappers: tuple[str, ...]) -> None:
+def test_zero1_makes_the_step_of_one_device(params: Any, wrappers: tuple[str, ...]) -> None:
     tx = _stack(wrappers)
     mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
 
@@ -304,13 +355,13 @@ def test_zero1_is_one_devices_step(params: Any, wrappers: tuple[str, ...]) -> No
             expected, jax.grad(loss)(expected[0], batch)
         )
     _assert_close(step.params(x), expected[0])
-    spread = [leaf for leaf in jax.tree.leaves(state) if not leaf.sharding.is_fully_replicated]
-    assert len(spread) >= 4  # two moments of two parameters
+    sharded = [leaf for leaf in jax.tree.leaves(state) if not leaf.sharding.is_fully_replicated]
+    assert len(sharded) >= 4  # two moments of two parameters
 
 
 @stacks
-def test_vmap_and_pmap_are_each_alone(params: Any, wrappers: tuple[str, ...]) -> None:
-    """Two models at once, one of which gets a NaN, under `vmap` and on two devices."""
+def test_vmap_and_pmap_make_independent_steps(params: Any, wrappers: tuple[str, ...]) -> None:
+    """Trains two models under `vmap` and on two devices, one of them with a NaN."""
     tx = _stack(wrappers)
     gradients = jax.tree.map(lambda x: 0.1 * x, params)
     broken = jax.tree.map(lambda g: g * jnp.nan, gradients)
@@ -325,7 +376,7 @@ def test_vmap_and_pmap_are_each_alone(params: Any, wrappers: tuple[str, ...]) ->
     for i, g in enumerate((gradients, broken)):
         expected, _ = alone(params, g)
         for result in (together, on_devices):
-            if "stochastic_rounding" not in wrappers or i:  # else each has its own noise
+            if "stochastic_rounding" not in wrappers or i:  # The noise differs.
                 _assert_close(jax.tree.map(lambda x, i=i: x[i], result[0]), expected)
     for result in (together, on_devices):
         np.testing.assert_array_equal(metrics.read(result[1])["skipped_steps"], [0, 1])
@@ -335,7 +386,7 @@ def test_vmap_and_pmap_are_each_alone(params: Any, wrappers: tuple[str, ...]) ->
 
 @stacks
 def test_in_optax_wrappers(params: Any, wrappers: tuple[str, ...]) -> None:
-    """`chain`, `masked`, `partition` and `inject_hyperparams`, around and inside."""
+    """Tests `chain`, `masked`, `partition` and `inject_hyperparams`, around and inside."""
     tx = _stack(wrappers)
     gradients = jax.tree.map(lambda x: 0.1 * x, params)
     alone = {"kernel": params["kernel"]}
@@ -357,7 +408,7 @@ def test_in_optax_wrappers(params: Any, wrappers: tuple[str, ...]) -> None:
         updates, after = jax.eval_shape(wrapped.update, gradients, state, params)
         assert _types(after) == _types(state), name
         assert _shapes(updates) == _shapes(params), name
-        # Of stochastic rounding the noise depends on the whole tree.
+        # The noise of stochastic rounding depends on the whole tree.
         if name in ("masked", "partition") and "stochastic_rounding" not in wrappers:
             updates, _ = wrapped.update(gradients, state, params)
             _assert_close(updates["kernel"], expected["kernel"])
@@ -366,7 +417,7 @@ def test_in_optax_wrappers(params: Any, wrappers: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_sparse_rows_pass_or_are_named(name: str) -> None:
+def test_sparse_rows_are_accepted_or_refused_by_name(name: str) -> None:
     params = {"embed": jnp.ones((5, 2)), "bias": jnp.ones(3)}
     rows = SparseRows(jnp.array([1, 3]), jnp.ones((2, 2)), 5)
     gradients = {"embed": rows, "bias": jnp.ones(3)}
@@ -375,7 +426,7 @@ def test_sparse_rows_pass_or_are_named(name: str) -> None:
     if name.startswith("accumulate") or name in ("master_weights", "stochastic_rounding"):
         with pytest.raises(TypeError, match=r"takes no SparseRows, .* use lazy_adam for it"):
             tx.update(gradients, state, params)
-        # As the sentence says: beside it, in a partition.
+        # The message advises a partition.
         parts = {"table": lazy_adam(0.1), "rest": WRAPPERS[name](adamw(0.1))}
         tx = optax.partition(parts, {"embed": "table", "bias": "rest"})
         state = tx.init(params)
@@ -386,8 +437,8 @@ def test_sparse_rows_pass_or_are_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_a_wrapper_twice_is_as_once(name: str, params: Any) -> None:
-    """But for the number of micro-batches, and rounding, whose noise is drawn twice."""
+def test_a_wrapper_twice_equals_the_wrapper_once(name: str, params: Any) -> None:
+    """Accumulation multiplies the micro-batches, and rounding draws its noise twice."""
     once, twice = WRAPPERS[name](adamw(0.1)), WRAPPERS[name](WRAPPERS[name](adamw(0.1)))
     gradients = jax.tree.map(lambda x: 0.1 * x, params)
     results = []
@@ -404,7 +455,7 @@ def test_a_wrapper_twice_is_as_once(name: str, params: Any) -> None:
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_float64(name: str) -> None:
-    """Stays float64, and gradients of float64 leave the state of float32 parameters as it is."""
+    """float64 is kept, and float64 gradients do not change the state of float32 parameters."""
     with jax.enable_x64(True):
         for dtype, gradient_dtype in [("float64", "float64"), ("float32", "float64"),
                                       ("float64", "float32"), ("bfloat16", "float64")]:  # fmt: skip
