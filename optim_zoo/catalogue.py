@@ -1,4 +1,4 @@
-"""What the zoo has, as text: the table of all optimizers, and a page about one of them."""
+"""The optimizers and ports as text: a table of all of them, and a page about one of them."""
 
 import dataclasses
 import difflib
@@ -16,20 +16,20 @@ from optim_zoo.errors import UserError
 from optim_zoo.recorded.agreement import REFERENCE_NOISE
 from optim_zoo.recorded.proofs import PROOFS
 
-WIDTH = 100  # of a page
+WIDTH = 100  # columns of a page
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A recorded case and the optimizer here that follows it, in the form of `follow`."""
+    """A recorded case and the optimizer that is compared with it: arguments of `follow`."""
 
     case: recorded.Case
     constructor: str  # "optim_zoo.lamb"
-    arguments: Mapping[str, Any] | None  # None: those of the case
+    arguments: Mapping[str, Any] | None  # None for the arguments of the case
 
 
 def table(width: int | None = None) -> str:
-    """All optimizers and ports, one line each; cells are wrapped where a ``width`` is given."""
+    """Returns all optimizers and ports, one line each; with a ``width``, long cells are wrapped."""
     entries = [(e.name, e.description, e.paper) for e in registry.OPTIMIZERS.values()]
     name, description, paper = _natural_widths(entries)
     if width is not None and name + description + paper + 4 > width:
@@ -44,12 +44,12 @@ def table(width: int | None = None) -> str:
 
 
 def page(name: str, width: int = WIDTH) -> str:
-    """Everything about one optimizer or port, or the ports of one library.
+    """Returns a page about one optimizer or port, or about the ports of one library.
 
     Raises:
-      UserError: there is no such name; the nearest ones are listed.
+      UserError: The name is unknown. The message lists the nearest names.
     """
-    short = bare(name)
+    short = short_name(name)
     library, _, port = short.partition(".")
     if short in registry.OPTIMIZERS:
         parts = _entry_parts(registry.get(short), width)
@@ -65,7 +65,7 @@ def page(name: str, width: int = WIDTH) -> str:
 
 @functools.cache
 def libraries() -> Mapping[str, Mapping[str, Callable[..., Any]]]:
-    """The ports by library and name, those of a library in the order of its file."""
+    """Returns the ports of each library by name, in the order of its file."""
     proved = {case.constructor for case in recorded.cases()}
     modules = {name: getattr(ports, name) for name in ports.__all__}
     return {
@@ -80,18 +80,18 @@ def libraries() -> Mapping[str, Mapping[str, Callable[..., Any]]]:
 
 
 def names() -> list[str]:
-    """Of the zoo, of the libraries and of the ports, such as ``torch.AdamW``."""
+    """Returns the names of optimizers, libraries and ports, such as ``torch.AdamW``."""
     of_ports = [f"{library}.{name}" for library, made in libraries().items() for name in made]
     return [*registry.OPTIMIZERS, *libraries(), *of_ports]
 
 
-def bare(name: str) -> str:
-    """``torch.AdamW`` for ``optim_zoo.ports.torch.AdamW``."""
+def short_name(name: str) -> str:
+    """Returns ``torch.AdamW`` for ``optim_zoo.ports.torch.AdamW``."""
     return name.removeprefix("optim_zoo.").removeprefix("ports.")
 
 
 def comparisons(short: str) -> list[Comparison]:
-    """What is recorded for an optimizer or a port: cases that name it, then the zoo's proofs."""
+    """Returns what is recorded for an optimizer or a port: cases that name it, then proofs."""
     constructor = f"optim_zoo.{short if short in registry.OPTIMIZERS else f'ports.{short}'}"
     named = [c for c in recorded.cases() if c.constructor == constructor]
     proofs = PROOFS.get(short, ())
@@ -102,16 +102,16 @@ def comparisons(short: str) -> list[Comparison]:
 
 
 def unknown(kind: str, name: str, among: Sequence[str]) -> UserError:
-    """The mistake of a name that is none of ``among``, with the nearest of them."""
-    wanted = bare(name).lower()
+    """Returns the error of a name that is not among ``among``, with the nearest of them."""
+    wanted = short_name(name).lower()
     same = [n for n in among if wanted in (n.lower(), n.lower().rpartition(".")[2])]
-    near = same[:4] or difflib.get_close_matches(bare(name), among, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`optim-zoo list` names them all"
+    near = same[:4] or difflib.get_close_matches(short_name(name), among, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`optim-zoo list` lists all names"
     return UserError(f"unknown {kind} {name!r}; {hint}")
 
 
 def short_number(x: float, digits: int) -> str:
-    """``2.4e-6`` where Python says 2.4e-06."""
+    """Returns ``2.4e-6`` where Python formats 2.4e-06."""
     return _without_zeros(f"{x:.{digits - 1}e}") if x else "0"
 
 
@@ -144,10 +144,10 @@ def _port_parts(library: str, name: str, width: int) -> list[str]:
 
 
 def _agreements(short: str, width: int) -> list[str]:
-    """A paragraph for each reference, with how closely it is met in which cases."""
+    """Returns a paragraph for each reference: to how many digits each case agrees with it."""
     if not comparisons(short):
         text = (
-            "No trajectory is recorded for it: the tests compare it with an independent "
+            "No trajectory is recorded for it. The tests compare it with an independent "
             "implementation in float64 NumPy."
         )
         return ["", *textwrap.wrap(text, width)]
@@ -179,7 +179,7 @@ def _agreements(short: str, width: int) -> list[str]:
 
 
 def _arguments(constructor: Callable[..., Any]) -> str:
-    """``learning_rate, b1=0.9, *, layers=()``: a signature without its types."""
+    """Returns a signature without its types: ``learning_rate, b1=0.9, *, layers=()``."""
     shown = []
     parameters = inspect.signature(constructor).parameters.values()
     for kind, group in itertools.groupby(parameters, key=lambda p: p.kind):
@@ -204,7 +204,7 @@ def _summary(thing: object) -> str:
 
 
 def _labelled(rows: Sequence[tuple[str, str]], width: int) -> list[str]:
-    """A paragraph of labels and texts."""
+    """Returns a paragraph of labels and texts."""
     label, text = _natural_widths(rows)
     return ["", *_columns(rows, (label, max(20, min(text, width - label - 2))))]
 
@@ -214,7 +214,7 @@ def _natural_widths(rows: Iterable[Sequence[str]]) -> tuple[int, ...]:
 
 
 def _columns(rows: Iterable[Sequence[str]], widths: Sequence[int]) -> list[str]:
-    """Aligned columns; what is wider than its column goes on in the line below."""
+    """Returns aligned columns; a wider cell continues in the next line."""
     lines = []
     for row in rows:
         cells = [

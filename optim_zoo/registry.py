@@ -1,4 +1,4 @@
-"""The public optimizers and pieces, and what each optimizer is.
+"""The public optimizers and pieces, and a description of each optimizer.
 
 An optimizer or a piece is public when this file imports it and names it in ``__all__``: `optim_zoo`
 re-exports exactly these names. An optimizer also has an `Entry`, from which ``optim-zoo list`` and
@@ -93,23 +93,32 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """An optimizer of the zoo."""
+    """Describes an optimizer of the library.
+
+    Attributes:
+      constructor: The function that makes the optimizer.
+      description: One line about it, without a period.
+      paper: The arXiv number, or the publication where there is none.
+      variant: Which of the variants in use it is, and whose code it follows.
+      example: An expression that makes one, where ``optim_zoo`` is imported.
+      wraps: Whether its first argument is another transformation, not the learning rate.
+    """
 
     constructor: Callable[..., optax.GradientTransformation]
-    description: str  # one line
-    paper: str  # arXiv number, or where there is none the publication
-    variant: str  # which of the variants in use it is, and the code it agrees with
-    example: str  # an expression that makes one
-    wraps: bool = False  # its first argument is another transformation, not the learning rate
+    description: str
+    paper: str
+    variant: str
+    example: str
+    wraps: bool = False
 
     @property
     def name(self) -> str:
-        """The name of the constructor."""
+        """The name of the constructor, such as ``lamb``."""
         return self.constructor.__name__
 
     @property
     def formula(self) -> str:
-        """The formula in the docstring of the constructor, without its indentation."""
+        """The formula in the docstring of the constructor, as lines of text."""
         _, _, rest = (inspect.getdoc(self.constructor) or "").partition("::\n\n")
         lines = []
         for line in rest.splitlines():
@@ -126,35 +135,35 @@ _ENTRIES = (
             "steps in the units of the parameters, from averages of past gradients and steps"
         ),
         paper="arXiv 1212.5701",
-        variant="with a learning rate; torch, Keras, TensorFlow and optax agree",
+        variant="with a learning rate; the formula of torch, Keras, TensorFlow and optax",
         example="optim_zoo.adadelta(1.0)",
     ),
     Entry(
         constructor=adagrad,
         description="divides by the root of the sum of all squared gradients",
         paper="Duchi, Hazan and Singer, JMLR 12, 2011",
-        variant="eps inside the root, accumulator from 0.1, as optax and Keras",
+        variant="eps under the root, sum of squares starting at 0.1, as in optax and Keras",
         example="optim_zoo.adagrad(0.01)",
     ),
     Entry(
         constructor=adam,
         description="divides the mean of recent gradients by the root of their mean square",
         paper="arXiv 1412.6980",
-        variant="eps beside the corrected root, as torch and optax",
+        variant="eps added to the corrected root, as in torch and optax",
         example="optim_zoo.adam(1e-3)",
     ),
     Entry(
         constructor=adamw,
         description="Adam with decoupled weight decay",
         paper="arXiv 1711.05101",
-        variant="decay times learning rate, as optax and torch",
+        variant="weight decay multiplied by the learning rate, as in optax and torch",
         example="optim_zoo.adamw(1e-3, weight_decay=0.1, exclude_from_weight_decay=[r'bias$'])",
     ),
     Entry(
         constructor=amsgrad,
-        description="Adam whose second moment never falls",
+        description="Adam with a second moment that never decreases",
         paper="arXiv 1904.09237",
-        variant="maximum of the uncorrected second moment, corrected afterwards, as torch",
+        variant="maximum of the uncorrected second moment, corrected afterwards, as in torch",
         example="optim_zoo.amsgrad(1e-3)",
     ),
     Entry(
@@ -168,7 +177,7 @@ _ENTRIES = (
         constructor=lamb,
         description="AdamW's direction scaled to the norm of each layer, for large batches",
         paper="arXiv 1904.00962",
-        variant="Algorithm 2 of version 5, bias correction on, as optax",
+        variant="Algorithm 2 of version 5, with bias correction, as in optax",
         example="optim_zoo.lamb(1e-3, weight_decay=0.01)",
     ),
     Entry(
@@ -176,8 +185,8 @@ _ENTRIES = (
         description="momentum on gradients scaled to the norm of each layer, for large batches",
         paper="arXiv 1708.03888",
         variant=(
-            "norm of the raw gradient, learning rate inside the "
-            "momentum, as tensorflow/tpu and MLPerf"
+            "norm of the raw gradient, learning rate inside momentum, "
+            "as in tensorflow/tpu and MLPerf"
         ),
         example="optim_zoo.lars(1.0, weight_decay=1e-4, exclude_from_layer_adaptation=[r'bias$'])",
     ),
@@ -185,7 +194,7 @@ _ENTRIES = (
         constructor=lars_ema,
         description="a moving average of gradients scaled to the norm of each layer",
         paper="arXiv 1904.00962",
-        variant="Algorithm 1: ratio behind the average, no coefficient",
+        variant="Algorithm 1: trust ratio after the moving average, without a coefficient",
         example="optim_zoo.lars_ema(0.01, weight_decay=0.01)",
     ),
     Entry(
@@ -198,16 +207,16 @@ _ENTRIES = (
     ),
     Entry(
         constructor=lazy_adam,
-        description="Adam on the rows of a table that a batch touched",
+        description="Adam on only those rows of a table that have a gradient",
         paper="arXiv 1412.6980",
-        variant="eps as in adam; TensorFlow Addons' and torch's are among the ports",
+        variant="eps as in adam; the variants of TensorFlow Addons and torch are ports",
         example="optim_zoo.lazy_adam(1e-3)",
     ),
     Entry(
         constructor=lookahead,
-        description="slow weights follow those of an inner optimizer, which goes back to them",
+        description="slow weights that follow an inner optimizer, which restarts from them",
         paper="arXiv 1907.08610",
-        variant="slow weights start as the parameters, as the paper's code for torch",
+        variant="slow weights that start as the parameters, as in the paper's code for torch",
         example="optim_zoo.lookahead(optim_zoo.adam(1e-3))",
         wraps=True,
     ),
@@ -215,51 +224,54 @@ _ENTRIES = (
         constructor=momentum,
         description="gradient descent along an average of the gradients",
         paper="Polyak, USSR Comput. Math. Math. Phys. 4, 1964",
-        variant="heavy ball, or moving average; learning rate outside, as TensorFlow 1",
+        variant="heavy ball or moving average; learning rate after it, as in TensorFlow 1",
         example="optim_zoo.momentum(0.1, 0.9)",
     ),
     Entry(
         constructor=nadam,
         description="Adam with Nesterov's momentum",
         paper="Dozat, ICLR workshop 2016",
-        variant="without a schedule of the momentum, as optax",
+        variant="without a schedule of the momentum, as in optax",
         example="optim_zoo.nadam(2e-3)",
     ),
     Entry(
         constructor=nesterov,
-        description="gradient descent that looks one step ahead along its momentum",
+        description="gradient descent that takes the gradient one step ahead of its momentum",
         paper="Nesterov, Soviet Math. Dokl. 27, 1983",
         variant=(
-            "the parameters are the point looked ahead to; learning rate outside, as TensorFlow 1"
+            "the parameters are the point ahead; learning rate after the momentum, "
+            "as in TensorFlow 1"
         ),
         example="optim_zoo.nesterov(0.1, 0.9)",
     ),
     Entry(
         constructor=radam,
-        description="Adam with a factor for the few gradients its first second moments hold",
+        description="Adam with rectified steps while its second moments hold few gradients",
         paper="arXiv 1908.03265",
-        variant="threshold 5, momentum alone below it, eps beside the corrected root, as optax",
+        variant="threshold 5, only momentum below it, eps added to the corrected root, as in optax",
         example="optim_zoo.radam(1e-3)",
     ),
     Entry(
         constructor=ranger,
-        description="RAdam inside Lookahead, gradient centralization by choice",
+        description="RAdam inside Lookahead, optionally with gradient centralization",
         paper="arXiv 1908.03265 and 1907.08610",
-        variant="eps beside the corrected root, as TensorFlow Addons' Lookahead(RectifiedAdam)",
+        variant=(
+            "eps added to the corrected root, as in TensorFlow Addons' Lookahead(RectifiedAdam)"
+        ),
         example="optim_zoo.ranger(1e-3, gradient_centralization=True)",
     ),
     Entry(
         constructor=rmsprop,
         description="divides by the root of the mean square of recent gradients",
         paper="Tieleman and Hinton, Coursera lecture 6.5, 2012",
-        variant="eps inside the root, learning rate inside the momentum, as optax and Keras",
+        variant="eps under the root, learning rate inside the momentum, as in optax and Keras",
         example="optim_zoo.rmsprop(1e-3)",
     ),
     Entry(
         constructor=sgd,
         description="gradient descent, plain or with momentum",
         paper="Robbins and Monro, Ann. Math. Stat. 22, 1951",
-        variant="first step undampened, learning rate outside the momentum, as torch",
+        variant="first step without dampening, learning rate after the momentum, as in torch",
         example="optim_zoo.sgd(0.1, momentum=0.9, nesterov=True)",
     ),
 )
@@ -268,10 +280,21 @@ OPTIMIZERS: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry 
 
 
 def get(name: str) -> Entry:
-    """The entry of ``name``.
+    """Returns the entry of an optimizer.
+
+    Args:
+      name: The name of its constructor, such as ``"lamb"``.
+
+    Returns:
+      Its description, paper, variant, example and constructor.
 
     Raises:
-      ArgumentValueError: there is none; the nearest names are listed.
+      ArgumentValueError: No optimizer has this name. The message lists the nearest names.
+
+    Example:
+      ```python
+      tx = optim_zoo.registry.get("lamb").constructor(1e-3)
+      ```
     """
     ranges.check_choice("optimizer", name, OPTIMIZERS, argument="name")
     return OPTIMIZERS[name]

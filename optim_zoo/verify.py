@@ -1,4 +1,4 @@
-"""Runs recorded trajectories on this machine and prints how closely each is followed."""
+"""Compares optimizers with recorded trajectories on this machine, and prints the differences."""
 
 import os
 import re
@@ -12,24 +12,27 @@ from optim_zoo.catalogue import Comparison, short_number
 from optim_zoo.errors import UserError
 from optim_zoo.recorded.agreement import REFERENCE_NOISE, Agreement, follow
 
-_REFERENCE_WIDTH = 30  # a line then fits into 100 columns
+_REFERENCE_WIDTH = 30  # so that a line fits into 100 columns
 
 
 def verify(names: Sequence[str] = ()) -> bool:
-    """Prints a line for each comparison as it is made, and returns whether none differs.
+    """Prints a line for each comparison once it is made.
 
     Args:
-      names: of optimizers (with their `recorded.proofs`), ports, libraries or cases; with none,
-        every recorded case.
+      names: Names of optimizers (which include their `recorded.proofs`), ports, libraries or cases.
+        Without names, every recorded case is compared.
+
+    Returns:
+      Whether no comparison differs.
 
     Raises:
-      UserError: there is no such name, nothing is recorded for it, or the device cannot run it.
+      UserError: A name is unknown, nothing is recorded for it, or the device cannot run it.
     """
     chosen = comparisons(names)
     device = _device()
     _check_float64(chosen, device)
     print(f"on {device.device_kind} with jax {jax.__version__}")
-    print("difference: the largest relative one of any parameter after any step\n")
+    print("difference: the largest relative difference of any parameter after any step\n")
     width = max(len("optimizer"), *(len(_name(c)) for c in chosen))
     reference = max(len("reference"), *(len(short_reference(c.case.reference)) for c in chosen))
     print(
@@ -51,32 +54,32 @@ def verify(names: Sequence[str] = ()) -> bool:
 
 
 def comparisons(names: Sequence[str] = ()) -> list[Comparison]:
-    """What `verify` runs for these names, each once.
+    """Returns the comparisons that `verify` makes for these names, each once.
 
     Raises:
-      UserError: there is no such name, or nothing is recorded for it.
+      UserError: A name is unknown, or nothing is recorded for it.
     """
     if not names:
         every = [Comparison(case, case.constructor, None) for case in recorded.cases()]
         return sorted(every, key=lambda c: (_name(c) not in registry.OPTIMIZERS, c.constructor))
-    found = [comparison for name in names for comparison in _of_name(name)]
+    found = [comparison for name in names for comparison in _comparisons_of(name)]
     return list({(c.case.id, c.constructor): c for c in found}.values())
 
 
 def short_reference(reference: str) -> str:
-    """Whose code it is and its version: "optax 0.2.8", "google-research/albert b772393"."""
+    """Returns whose code it is and its version, such as "google-research/albert b772393"."""
     plain = re.sub(r"\(.*?\)", "", reference)
     commit = re.search(r"@(\w+)", plain)
     if commit is None:
         return " ".join(plain.split()[:2])
     repository = plain.split()[0]
     whole = f"{repository} {commit[1]}"
-    # Without its owner, where that would be too long.
+    # A repository with a long name is shown without its owner.
     return whole if len(whole) <= _REFERENCE_WIDTH else whole.partition("/")[2]
 
 
-def _of_name(name: str) -> Iterator[Comparison]:
-    short = catalogue.bare(name)
+def _comparisons_of(name: str) -> Iterator[Comparison]:
+    short = catalogue.short_name(name)
     cases = {case.id: case for case in recorded.cases()}
     library, _, port = short.partition(".")
     if short in registry.OPTIMIZERS or port in catalogue.libraries().get(library, {}):
@@ -94,12 +97,12 @@ def _of_name(name: str) -> Iterator[Comparison]:
 
 
 def _device() -> jax.Device:
-    """The device that JAX uses unless told otherwise."""
+    """Returns the device that JAX uses by default."""
     try:
         (device,) = jnp.zeros(()).devices()
     except RuntimeError as error:
         raise UserError(f"{_no_device()}: {error}") from error
-    except AssertionError as error:  # what JAX raises, without a text, for some platforms
+    except AssertionError as error:  # JAX raises this, without a text, for some platforms
         raise UserError(_no_device()) from error
     return device
 
@@ -114,12 +117,12 @@ def _check_float64(chosen: Sequence[Comparison], device: jax.Device) -> None:
     if double and not _has_float64():
         raise UserError(
             f"{device.device_kind} does not compute in float64, which {double} of "
-            f"{_counted(chosen)} need; JAX_PLATFORMS=cpu runs them on the CPU"
+            f"{_trajectories(chosen)} need: set JAX_PLATFORMS=cpu to run them on the CPU"
         )
 
 
 def _has_float64() -> bool:
-    """Whether the device computes wider than in float32, be it by pairs of those."""
+    """Returns whether the device computes in more than float32, also by pairs of float32."""
     try:
         with jax.enable_x64(True):
             return float(jax.jit(lambda x: x + 2.0**-40)(jnp.ones(()))) > 1.0
@@ -128,7 +131,7 @@ def _has_float64() -> bool:
 
 
 def _name(comparison: Comparison) -> str:
-    return catalogue.bare(comparison.constructor)
+    return catalogue.short_name(comparison.constructor)
 
 
 def _verdict(agreement: Agreement) -> str:
@@ -138,17 +141,17 @@ def _verdict(agreement: Agreement) -> str:
 
 
 def _notes(agreements: Sequence[Agreement]) -> list[str]:
-    """Which cases do not agree, for the lines of the table do not say; a blank line behind them."""
+    """Returns lines that name the cases that do not agree, and a blank line after them."""
     lines = []
     for a in agreements:
         if a.within_noise:
             noise = short_number(REFERENCE_NOISE[a.case.id], 1)
             lines += [
                 f"noise: {a.case.id} is within the reference's own noise, {noise}: that code, run",
-                "again, does not come as close to its recording as the tolerance asks either",
+                "again, does not repeat its own recording to within the tolerance either",
             ]
         elif not a.agrees:
-            lines.append(f"DIFFERS: {catalogue.bare(a.optimizer)} from the case {a.case.id}")
+            lines.append(f"DIFFERS: {catalogue.short_name(a.optimizer)} from the case {a.case.id}")
     return [*lines, ""] if lines else []
 
 
@@ -162,8 +165,8 @@ def _total(agreements: Sequence[Agreement]) -> str:
         parts.append(f"{noise} within {whose} own noise")
     if differ:
         parts.append(f"{differ} {'differs' if differ == 1 else 'differ'}")
-    return f"{_counted(agreements)}: {', '.join(parts)}"
+    return f"{_trajectories(agreements)}: {', '.join(parts)}"
 
 
-def _counted(things: Sequence[object]) -> str:
-    return f"{len(things)} recorded trajector{'y' if len(things) == 1 else 'ies'}"
+def _trajectories(things: Sequence[object]) -> str:
+    return f"{len(things)} recorded {'trajectory' if len(things) == 1 else 'trajectories'}"

@@ -83,14 +83,14 @@ def assert_shows_cases(page: str, name: str) -> None:
         assert comparison.case.reference.split()[0] in page
 
 
-def test_page_of_an_optimizer_without_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_an_optimizer_without_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "comparisons", lambda short: [])
     page = catalogue.page("lamb")
     assert "agrees" not in page.partition("example")[2]
-    assert "\n\nNo trajectory is recorded for it: the tests compare it with" in page
+    assert "\n\nNo trajectory is recorded for it. The tests compare it with" in page
 
 
-def test_page_says_how_many_digits() -> None:
+def test_a_page_says_to_how_many_digits_cases_agree() -> None:
     lamb = catalogue.page("lamb")
     assert "      9 digits, float64: optax_lamb, optax_lamb_excl, optax_lamb_wd0\n" in lamb
     assert "      4 digits, float32: dle_tf_bert_lamb\n" in lamb  # within 2e-5
@@ -98,7 +98,7 @@ def test_page_says_how_many_digits() -> None:
     assert "      5 digits, float64: po_lamb_prenorm" in catalogue.page("pytorch_optimizer.Lamb")
 
 
-def test_page_shows_a_signature_as_it_is_called() -> None:
+def test_a_page_shows_the_signature_without_types() -> None:
     shown = " ".join(catalogue.page("adamw").split())
     assert (
         "arguments learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0001, *, "
@@ -108,12 +108,12 @@ def test_page_shows_a_signature_as_it_is_called() -> None:
 
 
 @pytest.mark.parametrize("name", ["torch.SGD", "ports.torch.SGD", "optim_zoo.ports.torch.SGD"])
-def test_other_spellings_of_a_port(name: str) -> None:
+def test_a_port_is_found_by_its_longer_names(name: str) -> None:
     assert catalogue.page(name) == catalogue.page("torch.SGD")
 
 
 @pytest.mark.parametrize("library", MODULES)
-def test_page_of_a_library_names_its_ports(library: str) -> None:
+def test_the_page_of_a_library_names_its_ports(library: str) -> None:
     page = catalogue.page(library)
     assert page.startswith(inspect.getdoc(getattr(ports, library)))  # type: ignore[arg-type]
     for name in catalogue.libraries()[library]:
@@ -127,8 +127,8 @@ def test_page_of_a_library_names_its_ports(library: str) -> None:
         ("AdamW", "did you mean adamw or keras.AdamW or tensorflow_addons.AdamW or torch.AdamW?"),
         ("ports.torch.adam", "unknown optimizer 'ports.torch.adam'; did you mean torch.Adam?"),
         ("torch.", "unknown optimizer 'torch.'; did you mean "),
-        ("", "unknown optimizer ''; `optim-zoo list` names them all"),
-        ("qqqqq", "unknown optimizer 'qqqqq'; `optim-zoo list` names them all"),
+        ("", "unknown optimizer ''; `optim-zoo list` lists all names"),
+        ("qqqqq", "unknown optimizer 'qqqqq'; `optim-zoo list` lists all names"),
     ],
 )
 def test_an_unknown_name_gets_the_nearest(name: str, expected: str) -> None:

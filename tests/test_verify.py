@@ -12,7 +12,7 @@ from optim_zoo.recorded import agreement
 
 
 def change_last_step(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
-    """Replaces what every case recorded last."""
+    """Changes the last recorded step of every case."""
     load = recorded.Case.load
 
     def changed(case: recorded.Case) -> recorded.Trajectory:
@@ -27,7 +27,7 @@ def test_one_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.verify(["torch_sgd"])
     opening, meaning, _, head, line, _, total = capsys.readouterr().out.splitlines()
     assert opening == f"on {jax.devices()[0].device_kind} with jax {jax.__version__}"
-    assert meaning.startswith("difference: the largest relative one")
+    assert meaning.startswith("difference: the largest relative difference")
     assert " ".join(head.split()) == "optimizer reference steps difference tolerance verdict"
     assert re.fullmatch(
         r"torch\.SGD  torch 2\.13\.0     12    \d\.\de-\d\d      1e-9  agrees", line
@@ -35,7 +35,7 @@ def test_one_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert total == "1 recorded trajectory: 1 agrees"
 
 
-def test_an_optimizer_of_the_zoo_is_run_with_its_proofs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_optimizer_is_compared_with_its_proofs_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.verify(["lookahead"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines if line.endswith("  agrees")] == [
@@ -44,7 +44,7 @@ def test_an_optimizer_of_the_zoo_is_run_with_its_proofs(capsys: pytest.CaptureFi
     assert lines[-1] == "3 recorded trajectories: 3 agree"
 
 
-def test_a_step_that_is_recorded_otherwise_differs(
+def test_a_recorded_step_with_other_numbers_differs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change_last_step(monkeypatch, lambda x: x * (1 + 4e-9))
@@ -64,7 +64,7 @@ def test_a_change_within_the_tolerance_agrees(
 
 
 def test_nan_differs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours; it must not get lost among the differences of the other leaves and steps."""
+    """A NaN of ours must not get lost among the differences of other leaves and steps."""
     steps = agreement.steps
 
     def spoiled(*arguments: Any) -> Any:
@@ -81,7 +81,7 @@ def test_nan_differs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert out.endswith("\n\n1 recorded trajectory: 0 agree, 1 differs\n")
 
 
-def test_the_noise_of_a_reference_is_no_difference(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_noise_of_a_reference_is_not_a_difference(capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.verify(["pytorch_optimizer.Lamb"])
     out = capsys.readouterr().out
     assert re.search(r"  2\.4e-6 +1e-9  noise$", out, re.MULTILINE)
@@ -100,7 +100,7 @@ def test_the_noise_of_a_reference_is_no_difference(capsys: pytest.CaptureFixture
         ("po_lamb", 2e-9, False),
     ],
 )
-def test_noise_has_a_bound_and_is_of_one_case(
+def test_noise_has_a_limit_and_belongs_to_one_case(
     case_id: str, difference: float, within: bool
 ) -> None:
     case = recorded.get(case_id)
@@ -113,7 +113,7 @@ def test_what_agrees_is_not_within_noise() -> None:
     assert not agreement.Agreement(case, "ports.pytorch_optimizer.Lamb", 0.0, True).within_noise
 
 
-def test_more_noise_than_the_references_own_differs(
+def test_more_than_the_noise_of_the_reference_differs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change_last_step(monkeypatch, lambda x: x * (1 + 1e-5))
@@ -121,8 +121,8 @@ def test_more_noise_than_the_references_own_differs(
     assert "DIFFERS" in capsys.readouterr().out
 
 
-def test_without_a_name_every_case_is_run_and_no_proof() -> None:
-    """Those of the zoo first, then by port."""
+def test_without_a_name_every_case_is_compared_and_no_proof() -> None:
+    """The optimizers come first, then the ports."""
     found = verify.comparisons()
     assert sorted(c.case.id for c in found) == [case.id for case in recorded.cases()]
     assert all(c.constructor == c.case.constructor and c.arguments is None for c in found)
@@ -146,7 +146,7 @@ def test_names_of_every_kind() -> None:
     assert ids("keras_lion", "torch_adamw", "torch.AdamW") == [
         "keras_lion", "torch_adamw", "torch_adamw_excl", "torch_adamw_sched",
     ]  # fmt: skip
-    # The optimizer of that name, not the case.
+    # An optimizer and a case have this name; the optimizer is meant.
     assert {c.constructor for c in verify.comparisons(["bert_adamw"])} == {"optim_zoo.bert_adamw"}
 
 
@@ -155,7 +155,7 @@ def test_names_of_every_kind() -> None:
     [
         ("lookahed", "unknown optimizer or case 'lookahed'; did you mean lookahead"),
         ("torch_sgdd", "did you mean torch_sgd"),
-        ("qqqqq", "unknown optimizer or case 'qqqqq'; `optim-zoo list` names them all"),
+        ("qqqqq", "unknown optimizer or case 'qqqqq'; `optim-zoo list` lists all names"),
     ],
 )
 def test_an_unknown_name_runs_nothing(
@@ -167,7 +167,7 @@ def test_an_unknown_name_runs_nothing(
     assert capsys.readouterr().out == ""
 
 
-def test_an_optimizer_without_a_recording_is_not_said_to_agree(
+def test_an_optimizer_without_a_recording_does_not_agree(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(verify.catalogue, "comparisons", lambda short: [])
@@ -182,12 +182,12 @@ def test_a_device_without_float64_is_one_sentence(monkeypatch: pytest.MonkeyPatc
         verify.verify(["torch_sgd", "torch_adam", "ymcui_lamb"])
     assert str(caught.value) == (
         f"{jax.devices()[0].device_kind} does not compute in float64, which 2 of 3 recorded "
-        "trajectories need; JAX_PLATFORMS=cpu runs them on the CPU"
+        "trajectories need: set JAX_PLATFORMS=cpu to run them on the CPU"
     )
     assert verify.verify(["ymcui_lamb"])  # recorded in float32
 
 
-def test_float64_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float64_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verify._has_float64()
     enable_x64 = jax.enable_x64
     monkeypatch.setattr(jax, "enable_x64", lambda _: enable_x64(False))
@@ -222,8 +222,8 @@ def test_short_reference(reference: str, expected: str) -> None:
     assert verify.short_reference(reference) == expected
 
 
-def test_short_references_stay_apart() -> None:
-    """No two of what a short reference begins with are shortened to one."""
+def test_short_references_are_distinct() -> None:
+    """No two repositories or libraries are shortened to the same text."""
     sources = {" ".join(c.reference.split()[:1]) for c in recorded.cases()}
     short = {verify.short_reference(c.reference).split()[0] for c in recorded.cases()}
     assert len(short) == len(sources)

@@ -33,17 +33,17 @@ def lars(
 
     ::
 
-        ratio = trust_coefficient |x| / (|g| + weight_decay |x| + eps),   1 where |x| or |g| is 0
-        d      = learning_rate ratio (g + weight_decay x)
-        m     <- momentum m + d
-        x     <- x - m                  with nesterov  x <- x - (momentum m + d)
+        r  = trust_coefficient |x| / (|g| + weight_decay |x| + eps),   1 where |x| or |g| is 0
+        d  = learning_rate r (g + weight_decay x)
+        m <- momentum m + d
+        x <- x - m                      with nesterov  x <- x - (momentum m + d)
 
     The order is trust ratio with weight decay inside, learning rate, momentum. The learning rate is
     inside the momentum, as in the paper (arXiv 1708.03888) and in the code of tensorflow/tpu and
     MLPerf. ``lr_inside_momentum=False`` applies it afterwards, as PyTorch implementations do; the
     two differ while the learning rate changes.
 
-    ``optax.lars`` differs in the ratio (see `scale_by_lars_trust_ratio`), in the order of its
+    ``optax.lars`` differs in r (see `scale_by_lars_trust_ratio`), in the order of its
     arguments, and in its default weight decay of 0. Ours agrees with ``lars_optimizer.py`` of
     tensorflow/tpu (7dc921f) and of MLPerf to 1e-9 in float64.
 
@@ -52,8 +52,8 @@ def lars(
         rate, where the first step is 0.
       momentum: The decay rate of m, in [0, 1).
       weight_decay: A finite number >= 0. At 0, as a Python number, nothing is decayed.
-      trust_coefficient: A finite number > 0, a factor of the ratio.
-      eps: A finite number >= 0, added to the denominator of the ratio.
+      trust_coefficient: A finite number > 0, a factor of the trust ratio.
+      eps: A finite number >= 0, added to the denominator of the trust ratio.
       nesterov: Whether the update looks one step ahead along the momentum. Needs a momentum above
         0.
       lr_inside_momentum: Whether the learning rate is applied before the momentum.
