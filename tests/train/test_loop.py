@@ -11,14 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from optim_zoo import metrics
 from optim_zoo.errors import UserError
@@ -33,6 +32,7 @@ from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = [
     pytest.mark.xdist_group("loop"),  # in one worker: the fixtures are runs, which are made once
+    pytest.mark.usefixtures("compiled", "quick_to_compile"),  # most runs are of the same program
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
@@ -85,23 +85,6 @@ PLOTS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of compiled programs: most of these runs are of the same program."""
-    folder = tmp_path_factory.mktemp("compiled")
-    options = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(autouse=True)
 def _one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     use_devices(monkeypatch, OneDevice())
@@ -126,7 +109,9 @@ def train(tiny: Path, folder: Path, *overrides: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tiny: Path, compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken(
+    tiny: Path, compiled: None, quick_to_compile: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A finished run, with all of its checkpoints: of steps 4, 8 and 12."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -136,7 +121,9 @@ def unbroken(tiny: Path, compiled: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def unbroken_stages(tiny: Path, compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken_stages(
+    tiny: Path, compiled: None, quick_to_compile: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A finished run of two stages, 5 and 5 steps, with checkpoints of steps 6, 9 and 10."""
     folder = tmp_path_factory.mktemp("stages") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -591,10 +578,8 @@ PRECISIONS = {
 }
 
 
-@pytest.mark.parametrize(
-    "wrapper",
-    ["master_weights", pytest.param("stochastic_rounding", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("wrapper", PRECISIONS)
 def test_bfloat16_parameters_are_trained_saved_and_resumed(
     wrapper: str, unbroken: Path, tiny: Path, tmp_path: Path
 ) -> None:
@@ -660,6 +645,7 @@ def test_micro_batches_give_the_same_run_to_rounding(
         assert parts["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_dropout_gives_the_same_run_with_micro_batches(tiny: Path, tmp_path: Path) -> None:
     """Each sequence has a key of its own."""
     both = []
@@ -673,9 +659,16 @@ def test_dropout_gives_the_same_run_with_micro_batches(tiny: Path, tmp_path: Pat
 # In processes of their own
 
 
+CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+
+
 def environment(devices: int) -> dict[str, str]:
-    """Without a cache: every process compiles the program itself, as a user's does."""
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    """The variables of a user's process, and the module's cache of compiled programs."""
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name in CACHE or not name.startswith(("JAX_", "XLA_"))
+    }
     flags = f"--xla_force_host_platform_device_count={devices}"
     return {**own, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
@@ -725,7 +718,7 @@ def test_eight_devices_give_the_run_of_one(unbroken: Path, tiny: Path, tmp_path:
 
 
 LONG = (
-    "train.steps=400",
+    "train.steps=200",
     "output.evaluate_every=150",
     "output.checkpoint_every=20",
     "output.log_every=1",
@@ -734,7 +727,7 @@ LONG = (
 
 
 @pytest.fixture(scope="module")
-def long_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def long_run(tiny: Path, compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, longer than a signal takes to arrive."""
     folder = tmp_path_factory.mktemp("long") / "run"
     code, _, err = finish(start(tiny, folder, *LONG))
@@ -760,7 +753,7 @@ def test_a_signal_saves_and_leaves_with_a_sentence(
         err,
     )
     assert said, err
-    assert saved_steps(folder)[-1] == int(said[1]) < 400
+    assert saved_steps(folder)[-1] == int(said[1]) < 200
     assert lines_of(folder) >= int(said[1])  # the lines of that step are written
     code, out, err = finish(start(tiny, folder, *LONG))
     assert (code, err) == (0, "")
@@ -778,7 +771,7 @@ def test_kills_at_random_moments_change_no_bit(
     landed = []
     for part in range(kills):
         process = start(tiny, folder, *LONG)
-        line = 400 // kills * part + moments.randrange(10, 70)
+        line = 200 // kills * part + moments.randrange(5, 35)
         wait_for(lambda line=line: lines_of(folder) >= line, process)  # type: ignore[misc]
         if part % 2:
             wait_for(lambda: any((folder / "checkpoints").glob("*tmp*")), process)
@@ -790,7 +783,7 @@ def test_kills_at_random_moments_change_no_bit(
         if code == -signal.SIGKILL:
             landed.append(lines_of(folder))
     assert len(landed) >= kills - 1, landed
-    assert all(0 < line < 402 for line in landed)
+    assert all(0 < line < 202 for line in landed)
     code, out, err = finish(start(tiny, folder, *LONG))
     assert (code, err) == (0, "")
     assert out.startswith("resuming from the checkpoint of step ")
