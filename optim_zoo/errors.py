@@ -8,7 +8,7 @@ A check that refuses an argument raises an `ArgumentError`. It is also a ``Value
     except optim_zoo.errors.ArgumentError as error:
         print(error.argument, error.received)  # learning_rate -1.0
 
-`UserError` is the mistake of a person at the command line, which prints it without a traceback.
+`UserError` is a mistake of a person at the command line, where it is printed without a traceback.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ class ArgumentError(Exception):
     """Base class of `ArgumentValueError` and `ArgumentTypeError`; it is not raised itself.
 
     The message is ``<caller>: <argument> must <expected>, got <received>: <advice>``, or
-    ``sentence`` where that does not read well. It is made from these parts when it is shown, so
-    that an error that is `renamed` speaks of the new name throughout.
+    ``sentence`` where that does not read well. The message is made from these parts when it is
+    shown, so that an error that was `renamed` uses the new name everywhere.
 
     Args:
-      argument: the name of the argument, as the caller wrote it; ``betas[0]`` for an item of it.
-      expected: what must be true of the argument, as it follows "must": ``be in [0, 1)``.
-      received: the value that was refused.
-      advice: what to do, where that does not follow from ``expected``.
-      sentence: the whole message, with ``{argument}`` where it names the argument.
-      related: the other arguments involved, where ``received`` is wrong only together with them.
-      caller: the function that was called, if the argument's name alone is ambiguous.
+      argument: The name of the argument, as the caller wrote it; ``betas[0]`` for an item of it.
+      expected: What must be true of the argument, as it follows "must": ``be in [0, 1)``.
+      received: The value that was refused.
+      advice: What to do, if that does not follow from ``expected``.
+      sentence: The whole message, with ``{argument}`` where it names the argument.
+      related: The names of other arguments, if ``received`` is wrong only together with them.
+      caller: The function that was called, if the name of the argument alone is ambiguous.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ArgumentError(Exception):
         related: Sequence[str] = (),
         caller: str = "",
     ) -> None:
-        # All of them and in this order: `pickle` and `copy` call the class with them.
+        # All arguments in this order, because `pickle` and `copy` call the class with them.
         super().__init__(argument, expected, received, advice, sentence, related, caller)
         self.argument = argument
         self.expected = expected
@@ -66,9 +66,9 @@ class ArgumentError(Exception):
         return f"{caller}{self.argument} must {self.expected}, got {_shown(self.received)}{advice}"
 
     def renamed(self, argument: str, related: Sequence[str] | None = None) -> Self:
-        """Returns a copy about an argument of another name, and with other related arguments.
+        """Returns a copy of the error with other names of its argument and related arguments.
 
-        For a function that passes its own argument on under the name of another function.
+        It is for a function that passes its own argument on under the name of another function.
         """
         again = copy.copy(self)
         again.argument = argument
@@ -77,7 +77,7 @@ class ArgumentError(Exception):
         return again
 
     def __copy__(self) -> Self:
-        # Not by calling the class: a subclass may have an __init__ of its own, and notes are kept.
+        # The class is not called, because a subclass may have its own __init__. Notes are kept.
         again = type(self).__new__(type(self), *self.args)
         again.__dict__.update(self.__dict__)
         return again
@@ -89,7 +89,7 @@ class ArgumentError(Exception):
         """
         try:
             pickle.dumps(self.received)
-        except Exception:  # objects raise whatever they like when they are pickled
+        except Exception:  # an object may raise anything when it is pickled
             parts = (self.argument, self.expected, _Text(_shown(self.received)), self.advice)
             return type(self), (*parts, self.sentence, self.related, self.caller)
         return super().__reduce__()
@@ -107,13 +107,13 @@ class ArgumentTypeError(ArgumentError, TypeError):
 def renaming(names: Mapping[str, str]) -> Iterator[None]:
     """Renames the arguments of an `ArgumentError` that is raised inside the ``with`` block.
 
-    For a function that passes its own argument on under the name of another function::
+    It is for a function that passes its own argument on under the name of another function::
 
         with errors.renaming({"decay": "momentum"}):
             trace = trace_momentum(momentum)
 
     Args:
-      names: from the name in the inner function to that in the outer one; others are kept.
+      names: The name in the outer function for each name in the inner function. Other names stay.
     """
     try:
         yield
@@ -126,16 +126,16 @@ def renaming(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def parameters_missing(caller: str) -> ArgumentValueError:
-    """Returns the error of ``update(grads, state)`` where the parameters are needed too."""
+    """Returns the error of ``update(grads, state)`` if the piece also needs the parameters."""
     advice = "update(grads, state, params)"
     sentence = f"{caller} needs the parameters: {advice}"
     return ArgumentValueError("params", "be the parameters", None, advice, sentence, caller=caller)
 
 
 class UserError(Exception):
-    """A mistake of the user's, in one sentence: what was expected, what was received, what to do.
+    """A mistake of the user, in one sentence: what was expected, what was received, what to do.
 
-    The command line prints the sentence and exits with code 2. Where an argument was refused, the
+    The command line prints the sentence and exits with code 2. If an argument was refused, the
     ``__cause__`` is the `ArgumentError`.
     """
 
@@ -147,6 +147,6 @@ class _Text(str):
 
 
 def _shown(value: Any) -> str:
-    """A value as a message shows it: a number and a dtype as their text, the rest as its repr."""
+    """Returns a value as messages show it: numbers and dtypes as text, other values as repr."""
     plain = (int, float, np.number, np.ndarray, np.dtype, jax.Array, _Text)
     return str(value) if isinstance(value, plain) else repr(value)

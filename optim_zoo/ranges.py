@@ -1,4 +1,4 @@
-"""Checks of arguments: numbers (where they are not traced), choices and transformations."""
+"""Checks of arguments: numbers that are not traced, choices and transformations."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -25,12 +25,21 @@ def check(
 ) -> None:
     """Raises unless ``value`` is a number between ``low`` and ``high``.
 
-    A traced array passes: under ``optax.inject_hyperparams``, ``jit`` or ``vmap`` its value is
-    not known yet.
+    A traced array passes, because its value is not known under ``optax.inject_hyperparams``,
+    ``jit`` or ``vmap``.
+
+    Args:
+      name: The name of the argument, for the message.
+      value: The value that was passed.
+      low: The lower end of the range.
+      high: The upper end of the range.
+      open_low: Whether ``low`` itself is outside the range.
+      open_high: Whether ``high`` itself is outside the range.
 
     Raises:
       ArgumentTypeError: ``value`` is not a number.
-      ArgumentValueError: it is outside the range, as NaN always is, or it is several numbers.
+      ArgumentValueError: ``value`` is outside the range, as NaN always is, or it is an array of
+        several numbers.
     """
     if isinstance(value, jax.core.Tracer):
         return
@@ -48,7 +57,7 @@ def check(
 
 
 def several_numbers(name: str, value: Any) -> ArgumentValueError:
-    """Returns the error of an array, traced or not, where one number belongs."""
+    """Returns the error of an array, traced or not, that was passed in place of one number."""
     sentence = f"{{argument}} must be one number, got an array of shape {jnp.shape(value)}"
     return ArgumentValueError(name, "be one number", value, sentence=sentence)
 
@@ -57,14 +66,14 @@ def check_count(name: str, value: Any, low: int = 0, *, caller: str = "") -> Non
     """Raises unless ``value`` is a whole number of at least ``low``; a traced array passes.
 
     Args:
-      name: the name of the argument.
-      value: what was passed.
-      low: the least number that is allowed.
-      caller: see `ArgumentError`.
+      name: The name of the argument, for the message.
+      value: The value that was passed.
+      low: The least number that is allowed.
+      caller: The function that was called; see `ArgumentError`.
 
     Raises:
       ArgumentTypeError: ``value`` is not a whole number.
-      ArgumentValueError: it is below ``low``.
+      ArgumentValueError: ``value`` is below ``low``.
     """
     if isinstance(value, jax.core.Tracer):
         return
@@ -82,12 +91,12 @@ def check_decay(name: str, value: Any) -> None:
     Raises:
       ArgumentTypeError: ``value`` is not a number, or it has fewer bits than float32, traced or
         not: bfloat16 rounds 0.999 to 1.
-      ArgumentValueError: it is outside the range.
+      ArgumentValueError: ``value`` is outside the range.
     """
     dtype = getattr(value, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
         expected = "be float32 or wider"
-        advice = "give optax.inject_hyperparams hyperparam_dtype=jnp.float32"
+        advice = "pass hyperparam_dtype=jnp.float32 to optax.inject_hyperparams"
         sentence = f"{{argument}} must {expected}, got {dtype}, which rounds it: {advice}"
         raise ArgumentTypeError(name, expected, dtype, advice, sentence)
     check(name, value, 0.0, 1.0, open_high=True)
@@ -98,7 +107,7 @@ def check_learning_rate(value: Any) -> None:
 
     Raises:
       ArgumentTypeError: ``value`` is neither a number nor callable.
-      ArgumentValueError: it is a number outside the range.
+      ArgumentValueError: ``value`` is a number outside the range.
     """
     if callable(value):
         return
@@ -106,11 +115,11 @@ def check_learning_rate(value: Any) -> None:
 
 
 def check_bounds(name: str, bounds: Bounds | None) -> None:
-    """Raises unless ``bounds`` is None or a pair (low, high), 0 <= low <= high, None if open.
+    """Raises unless ``bounds`` is None or a pair (low, high), where None is an open side.
 
     Raises:
       ArgumentTypeError: ``bounds`` is not a pair of numbers or None.
-      ArgumentValueError: a side is negative or NaN, or ``low`` is above ``high``.
+      ArgumentValueError: A side is negative or NaN, or ``low`` is above ``high``.
     """
     if bounds is None:
         return
@@ -134,16 +143,16 @@ def check_transformation(name: str, value: Any) -> None:
 
 
 def check_choice(kind: str, name: Any, names: Iterable[str], *, argument: str = "") -> None:
-    """Raises unless ``name`` is one of ``names``; the error lists the nearest of them.
+    """Raises unless ``name`` is one of ``names``.
 
     Args:
-      kind: what is chosen, for the message: ``optimizer``.
-      name: what was passed.
-      names: what is allowed.
-      argument: the name of the argument, where it is not ``kind``.
+      kind: The kind of thing that is chosen, for the message, such as ``optimizer``.
+      name: The name that was passed.
+      names: The names that are allowed.
+      argument: The name of the argument, if it is not ``kind``.
 
     Raises:
-      ArgumentValueError: ``name`` is none of ``names``.
+      ArgumentValueError: ``name`` is not one of ``names``. The message lists the nearest of them.
     """
     names = list(names)
     if name not in names:

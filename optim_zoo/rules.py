@@ -1,4 +1,4 @@
-"""Path-regex rules: one language for decay, trust ratio, layers and sharding.
+"""Path patterns and rules: one language for weight decay, trust ratios, layers and sharding.
 
 A pattern is matched with ``re.search`` against the ``/``-joined path of a leaf, as in BERT's
 ``optimization.py``. A rule is a pair ``(pattern, value)``; the first rule that matches wins.
@@ -20,33 +20,35 @@ Rules = Sequence[tuple[str, Any]]
 
 Mask = Tree | Callable[[Tree], Tree] | None  # bools, as `optax.masked` takes them
 
-REQUIRED: Any = object()  # default of `assign`: every leaf must be covered
+REQUIRED: Any = object()  # the default of `assign`: a rule must cover every leaf
 
 
 class AnnotatedPatterns(tuple[str, ...]):
-    """Patterns together with what the checks below need to know about them."""
+    """Patterns, with what the checks in this module need to know about them."""
 
-    argument: str = ""  # the caller's argument, where a function passes it on under another name
-    is_optional: bool = False  # whether each of them may match no leaf
+    argument: str = ""  # the name of the caller's argument, where it was passed under another
+    is_optional: bool = False  # whether a pattern may match no leaf
 
 
 def optional(*patterns: str) -> AnnotatedPatterns:
-    """Returns ``patterns`` that may match no leaf: a constructor's own default exclusions."""
+    """Returns ``patterns`` that need not match a leaf: the default exclusions of a constructor."""
     annotated = AnnotatedPatterns(patterns)
     annotated.is_optional = True
     return annotated
 
 
 def named(argument: str, patterns: Patterns) -> AnnotatedPatterns:
-    """Returns ``patterns`` that errors, including those from ``init``, report as ``argument``.
+    """Returns ``patterns`` that errors, also those from ``init``, report as ``argument``.
 
-    For a function that passes its own argument on under the name of another function::
+    It is for a function that passes its own argument on under the name of another function:
+
+    ::
 
         exclude = rules.named("exclude_from_weight_decay", exclude_from_weight_decay)
         decay = add_decayed_weights(weight_decay, exclude)
 
     Raises:
-      ArgumentTypeError, ArgumentValueError: see `check_patterns`.
+      ArgumentTypeError, ArgumentValueError: See `check_patterns`.
     """
     check_patterns(argument, patterns)
     annotated = AnnotatedPatterns(patterns)
@@ -63,13 +65,13 @@ def check_patterns(name: str, patterns: Patterns) -> None:
     """Raises unless ``patterns`` is a sequence of regular expressions.
 
     Args:
-      name: of the argument that the patterns were passed as, unless they are `named`.
-      patterns: what was passed.
+      name: The name of the argument, unless the patterns are `named`.
+      patterns: The patterns that were passed.
 
     Raises:
-      ArgumentTypeError: ``patterns`` is a bare string, each character of which would be a pattern,
-        or it is not a sequence of strings.
-      ArgumentValueError: a pattern is not a regular expression.
+      ArgumentTypeError: ``patterns`` is not a sequence of strings, or it is a single string, of
+        which each character would be a pattern.
+      ArgumentValueError: A pattern is not a regular expression.
     """
     name = _name(name, patterns)
     if isinstance(patterns, str):
@@ -101,7 +103,7 @@ def check_rules(name: str, rules: Rules) -> None:
 
     Raises:
       ArgumentTypeError: ``rules`` is not a sequence of pairs, or a pattern is not a string.
-      ArgumentValueError: a pattern is not a regular expression.
+      ArgumentValueError: A pattern is not a regular expression.
     """
     pairs = isinstance(rules, (tuple, list))
     if not pairs or not all(
@@ -112,18 +114,18 @@ def check_rules(name: str, rules: Rules) -> None:
 
 
 def check_matches(name: str, patterns: Patterns, tree: Tree) -> None:
-    """Raises where a pattern matches no leaf of ``tree``; the error lists the nearest paths.
+    """Raises if a pattern matches no leaf of ``tree``; the error lists the nearest paths.
 
-    Nothing is raised where the patterns are optional, nor where ``tree`` is empty or holds
-    ``optax.MaskedNode``: it is then a part of a larger tree, and the pattern may match elsewhere.
+    Nothing is raised if the patterns are optional, or if ``tree`` is empty or holds
+    ``optax.MaskedNode``. It is then a part of a larger tree, and the pattern may match elsewhere.
 
     Raises:
-      ArgumentValueError: as above; what it received are the patterns that match nothing.
+      ArgumentValueError: A pattern matches no leaf. ``received`` is the list of these patterns.
     """
     if getattr(patterns, "is_optional", False) or is_partial(tree):
         return
     name = _name(name, patterns)
-    # None, a place left free by whoever took a part of the tree out, may be matched too.
+    # A pattern may also match None, the place of a part that was taken out of the tree.
     paths = leaf_paths(jax.tree.map(lambda _: 0, tree, is_leaf=lambda x: x is None))
     unmatched = [p for p in patterns if not any(re.search(p, path) for path in paths)]
     if unmatched:
@@ -140,7 +142,7 @@ def check_matches(name: str, patterns: Patterns, tree: Tree) -> None:
 
 
 def matches(patterns: Patterns, path: str) -> bool:
-    """Whether any of ``patterns`` is found in ``path``."""
+    """Returns whether any of ``patterns`` is found in ``path``."""
     return any(re.search(pattern, path) for pattern in patterns)
 
 
@@ -172,15 +174,16 @@ def mask_of(argument: str, mask: Mask, tree: Tree) -> Tree:
 
 
 def mask(patterns: Patterns, tree: Tree) -> Tree:
-    """A tree of bools: True at the leaves whose path any of ``patterns`` matches."""
+    """Returns a tree of bools: True at the leaves whose path any of ``patterns`` matches."""
     return map_with_path(lambda path, _: matches(patterns, path), tree)
 
 
 def assign(name: str, rules: Rules, tree: Tree, default: Any = REQUIRED) -> Tree:
-    """A tree of the values that ``rules`` give to the leaves of ``tree``; the first match wins.
+    """Returns the values that ``rules`` give to the leaves of ``tree``; the first match wins.
 
     Raises:
-      ArgumentValueError: no rule covers a leaf and there is no default; all such leaves are listed.
+      ArgumentValueError: No rule covers a leaf, and there is no default. The message lists all such
+        leaves.
     """
     uncovered = []
 
@@ -209,7 +212,7 @@ def first_match(rules: Rules, path: str, default: Any) -> Any:
 
 
 def nearest(pattern: str, paths: Sequence[str], count: int = 5) -> list[str]:
-    """The paths most like ``pattern``, whole or by their segments."""
+    """Returns the paths that are most like ``pattern``, as a whole or in one of their segments."""
     words = re.sub(r"[\\^$.*+?()\[\]{}|]+", " ", pattern).strip() or pattern
 
     def likeness(path: str) -> float:

@@ -1,4 +1,4 @@
-"""Schedules (step -> learning rate, the first step being 0) and batch-size scaling."""
+"""Learning-rate schedules (step -> rate, where the first step is 0) and batch-size scaling."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,27 @@ import optax
 from optim_zoo import ranges
 from optim_zoo.errors import ArgumentValueError
 
-Step = jax.typing.ArrayLike
+Step = jax.typing.ArrayLike  # a whole number, known or traced; the first step is 0
 
 
 def constant(learning_rate: float) -> optax.Schedule:
-    """The same rate at every step."""
+    """Returns the same learning rate at every step.
+
+    Args:
+      learning_rate: A finite number >= 0.
+
+    Returns:
+      A function from the step to the learning rate.
+
+    Raises:
+      ArgumentTypeError: ``learning_rate`` is not a number.
+      ArgumentValueError: ``learning_rate`` is negative or not finite.
+
+    Example:
+      ```python
+      tx = optim_zoo.lamb(optim_zoo.schedules.constant(1e-3))
+      ```
+    """
     ranges.check("learning_rate", learning_rate, 0.0, open_high=True)
     return optax.constant_schedule(learning_rate)
 
@@ -28,26 +44,39 @@ def bert_warmup_polynomial(
     power: float = 1.0,
     end_learning_rate: float = 0.0,
 ) -> optax.Schedule:
-    """Linear warmup, then polynomial decay, exactly as BERT's ``create_optimizer``.
+    """Warms up linearly, then decays polynomially, exactly as BERT's ``create_optimizer``.
 
     ::
 
         s < W:  learning_rate s / W
         else:   (learning_rate - end) (1 - min(s, N) / N)^power + end
 
-    The rate of the first step is 0: the moments move, the parameters do not. The decay's clock
-    starts at step 0, not at the end of the warmup, so that the rate drops there by
-    ``learning_rate W / N``; `warmup_polynomial` has no drop. Source: google-research/bert
-    ``optimization.py``; ALBERT's adds the power.
+    The rate of the first step is 0: the moments change, but the parameters do not. The decay is
+    counted from step 0 and not from the end of the warmup, so that the rate drops by
+    ``learning_rate W / N`` at the end of the warmup; `warmup_polynomial` has no drop. The source is
+    ``optimization.py`` of google-research/bert; the power is from that of ALBERT.
 
     Args:
-      learning_rate: the rate the warmup aims at.
-      warmup_steps: W, may be 0.
-      total_steps: N, at least W; the rate stays at ``end_learning_rate`` after it.
+      learning_rate: The learning rate at the end of the warmup, a finite number >= 0.
+      warmup_steps: W, the number of steps of the warmup, a whole number >= 0.
+      total_steps: N, the step at which the decay ends, a whole number >= 1 and >= W. The rate stays
+        constant after it.
+      power: The exponent of the decay, a number > 0; 1 is a linear decay.
+      end_learning_rate: The rate at the end of the decay, a finite number >= 0.
+
+    Returns:
+      A function from the step to the learning rate.
 
     Raises:
-      ArgumentTypeError: an argument is not a number.
-      ArgumentValueError: an argument is out of range.
+      ArgumentTypeError: An argument is not a number, or a number of steps is not a whole number.
+      ArgumentValueError: An argument is out of its range, or ``warmup_steps`` is above
+        ``total_steps``.
+
+    Example:
+      ```python
+      schedule = optim_zoo.schedules.bert_warmup_polynomial(1e-4, warmup_steps=10, total_steps=100)
+      tx = optim_zoo.bert_adamw(schedule)
+      ```
     """
     _check_decay(learning_rate, warmup_steps, total_steps, power, end_learning_rate)
     decay = _polynomial(learning_rate, 0, total_steps, power, end_learning_rate)
@@ -61,12 +90,37 @@ def warmup_polynomial(
     power: float = 1.0,
     end_learning_rate: float = 0.0,
 ) -> optax.Schedule:
-    """`bert_warmup_polynomial` without the drop: the decay's clock starts after the warmup.
+    """Warms up linearly, then decays polynomially from the end of the warmup.
 
     ::
 
         s < W:  learning_rate s / W
         else:   (learning_rate - end) (1 - (min(s, N) - W) / (N - W))^power + end
+
+    It differs from `bert_warmup_polynomial` in that the decay is counted from the end of the
+    warmup, so that the rate does not drop there.
+
+    Args:
+      learning_rate: The learning rate at the end of the warmup, a finite number >= 0.
+      warmup_steps: W, the number of steps of the warmup, a whole number >= 0.
+      total_steps: N, the step at which the decay ends, a whole number >= 1 and >= W. The rate stays
+        constant after it.
+      power: The exponent of the decay, a number > 0; 1 is a linear decay.
+      end_learning_rate: The rate at the end of the decay, a finite number >= 0.
+
+    Returns:
+      A function from the step to the learning rate.
+
+    Raises:
+      ArgumentTypeError: An argument is not a number, or a number of steps is not a whole number.
+      ArgumentValueError: An argument is out of its range, or ``warmup_steps`` is above
+        ``total_steps``.
+
+    Example:
+      ```python
+      schedule = optim_zoo.schedules.warmup_polynomial(1e-3, warmup_steps=10, total_steps=100)
+      tx = optim_zoo.lamb(schedule)
+      ```
     """
     _check_decay(learning_rate, warmup_steps, total_steps, power, end_learning_rate)
     decay = _polynomial(learning_rate, warmup_steps, total_steps, power, end_learning_rate)
@@ -76,12 +130,33 @@ def warmup_polynomial(
 def warmup_cosine(
     learning_rate: float, warmup_steps: int, total_steps: int, end_learning_rate: float = 0.0
 ) -> optax.Schedule:
-    """Linear warmup, then half a cosine (Loshchilov and Hutter, arXiv 1608.03983).
+    """Warms up linearly, then decays by half a cosine (arXiv 1608.03983).
 
     ::
 
         s < W:  learning_rate s / W
         else:   end + (learning_rate - end) (1 + cos(pi (min(s, N) - W) / (N - W))) / 2
+
+    Args:
+      learning_rate: The learning rate at the end of the warmup, a finite number >= 0.
+      warmup_steps: W, the number of steps of the warmup, a whole number >= 0.
+      total_steps: N, the step at which the decay ends, a whole number >= 1 and >= W. The rate stays
+        constant after it.
+      end_learning_rate: The rate at the end of the decay, a finite number >= 0.
+
+    Returns:
+      A function from the step to the learning rate.
+
+    Raises:
+      ArgumentTypeError: An argument is not a number, or a number of steps is not a whole number.
+      ArgumentValueError: An argument is out of its range, or ``warmup_steps`` is above
+        ``total_steps``.
+
+    Example:
+      ```python
+      schedule = optim_zoo.schedules.warmup_cosine(1e-3, warmup_steps=10, total_steps=100)
+      tx = optim_zoo.adamw(schedule)
+      ```
     """
     _check_decay(learning_rate, warmup_steps, total_steps, 1.0, end_learning_rate)
 
@@ -104,8 +179,8 @@ def _polynomial(
 
 
 def _share_left(step: jax.Array, start: int, total_steps: int) -> jax.Array:
-    """1 at ``start``, 0 from ``total_steps`` on."""
-    # Not 1 - s / N: compiled, that is s times a rounded 1 / N, and below 0 at s = N for some N.
+    """Returns the share of the decay that is left: 1 at ``start``, 0 from ``total_steps`` on."""
+    # Not 1 - s / N: XLA multiplies s by a rounded 1 / N, which is below 0 at s = N for some N.
     return (total_steps - jnp.clip(step, start, total_steps)) / max(total_steps - start, 1)
 
 
@@ -150,21 +225,36 @@ SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = MappingProxyType(
 
 
 class Stage(NamedTuple):
-    """A stage of training with its own batch size: its length and its schedule."""
+    """A stage of training, with its own batch size and schedule."""
 
-    steps: int
-    schedule: optax.Schedule  # of the step counted from the start of the stage
+    steps: int  # its length, >= 1
+    schedule: optax.Schedule  # of the step, counted from the start of the stage
 
 
 def mixed_batch(stages: Sequence[Stage]) -> optax.Schedule:
-    """Stages one after another, each with its own warmup from zero.
+    """Joins the schedules of stages, each with its own warmup from zero.
 
-    The LAMB paper trains BERT with batch 64k on short sequences, then 32k on long ones, and warms
-    up again where the second stage starts, because the problem has changed (arXiv 1904.00962,
-    section 4.1, mixed-batch training).
+    The LAMB paper trains BERT with batches of 64k short sequences, then with batches of 32k long
+    ones. It warms up again at the start of the second stage, because the problem has changed (arXiv
+    1904.00962, section 4.1, mixed-batch training).
+
+    Args:
+      stages: The stages in their order.
+
+    Returns:
+      A function from the step to the learning rate.
 
     Raises:
-      ArgumentValueError: there is no stage, or one has no steps.
+      ArgumentValueError: There is no stage, or a stage has no steps.
+
+    Example:
+      ```python
+      stages = [
+          optim_zoo.schedules.Stage(90, optim_zoo.schedules.warmup_polynomial(1e-3, 10, 90)),
+          optim_zoo.schedules.Stage(10, optim_zoo.schedules.warmup_polynomial(5e-4, 2, 10)),
+      ]
+      tx = optim_zoo.lamb(optim_zoo.schedules.mixed_batch(stages))
+      ```
     """
     if not stages:
         raise ArgumentValueError(
@@ -187,12 +277,58 @@ def mixed_batch(stages: Sequence[Stage]) -> optax.Schedule:
 
 
 def scale_linearly(learning_rate: float, batch_size: int, base_batch_size: int) -> float:
-    """learning_rate batch_size / base_batch_size (Goyal et al., arXiv 1706.02677)."""
+    """Scales a learning rate in proportion to the batch size (arXiv 1706.02677).
+
+    ::
+
+        learning_rate batch_size / base_batch_size
+
+    Args:
+      learning_rate: The learning rate that was tuned at ``base_batch_size``, a finite number >= 0.
+      batch_size: The batch size to train with, a whole number >= 1.
+      base_batch_size: The batch size of ``learning_rate``, a whole number >= 1.
+
+    Returns:
+      The scaled learning rate.
+
+    Raises:
+      ArgumentTypeError: An argument is not a number, or a batch size is not a whole number.
+      ArgumentValueError: An argument is out of its range.
+
+    Example:
+      ```python
+      rate = optim_zoo.schedules.scale_linearly(0.1, batch_size=8192, base_batch_size=256)
+      tx = optim_zoo.sgd(rate)
+      ```
+    """
     return learning_rate * _batch_ratio(learning_rate, batch_size, base_batch_size)
 
 
 def scale_by_square_root(learning_rate: float, batch_size: int, base_batch_size: int) -> float:
-    """learning_rate sqrt(batch_size / base_batch_size) (Krizhevsky, arXiv 1404.5997)."""
+    """Scales a learning rate by the square root of the batch size (arXiv 1404.5997).
+
+    ::
+
+        learning_rate sqrt(batch_size / base_batch_size)
+
+    Args:
+      learning_rate: The learning rate that was tuned at ``base_batch_size``, a finite number >= 0.
+      batch_size: The batch size to train with, a whole number >= 1.
+      base_batch_size: The batch size of ``learning_rate``, a whole number >= 1.
+
+    Returns:
+      The scaled learning rate.
+
+    Raises:
+      ArgumentTypeError: An argument is not a number, or a batch size is not a whole number.
+      ArgumentValueError: An argument is out of its range.
+
+    Example:
+      ```python
+      rate = optim_zoo.schedules.scale_by_square_root(1e-3, batch_size=8192, base_batch_size=512)
+      tx = optim_zoo.lamb(rate)
+      ```
+    """
     return learning_rate * math.sqrt(_batch_ratio(learning_rate, batch_size, base_batch_size))
 
 
@@ -204,13 +340,13 @@ def _batch_ratio(learning_rate: float, batch_size: int, base_batch_size: int) ->
 
 
 class Recipe(NamedTuple):
-    """What the LAMB paper sets for a batch size."""
+    """The settings of the LAMB paper for one batch size; see `lamb_recipe`."""
 
     learning_rate: float
-    warmup_ratio: float  # the share of all steps
+    warmup_ratio: float  # the share of the warmup in all steps
 
     def warmup_steps(self, total_steps: int) -> int:
-        """The warmup in steps, rounded."""
+        """Returns the number of steps of the warmup, rounded."""
         return round(self.warmup_ratio * total_steps)
 
 
@@ -218,18 +354,33 @@ LAMB_BATCH_SIZES = tuple(512 * 2**k for k in range(7))
 
 
 def lamb_recipe(batch_size: int) -> Recipe:
-    """The LAMB paper's recipe for BERT as a function of the batch size.
+    """Returns the LAMB paper's settings for BERT at a batch size (arXiv 1904.00962, table 4).
 
     ::
 
         batch size 512 2^k, k = 0..6:
         learning rate = 5 / (2^(3 - k/2) 10^3),   warmup ratio = 2^k / 320
 
-    Square-root scaling of the rate and linear-epoch warmup, from batch 512 to 32,768 without
-    tuning (arXiv 1904.00962, table 4).
+    The paper scales the learning rate by the square root of the batch size, and the warmup
+    linearly, from batch size 512 to 32,768 without further tuning.
+
+    Args:
+      batch_size: One of 512, 1024, 2048, 4096, 8192, 16384 and 32768.
+
+    Returns:
+      The learning rate and the share of the warmup in all steps.
 
     Raises:
-      ArgumentValueError: the batch size is none of the seven.
+      ArgumentValueError: ``batch_size`` is not one of the seven.
+
+    Example:
+      ```python
+      recipe = optim_zoo.schedules.lamb_recipe(4096)
+      schedule = optim_zoo.schedules.warmup_polynomial(
+          recipe.learning_rate, recipe.warmup_steps(1000), 1000
+      )
+      tx = optim_zoo.lamb(schedule)
+      ```
     """
     if batch_size not in LAMB_BATCH_SIZES:
         sizes = ", ".join(map(str, LAMB_BATCH_SIZES))

@@ -1,4 +1,4 @@
-"""Leaf paths, and functions of arrays lifted to trees once."""
+"""Paths of leaves, and functions of arrays that are lifted to trees."""
 
 import sys
 from collections import Counter
@@ -12,12 +12,12 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, KeyPath, Seque
 
 from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 
-Tree = Any  # any pytree; the signature that uses it says what its leaves are
+Tree = Any  # a pytree; the docstring that uses it says what its leaves are
 
 _COMPLEX_ADVICE = "store the real and imaginary parts as separate arrays"
 
-# Flax wraps arrays in variables or metadata boxes. Their field ``value`` is not part of a path.
-# They are looked up where Flax has already been imported, because the core must not import it.
+# Flax wraps arrays in variables or metadata boxes, whose field ``value`` is not part of a path.
+# The types are looked up in Flax only if it is already imported: the core must not import it.
 _BOXES = (("flax.nnx", "Variable"), ("flax.core.meta", "AxisMetadata"))
 
 
@@ -28,14 +28,17 @@ def leaves_with_path(
 
     A path is the keys, attributes and indices from the root to the leaf, joined by ``/``:
     ``encoder/layer_0/attention/query/kernel``. The field ``value`` of a Flax variable
-    (``nnx.Variable``) or metadata box (``flax.core.meta.AxisMetadata``: ``nn.Partitioned`` and
-    ``nn.LogicallyPartitioned``) is left out, also where it is not the last key, so that a dict of
-    arrays, a dict of boxes and an ``nnx.State`` of the same model have the same paths. A field
-    ``value`` of any other node is part of the path.
+    (``nnx.Variable``) or metadata box (``flax.core.meta.AxisMetadata``, such as ``nn.Partitioned``
+    and ``nn.LogicallyPartitioned``) is left out of the path, wherever in the path it is. A dict of
+    arrays, a dict of boxes and an ``nnx.State`` of the same model therefore have the same paths. A
+    field ``value`` of any other node is part of the path.
 
     Args:
-      tree: any pytree.
-      is_leaf: as in ``jax.tree.leaves``.
+      tree: A pytree.
+      is_leaf: A function from a node to whether it is a leaf, as in ``jax.tree.leaves``.
+
+    Returns:
+      Pairs of path and leaf.
     """
     named = _leaves_with_keys(tree, is_leaf or (lambda _: False))
     return [("/".join(map(_key_name, path)), leaf) for path, leaf in named]
@@ -65,7 +68,7 @@ def _box_types() -> tuple[type, ...]:
 
 
 def is_box(node: Any) -> bool:
-    """Whether ``node`` is a variable or a metadata box of Flax, which holds one array or tree."""
+    """Returns whether ``node`` is a variable or a metadata box of Flax."""
     return isinstance(node, _box_types())
 
 
@@ -88,7 +91,7 @@ def by_path(tree: Tree) -> dict[str, Any]:
     """Returns the leaves of ``tree``, keyed by path.
 
     Raises:
-      ValueError: two leaves have the same path, as in ``{"a/b": x, "a": {"b": y}}``.
+      ArgumentValueError: Two leaves have the same path, as in ``{"a/b": x, "a": {"b": y}}``.
     """
     leaves = leaves_with_path(tree)
     check_distinct([path for path, _ in leaves])
@@ -96,7 +99,7 @@ def by_path(tree: Tree) -> dict[str, Any]:
 
 
 def check_distinct(paths: list[str]) -> None:
-    """Raises `ArgumentValueError` where a path occurs more than once."""
+    """Raises `ArgumentValueError` if a path occurs more than once."""
     twice = sorted(path for path, count in Counter(paths).items() if count > 1)
     if twice:
         raise ArgumentValueError(
@@ -111,7 +114,7 @@ def check_distinct(paths: list[str]) -> None:
 def map_with_path(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     """Returns a tree of ``function(path, leaf, *leaves_of_rest)``, one for each leaf of ``tree``.
 
-    ``rest`` may hold whole subtrees where ``tree`` has leaves.
+    The trees in ``rest`` may hold whole subtrees where ``tree`` has leaves.
     """
     leaves = leaves_with_path(tree)
     structure: Any = jax.tree.structure(tree)
@@ -127,9 +130,9 @@ def map_to_several(
     *rest: Tree,
     is_leaf: Callable[[Any], bool] | None = None,
 ) -> tuple[Tree, ...]:
-    """Maps a function that returns ``outputs`` values, and gives back as many trees.
+    """Maps a function that returns ``outputs`` values, and returns that many trees.
 
-    ``rest`` may hold whole subtrees where ``tree`` has leaves.
+    The trees in ``rest`` may hold whole subtrees where ``tree`` has leaves.
     """
     leaves = jax.tree.leaves(tree, is_leaf=is_leaf)
     structure: Any = jax.tree.structure(tree, is_leaf=is_leaf)
@@ -139,23 +142,23 @@ def map_to_several(
 
 
 def is_partial(tree: Tree) -> bool:
-    """Whether ``tree`` is empty or a part of a larger one, as ``optax.masked`` hands it on."""
+    """Returns whether ``tree`` is empty, or a part of a larger tree, as under ``optax.masked``."""
     leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     return not leaves or any(isinstance(leaf, optax.MaskedNode) for leaf in leaves)
 
 
 def wide(x: jax.typing.ArrayLike) -> jax.Array:
-    """Returns ``x`` in float32, or unchanged if its dtype is wider."""
+    """Returns ``x`` in float32, or unchanged where its dtype is wider."""
     x = jnp.asarray(x)
     return x.astype(wide_dtype(x))
 
 
 @jax.custom_jvp
 def root(x: jax.Array) -> jax.Array:
-    """Returns the square root, whose derivative at 0 is 0 and not infinite.
+    """Returns the square root, with a derivative of 0 instead of infinity at 0.
 
-    A gradient through an optimizer's update stays finite where a gradient, and so its second
-    moment or its norm, is 0. The value is that of ``jnp.sqrt``, computed by the same instructions.
+    Gradients through the update of an optimizer thus stay finite where a gradient, and so its
+    second moment or its norm, is 0. The value and its compiled program are those of ``jnp.sqrt``.
     """
     return jnp.sqrt(x)
 
@@ -168,10 +171,10 @@ def _root_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
 
 
 def wide_dtype(x: jax.typing.ArrayLike) -> jnp.dtype:
-    """The dtype arithmetic on ``x`` is done in: float32, or wider where ``x`` is wider.
+    """Returns the dtype in which arithmetic on ``x`` is done: float32, or that of ``x`` if wider.
 
     Raises:
-      TypeError: ``x`` is complex; squares and norms here are those of real numbers.
+      ArgumentTypeError: ``x`` is complex; squares and norms here are those of real numbers.
     """
     if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
         raise ArgumentTypeError(
@@ -188,7 +191,7 @@ def check_floating(params: Tree) -> None:
     """Raises unless every leaf of ``params`` is a real floating-point array.
 
     Raises:
-      TypeError: one is not; its path and dtype are named.
+      ArgumentTypeError: A leaf is not. The message names its path and dtype.
     """
     for path, x in leaves_with_path(params):
         dtype = jnp.result_type(x)
@@ -209,8 +212,9 @@ def check_floating(params: Tree) -> None:
 
 
 def varying_axes(x: jax.typing.ArrayLike) -> frozenset[str]:
-    """The mesh axes that ``x`` varies over by its type under ``shard_map``.
+    """Returns the mesh axes over which ``x`` varies by its type under ``shard_map``.
 
-    Empty under ``jit`` and ``pmap``, and with ``check_vma=False``, which does not record them.
+    The result is empty under ``jit`` and ``pmap``, and with ``check_vma=False``, where types do not
+    record it.
     """
     return frozenset(jax.typeof(x).manual_axis_type.varying)

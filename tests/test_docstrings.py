@@ -1,4 +1,4 @@
-"""The docstring of every public optimizer and piece is complete, and its example runs."""
+"""The docstrings of optimizers, pieces and schedules are complete, and their examples run."""
 
 import inspect
 import re
@@ -10,19 +10,26 @@ import optax
 import pytest
 
 import optim_zoo
-from optim_zoo import registry
+from optim_zoo import registry, schedules
 
 SECTIONS = ("Args", "Returns", "Raises", "Example")
 PARAMS = {"stack": jnp.ones((2, 3, 4)), "norm": jnp.ones(4), "bias": jnp.ones(4)}
 # Words that plain English has no need of here, by the vocabulary of the documentation.
 UNWANTED = re.compile(r"\b(told|beside|so far|as it is|goes on from|borne|lies in)\b")
+SCHEDULES = [
+    schedules.bert_warmup_polynomial, schedules.constant, schedules.lamb_recipe,
+    schedules.mixed_batch, schedules.scale_by_square_root, schedules.scale_linearly,
+    schedules.warmup_cosine, schedules.warmup_polynomial,
+]  # fmt: skip
 PENDING = {"clip_by_global_norm", "scale_by_lars_trust_ratio", "scale_by_trust_ratio"}
-every = pytest.mark.parametrize("name", sorted(set(registry.__all__) - PENDING))
+PUBLIC = {name: getattr(optim_zoo, name) for name in sorted(set(registry.__all__) - PENDING)}
+PUBLIC |= {f"schedules.{schedule.__name__}": schedule for schedule in SCHEDULES}
+every = pytest.mark.parametrize("name", PUBLIC)
 
 
 def _sections(name: str) -> dict[str, str]:
     """The text before the first section, and that of each section without its indentation."""
-    doc = inspect.getdoc(getattr(optim_zoo, name)) or ""
+    doc = inspect.getdoc(PUBLIC[name]) or ""
     parts = re.split(rf"^({'|'.join(SECTIONS)}):\n", doc, flags=re.MULTILINE)
     titles, texts = parts[1::2], parts[2::2]
     assert [s for s in SECTIONS if s in titles] == titles
@@ -30,15 +37,13 @@ def _sections(name: str) -> dict[str, str]:
 
 
 def _items(section: str) -> list[str]:
-    return re.findall(r"^\*?(\w+): [A-Z`]", section, re.MULTILINE)
+    return re.findall(r"^\*?(\w+): [\w`]", section, re.MULTILINE)
 
 
 @every
 def test_every_argument_is_described(name: str) -> None:
     sections = _sections(name)
-    assert _items(sections.get("Args", "")) == list(
-        inspect.signature(getattr(optim_zoo, name)).parameters
-    )
+    assert _items(sections.get("Args", "")) == list(inspect.signature(PUBLIC[name]).parameters)
     assert sections["Returns"].strip()
     errors = _items(sections["Raises"])
     assert set(errors) <= {"ArgumentValueError", "ArgumentTypeError"}
@@ -46,12 +51,12 @@ def test_every_argument_is_described(name: str) -> None:
 
 
 @every
-def test_the_summary_is_one_sentence_and_begins_with_a_verb(name: str) -> None:
+def test_the_summary_is_one_sentence_that_begins_with_a_verb(name: str) -> None:
     summary, blank, *_ = [*_sections(name)[""].splitlines(), ""]
     assert re.fullmatch(r"[A-Z][a-z]+s .*\.", summary)
     assert ". " not in summary
     assert not blank
-    assert not UNWANTED.search(inspect.getdoc(getattr(optim_zoo, name)) or "")
+    assert not UNWANTED.search(inspect.getdoc(PUBLIC[name]) or "")
 
 
 @every

@@ -147,7 +147,7 @@ def test_decay_before_the_step_and_its_inner_state() -> None:
     params = run.flax("params0")
     tx = ports.timm.Lamb(decoupled_decay=True)
     state = ports.from_state_dict(tx, run.state_dict, params, names=run.names)
-    assert state.count == 10
+    assert state.step == 10
     assert optax.tree.get(state, "ScaleByAdamState").count == 10
 
 
