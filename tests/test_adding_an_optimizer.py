@@ -172,7 +172,7 @@ INSERTED: Mapping[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-def test_the_files_are_those_of_the_documented_list() -> None:
+def test_the_files_are_those_that_the_documentation_lists() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     _, _, after = page.partition("## To add an optimizer, touch these files\n")
     documented = re.findall(r"^\d\. `([^`]+)`", after.partition("\n## ")[0], flags=re.MULTILINE)
@@ -189,7 +189,7 @@ def test_the_files_are_those_of_the_documented_list() -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package and its tests, with the optimizer."""
+    """Returns a copy of the package and its tests, to which the optimizer was added."""
     root = tmp_path_factory.mktemp("copy")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, root / folder)
@@ -243,8 +243,8 @@ def test_the_commands_know_it(copy: Path) -> None:
     assert "no trajectory is recorded for toy" in done.stderr
 
 
-def test_its_tests_and_the_shared_ones_pass(copy: Path) -> None:
-    """Of the shared tests those of this optimizer, and those of the registry and the names."""
+def test_its_own_tests_and_the_shared_tests_pass(copy: Path) -> None:
+    """The shared tests are those of this optimizer, of the registry and of public names."""
     done = _python(
         copy, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-n", "0",
         "tests/optimizers/test_toy.py", "tests/test_bad_input.py", "tests/test_catalogue.py",

@@ -1,4 +1,4 @@
-"""Bad input fails at once, with a message that says what was expected and what came."""
+"""Bad input fails at once, with a message that says what was expected and what was received."""
 
 import inspect
 import re
@@ -35,7 +35,7 @@ def _update(tx: optax.GradientTransformation, grads: Any, *params: Any) -> Any:
 
 
 def _make(name: str, **arguments: Any) -> optax.GradientTransformation:
-    """An optimizer of the registry, around a transformation where it wraps one."""
+    """Returns an optimizer of the registry, with a transformation to wrap where it needs one."""
     constructor = registry.OPTIMIZERS[name].constructor
     takes = inspect.signature(constructor).parameters
     if "learning_rate" in takes:
@@ -239,7 +239,7 @@ TABLE: list[Row] = [
      "^dampening cannot be combined with ema, got 0.5"),
     ("sgd-dampening", lambda: oz.sgd(0.1, 0.9, dampening=2), ValueError,
      r"^dampening must be in \[0, 1\], got 2"),
-    # Lookahead and what wraps.
+    # Lookahead and other wrappers.
     ("sync-0", lambda: oz.lookahead(oz.sgd(0.1), 0), ValueError,
      "^sync_period must be >= 1, got 0"),
     ("sync-2.5", lambda: oz.lookahead(oz.sgd(0.1), 2.5), TypeError,  # type: ignore[arg-type]
@@ -422,17 +422,17 @@ def test_bad_input(call: Callable[[], Any], error: type[Exception], message: str
         call()
 
 
-def test_every_row_has_a_name_of_its_own() -> None:
+def test_every_row_has_a_distinct_name() -> None:
     names = [name for name, *_ in TABLE]
     assert len(set(names)) == len(names) >= 60
 
 
-# Ranges are of numbers only: what is traced has no value yet.
+# Only numbers have a range: a traced array has no value yet.
 
 
 @pytest.mark.parametrize("name", registry.OPTIMIZERS)
 def test_traced_hyperparameters_pass(name: str) -> None:
-    """Out of every range, each by itself."""
+    """Each is outside its range, and is tested alone."""
     takes = inspect.signature(registry.OPTIMIZERS[name].constructor).parameters
     numbers = [k for k, p in takes.items() if isinstance(p.default, float) or k == "learning_rate"]
     assert numbers
@@ -476,7 +476,7 @@ def test_a_port_makes_the_same_chain_of_a_known_and_of_a_traced_zero() -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), updates, expected)
 
 
-# Ports keep what tells them apart.
+# Ports keep their names and arguments.
 
 
 def test_ports_keep_their_signatures() -> None:
@@ -503,10 +503,10 @@ def _ports() -> Iterator[Callable[..., Any]]:
         if name in ("learning_rate", "lr", "init_lr")
     ],
 )
-def test_ports_speak_the_words_of_their_sources(port: Callable[..., Any], name: str) -> None:
-    """Whatever a port calls its learning rate, an error about it has that name."""
+def test_ports_use_the_names_of_their_sources(port: Callable[..., Any], name: str) -> None:
+    """An error about the learning rate uses the name that the port has for it."""
     takes = inspect.signature(port).parameters
-    # What some of them cannot do without.
+    # Arguments that some ports require.
     others = {"weight_decay": 0.1, "momentum": 0.9, "num_train_steps": 9, "num_warmup_steps": 2}
     arguments = {k: v for k, v in others.items() if k in takes}
     with pytest.raises(ValueError, match=rf"^{name} must be in \[0, inf\), got -2.0$"):

@@ -12,7 +12,7 @@ PORTS = [f"{library}.{name}" for library, made in catalogue.libraries().items() 
 
 
 def test_every_optimizer_begins_a_line_of_the_table() -> None:
-    """So that `optim-zoo list | cut -d' ' -f1` gives the names."""
+    """Thus `optim-zoo list | cut -d' ' -f1` prints the names."""
     of_zoo, of_ports = catalogue.table().split("\n\n")
     assert [line.split()[0] for line in of_zoo.splitlines()] == list(registry.OPTIMIZERS)
     for line, entry in zip(of_zoo.splitlines(), registry.OPTIMIZERS.values(), strict=True):
@@ -32,12 +32,12 @@ def test_the_columns_are_aligned() -> None:
 def test_the_table_fits_a_terminal(width: int) -> None:
     wrapped = catalogue.table(width)
     assert max(map(len, wrapped.splitlines())) <= width
-    # Nothing is lost by wrapping.
+    # Wrapping loses no word.
     assert sorted(wrapped.split()) == sorted(catalogue.table().split())
 
 
 def test_every_port_is_listed() -> None:
-    """Those without a recorded case would be missing."""
+    """A port without a recorded case would be missing."""
     for library in MODULES:
         module = getattr(ports, library)
         public = {
@@ -94,7 +94,7 @@ def test_a_page_says_to_how_many_digits_cases_agree() -> None:
     lamb = catalogue.page("lamb")
     assert "      9 digits, float64: optax_lamb, optax_lamb_excl, optax_lamb_wd0\n" in lamb
     assert "      4 digits, float32: dle_tf_bert_lamb\n" in lamb  # within 2e-5
-    # The reference itself has no more, which is less than the tolerance of the case.
+    # The reference repeats itself to no more digits, which is fewer than the tolerance asks for.
     assert "      5 digits, float64: po_lamb_prenorm" in catalogue.page("pytorch_optimizer.Lamb")
 
 

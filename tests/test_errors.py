@@ -32,7 +32,7 @@ from optim_zoo import (
 from optim_zoo.errors import ArgumentError, ArgumentTypeError, ArgumentValueError, UserError
 from tests import pieces
 
-# The parts
+# The parts of an error
 
 
 def test_an_error_is_made_of_its_parts() -> None:
@@ -65,7 +65,7 @@ def test_how_a_received_value_is_shown(received: Any, shown: str) -> None:
     assert str(ArgumentValueError("x", "be right", received)) == f"x must be right, got {shown}"
 
 
-def test_a_renamed_error_speaks_of_the_new_name_throughout() -> None:
+def test_a_renamed_error_uses_the_new_name_everywhere() -> None:
     error = ArgumentValueError(
         "b1", "be small", 3, "lower it", "{argument}: 3; {argument}: 4", ["b2"], "adam"
     )
@@ -126,7 +126,7 @@ EXAMPLES: list[Exception] = [
 @pytest.mark.parametrize(
     "copied", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))]
 )
-def test_errors_are_copied_and_pickled_whole(
+def test_errors_are_copied_and_pickled_with_all_parts(
     error: Exception, copied: Callable[[Exception], Exception]
 ) -> None:
     again = copied(error)
@@ -149,7 +149,7 @@ def _refused(value: float) -> None:
     raise ArgumentValueError("value", "be in [0, 1)", value, "lower it")
 
 
-def test_an_error_of_a_worker_process_comes_whole() -> None:
+def test_an_error_of_a_worker_process_keeps_all_parts() -> None:
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
         error = pool.submit(_refused, 2.0).exception(timeout=120)
@@ -167,13 +167,13 @@ def test_a_cause_is_kept() -> None:
     assert isinstance(caught.value.__cause__, ValueError)
 
 
-def test_a_user_error_is_no_error_of_an_argument() -> None:
-    """A check that turns a `ValueError` into a `UserError` lets one pass."""
+def test_a_user_error_is_not_an_argument_error() -> None:
+    """A check that turns a `ValueError` into a `UserError` lets a `UserError` pass."""
     assert not issubclass(UserError, (ValueError, TypeError))
     assert not issubclass(ArgumentError, UserError)
 
 
-# Who raises them
+# Where they are raised
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def _constructors() -> Iterator[tuple[str, Callable[..., Any]]]:
                 yield f"{library.__name__.rpartition('.')[2]}.{name}", value
 
 
-# What some of them cannot do without, and a switch without which a number is not used.
+# Arguments that some constructors require, and a switch without which a number is not used.
 _NEEDED: dict[str, Any] = {"weight_decay": 0.1, "momentum": 0.9, "num_train_steps": 9}
 _NEEDED |= {"num_warmup_steps": 2, "total_steps": 9, "max_grad_norm": 1.0, "learning_rate": 0.1}
 _NEEDED |= {"pre_norm": True, "lr": 0.1, "init_lr": 0.1, "beta_1": 0.9, "beta_2": 0.99}
@@ -269,7 +269,7 @@ _DTYPES = {"momentum": "bfloat16"}
 
 
 def _wrong(name: str, parameter: inspect.Parameter) -> Any:
-    """A value out of range where the parameter is a number or a pair of numbers, else None."""
+    """Returns a value out of range if the parameter is a number or a pair of them, else None."""
     if isinstance(parameter.default, bool) or name in ("name", "seed"):
         return None
     if name == "betas":
@@ -279,12 +279,12 @@ def _wrong(name: str, parameter: inspect.Parameter) -> Any:
     return (-2 if whole else -2.0) if numbers else None
 
 
-# Numbers that have no range: a port takes them as its source does, or does not support them.
+# Numbers without a range: a port accepts what its source does, or does not support them.
 _WITHOUT_RANGE = {"ema_momentum", "output_axis", "pytorch_optimizer.Lamb-n_sma_threshold"}
 
 
 def _arguments(constructor: Callable[..., Any]) -> dict[str, Any]:
-    """What the constructor cannot do without."""
+    """Returns the arguments that the constructor requires."""
     takes = inspect.signature(constructor).parameters
     arguments = {k: v for k, v in _NEEDED.items() if k in takes}
     if first := set(takes) & {"inner", "base", "optimizer", "base_optimizer"}:
@@ -303,7 +303,7 @@ def _arguments(constructor: Callable[..., Any]) -> dict[str, Any]:
         if _wrong(name, parameter) is not None and not {name, f"{label}-{name}"} & _WITHOUT_RANGE
     ],
 )
-def test_what_is_out_of_range_is_an_error_about_the_argument_as_the_caller_wrote_it(
+def test_a_value_out_of_range_is_an_error_about_the_argument_of_the_caller(
     constructor: Callable[..., Any], name: str
 ) -> None:
     arguments = _arguments(constructor)
@@ -316,7 +316,7 @@ def test_what_is_out_of_range_is_an_error_about_the_argument_as_the_caller_wrote
 
 
 def _paths(constructor: Callable[..., Any]) -> Iterator[tuple[str, Any, type[ArgumentError]]]:
-    """Arguments made of path patterns, with wrong values and what is raised."""
+    """Yields arguments that are path patterns, with wrong values and the error of each."""
     for name in inspect.signature(constructor).parameters:
         if name.startswith("exclude") or name == "skip_list":
             if inspect.signature(constructor).parameters[name].default is not None:
@@ -352,26 +352,26 @@ def _paths(constructor: Callable[..., Any]) -> Iterator[tuple[str, Any, type[Arg
         for i, row in enumerate(_paths(constructor))
     ],
 )
-def test_wrong_patterns_are_an_error_about_the_argument_as_the_caller_wrote_it(
+def test_wrong_patterns_are_an_error_about_the_argument_of_the_caller(
     constructor: Callable[..., Any], name: str, value: Any, kind: type[ArgumentError]
 ) -> None:
-    """Some are found in ``init`` only, when the function that named them has long returned."""
+    """Some are found only in ``init``, after the function that named them has returned."""
     with pytest.raises(kind) as caught:
         constructor(**_arguments(constructor) | {name: value}).init({"a": jnp.ones(2)})
     assert caught.value.argument == name
     assert str(caught.value).startswith(name) or name == "dtypes"  # which names the field
 
 
-# Nobody reads their text
+# No code reads their text
 
 ROOT = Path(oz.__file__).parent
-# The one place that may, and says why: the errors of other libraries that carry nothing else.
+# The only file that may: errors of other libraries carry nothing but text.
 READS_FOREIGN_TEXT = "train/foreign_errors.py"
 
 _TEXTS = {"args", "message", "msg", "strerror", "error_message", "sentence", "advice", "expected"}
 _NAMES = {"error", "err", "exc", "exception", "cause"}  # of parameters that are exceptions
 _CAUSES = {"__cause__", "__context__"}
-_TAKES_TEXT = {"print", "say", "_line", "leave"}  # beside the constructors of exceptions
+_TAKES_TEXT = {"print", "say", "_line", "leave"}  # next to the constructors of exceptions
 
 
 def _called(node: ast.Call) -> str:

@@ -20,13 +20,13 @@ OPTIMIZERS_AND_PIECES = ("optim_zoo.optimizers.", "optim_zoo.transforms.")
 CORE = [
     importlib.import_module(info.name)
     for info in pkgutil.walk_packages(optim_zoo.__path__, "optim_zoo.")
-    # The main job needs the extras and has no names for others to build on.
+    # The training job needs the extras and has no public names.
     if not info.name.startswith(("optim_zoo.train", "optim_zoo.lab", "optim_zoo.cli"))
 ]
 
 
 def _imported(module: ModuleType) -> Iterator[tuple[str, str]]:
-    """The module and the name of everything that ``module`` imports from others."""
+    """Yields the module and the name of everything that ``module`` imports from others."""
     assert module.__file__
     for node in ast.parse(Path(module.__file__).read_text("utf-8")).body:
         if isinstance(node, ast.ImportFrom):
@@ -64,7 +64,7 @@ def test_nothing_else_is_at_top_level() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
 def test_mypy_knows_the_signatures(strict: bool, tmp_path: Path) -> None:
-    """Of what the star import makes public, as a user's own check sees it."""
+    """A user's type checker sees the signatures of the names from the star import."""
     user = tmp_path / "user.py"
     user.write_text(
         "import optim_zoo\n"
@@ -90,7 +90,7 @@ def test_mypy_knows_the_signatures(strict: bool, tmp_path: Path) -> None:
 
 
 def test_the_piece_of_an_optimizer_is_public() -> None:
-    """``scale_by_x`` of ``x``, whichever of the two folders it is in."""
+    """The piece of ``x`` is ``scale_by_x``, in either of the two folders."""
     found = []
     for module in CORE:
         if module.__name__.startswith(OPTIMIZERS_AND_PIECES):
@@ -102,7 +102,7 @@ def test_the_piece_of_an_optimizer_is_public() -> None:
 
 
 @pytest.mark.parametrize("module", CORE, ids=lambda module: module.__name__)
-def test_everything_public_says_what_it_is(module: ModuleType) -> None:
+def test_everything_public_has_a_docstring(module: ModuleType) -> None:
     assert module.__doc__
     for name, value in vars(module).items():
         own = getattr(value, "__module__", None) == module.__name__

@@ -21,7 +21,7 @@ def test_numbers_outside_raise(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["0.5", None, True, [0.5], 1j])
-def test_what_is_no_number_raises(value: Any) -> None:
+def test_other_types_raise(value: Any) -> None:
     with pytest.raises(TypeError, match="b1 must be a number"):
         ranges.check("b1", value, 0.0, 1.0)
 

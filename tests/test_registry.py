@@ -1,8 +1,8 @@
-"""What the registry holds, and what proves that an optimizer computes what it says.
+"""The contents of the registry, and the proofs that an optimizer computes what it should.
 
 Every optimizer has an independent implementation in ``tests/reference`` and a test in
 ``tests/optimizers`` that follows it in float64. Recorded trajectories of the code that an optimizer
-agrees with come on top of that, where there are any.
+agrees with are further proofs, where they exist.
 """
 
 import ast
@@ -34,7 +34,7 @@ EVERY_PROOF = [
 
 
 def test_every_optimizer_is_registered() -> None:
-    """One file each, of the same name."""
+    """Each has a file of its name."""
     files = (TESTS.parent / "optim_zoo" / "optimizers").glob("*.py")
     assert list(registry.OPTIMIZERS) == sorted({file.stem for file in files} - {"__init__"})
 
@@ -74,7 +74,7 @@ def test_example_makes_an_optimizer(entry: registry.Entry) -> None:
 
 @entries
 def test_every_optimizer_has_an_independent_reference(entry: registry.Entry) -> None:
-    """In float64 NumPy, without JAX, optax or this package."""
+    """The reference uses float64 NumPy, not JAX, optax or this package."""
     source = ast.parse((TESTS / "reference" / f"{entry.name}.py").read_text("utf-8"))
     nodes = [node for node in ast.walk(source) if isinstance(node, ast.Import | ast.ImportFrom)]
     imported = {
@@ -92,7 +92,7 @@ def test_every_optimizer_has_an_independent_reference(entry: registry.Entry) -> 
 
 @entries
 def test_the_test_of_every_optimizer_follows_its_reference(entry: registry.Entry) -> None:
-    """It passes what ``reference.x`` returns to `assert_same_path`."""
+    """The test passes what ``reference.x`` returns to `assert_same_path`."""
     source = ast.parse((TESTS / "optimizers" / f"test_{entry.name}.py").read_text("utf-8"))
     imports = [
         ast.unparse(node) for node in source.body if isinstance(node, ast.Import | ast.ImportFrom)
@@ -110,8 +110,8 @@ def test_the_test_of_every_optimizer_follows_its_reference(entry: registry.Entry
 def test_every_optimizer_follows_its_reference_with_default_arguments(
     name: str, rng: np.random.Generator
 ) -> None:
-    """So the two have the same defaults, too. Where one wraps another, its own test says how."""
-    # 13 steps: two periods of a Lookahead. Paths that no optimizer excludes by default.
+    """Their defaults are thus the same. Optimizers that wrap another have their own tests."""
+    # 13 steps are two periods of Lookahead. No optimizer excludes these paths by default.
     params, grads = problem(rng, steps=13)
     paths = dict(zip(params, "abcdef", strict=True))
     params, *grads = ({paths[k]: x for k, x in tree.items()} for tree in (params, *grads))

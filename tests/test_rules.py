@@ -43,7 +43,7 @@ def test_every_uncovered_leaf_is_named() -> None:
         rules.assign("x", [("LayerNorm", 1)], PARAMS)
 
 
-def test_a_string_is_no_list_of_patterns() -> None:
+def test_a_string_is_not_a_list_of_patterns() -> None:
     with pytest.raises(TypeError, match=r"got the string 'bias': write \['bias'\]"):
         rules.check_patterns("exclude", "bias")
     for patterns in (None, [1], {"a"}):

@@ -9,12 +9,12 @@ import pytest
 
 from optim_zoo import schedules
 
-# A schedule is evaluated in float32: the tolerance is a few of its roundings.
+# A schedule is evaluated in float32, and the tolerance is a few roundings.
 RTOL = 5e-7
 
 
 def _values(schedule: optax.Schedule, steps: int) -> np.ndarray:
-    """The rates of the first steps as a compiled training loop sees them, from a traced step."""
+    """Returns the rates of the first steps as a compiled training loop computes them."""
     traced = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(steps)))
     eager = np.asarray([schedule(step) for step in range(steps)])
     np.testing.assert_allclose(traced, eager, rtol=RTOL)
@@ -24,7 +24,7 @@ def _values(schedule: optax.Schedule, steps: int) -> np.ndarray:
 @pytest.mark.parametrize("power", [1.0, 0.5, 2.0])
 @pytest.mark.parametrize(("warmup", "total"), [(4, 16), (0, 9), (1, 3), (5, 5)])
 def test_bert(power: float, warmup: int, total: int) -> None:
-    """The text of google-research/bert optimization.py as a loop."""
+    """Compares with ``optimization.py`` of google-research/bert, written as a loop."""
     peak, end = 0.01, 0.001
     expected = []
     for step in range(total + 5):
@@ -34,11 +34,11 @@ def test_bert(power: float, warmup: int, total: int) -> None:
     np.testing.assert_allclose(_values(schedule, total + 5), expected, rtol=RTOL)
 
 
-def test_bert_starts_at_zero_and_drops_after_the_warmup() -> None:
+def test_the_rate_of_bert_starts_at_zero_and_drops_after_the_warmup() -> None:
     values = _values(schedules.bert_warmup_polynomial(1.0, 4, 16), 20)
     assert values[0] == 0
     assert values[3] == 0.75
-    assert values[4] == 0.75  # would have been 1: the drop is W / N = 1/4 of the peak
+    assert values[4] == 0.75  # without the drop of W / N = 1/4 it would be 1
     assert (values[16:] == 0).all()
 
 
@@ -69,12 +69,12 @@ DECAYING = (
 @pytest.mark.parametrize("make", DECAYING)
 @pytest.mark.parametrize(("warmup", "total"), [(0, 9), (0, 41), (1, 47), (6, 47), (10, 51)])
 def test_the_end_is_exact(make: Decaying, warmup: int, total: int) -> None:
-    """Compiled, a division by N is a product with 1 / N: 9 * (1 / 9) is not 1 in float32."""
+    """XLA compiles a division by N to a product with 1 / N, and 9 * (1 / 9) is not 1 in float32."""
     assert jax.jit(make(1.0, warmup, total))(total) == 0
 
 
 @pytest.mark.parametrize("make", DECAYING[:2])
-def test_the_end_is_no_root_of_a_negative_number(make: Decaying) -> None:
+def test_the_end_is_not_the_root_of_a_negative_number(make: Decaying) -> None:
     assert (_values(make(1.0, 0, 9, power=0.5), 12)[9:] == 0).all()
 
 
@@ -153,7 +153,7 @@ def test_scaling_with_the_batch_size() -> None:
         schedules.scale_linearly(0.1, 256, 0)
 
 
-TABLE_4 = {  # batch size: learning rate, warmup ratio, as they stand in the paper
+TABLE_4 = {  # batch size: learning rate, warmup ratio, as printed in the paper
     512: (5 / (2**3 * 10**3), 1 / 320),
     1024: (5 / (2**2.5 * 10**3), 1 / 160),
     2048: (5 / (2**2 * 10**3), 1 / 80),
@@ -177,7 +177,7 @@ def test_recipe(batch_size: int) -> None:
 
 
 def test_recipe_in_steps() -> None:
-    """1,000,000 steps of batch size 256 are 7,813 of 32,768: a fifth of them warms up."""
+    """1,000,000 steps of batch size 256 are 7,813 of 32,768; a fifth of them is warmup."""
     assert schedules.lamb_recipe(32768).warmup_steps(7813) == 1563
     with pytest.raises(ValueError, match=r"the recipe is for the batch sizes 512, 1024.*got 256"):
         schedules.lamb_recipe(256)

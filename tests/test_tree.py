@@ -65,7 +65,7 @@ def test_the_field_value_of_a_box_is_left_out(box: Callable[[Any], Any]) -> None
     assert tree.leaf_paths({"a": box(None), "b": box(box(1.0))}) == ["b"]
 
 
-def test_the_field_value_of_any_other_node_stays() -> None:
+def test_the_field_value_of_any_other_node_is_part_of_the_path() -> None:
     assert tree.leaf_paths({"attention": {"value": 1.0}}) == ["attention/value"]
     assert tree.leaf_paths({"attention": Fields(1.0, 2.0)}) == ["attention/key", "attention/value"]
     assert tree.leaf_paths(Fields(key=1.0, value=nnx.Param(2.0))) == ["key", "value"]
@@ -81,7 +81,7 @@ def test_leaves_with_path_may_stop_earlier() -> None:
 
 
 def test_paths_without_flax() -> None:
-    """The core does not import Flax, and knows its boxes once the user has imported it."""
+    """The core does not import Flax, but recognizes its boxes once the user has imported it."""
     code = (
         "import sys\n"
         "from optim_zoo import tree\n"

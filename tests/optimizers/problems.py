@@ -1,4 +1,4 @@
-"""Random gradients that the tests of the optimizers share, and training on them."""
+"""Random parameters and gradients that the tests of the optimizers share, and training on them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,7 +28,7 @@ GRAD_SCALES = {"kernel": 1.0, "bias": 1e-3, "scale": 100.0, "conv": 1.0, "zero":
 
 
 def problem(rng: np.random.Generator, steps: int = 10) -> tuple[Arrays, list[Arrays]]:
-    """Parameters and the gradients of each step, in float64."""
+    """Returns parameters, and the gradients of each step, in float64."""
     params = {k: np.asarray(PARAM_SCALES[k] * rng.normal(size=s)) for k, s in SHAPES.items()}
     grads = [
         {k: np.asarray(GRAD_SCALES[k] * rng.normal(size=s)) for k, s in SHAPES.items()}
@@ -40,12 +40,12 @@ def problem(rng: np.random.Generator, steps: int = 10) -> tuple[Arrays, list[Arr
 
 
 def schedule(step: Any) -> Any:
-    """A learning rate that differs from step to step, the first included."""
+    """Returns a learning rate that differs in every step."""
     return 0.1 / (step + 1.0)
 
 
 def train(tx: optax.GradientTransformation, params: Any, grads: Sequence[Any]) -> list[Any]:
-    """The parameters after each step."""
+    """Returns the parameters after each step."""
     x = jax.tree.map(jnp.asarray, params)
     state = tx.init(x)
     update = jax.jit(tx.update)
@@ -60,7 +60,7 @@ def train(tx: optax.GradientTransformation, params: Any, grads: Sequence[Any]) -
 def train_in_float64(
     make: Callable[[], optax.GradientTransformation], params: Any, grads: Sequence[Any]
 ) -> list[Any]:
-    """`train` of the optimizer that ``make`` makes, all in float64."""
+    """Returns what `train` returns for the optimizer that ``make`` makes, all in float64."""
     with jax.enable_x64(True):
         return train(make(), params, grads)
 
@@ -68,7 +68,7 @@ def train_in_float64(
 def assert_same_path(
     actual: Sequence[Arrays], expected: Sequence[Arrays], rtol: float = 1e-11, atol: float = 1e-12
 ) -> None:
-    """Each step of two trajectories of ten or so steps in float64.
+    """Compares two trajectories of about ten steps in float64, step by step.
 
     The bounds leave room for the three digits that 1 - 0.999 loses of sixteen, and for as many
     that are lost where a parameter passes near zero.
@@ -83,10 +83,11 @@ def assert_same_path(
 def assert_stacked_layers_train_as_separate_arrays(
     make: Callable[..., optax.GradientTransformation], rng: np.random.Generator
 ) -> None:
-    """Four layers in one array and on their own, in float32, a thousandfold apart in scale.
+    """Trains four layers in one array and as four arrays, in float32, with scales of 0.03 to 30.
 
     Args:
-      make: called with ``layers``; its steps should be about a tenth of the norm of a layer.
+      make: A constructor that takes ``layers``. Its steps should be about a tenth of the norm of
+        a layer.
     """
     scales = np.float32([0.03, 0.3, 3.0, 30.0])
     start = scales[:, None, None] * np.float32(rng.normal(size=(4, 5, 3)))
@@ -94,10 +95,10 @@ def assert_stacked_layers_train_as_separate_arrays(
     together = train(
         make(layers=[("stack", stacked(0))]), {"stack": start}, [{"stack": g} for g in grads]
     )
-    apart = train(make(), dict(enumerate(start)), [dict(enumerate(g)) for g in grads])
-    for x, y in zip(together, apart, strict=True):
+    separate = train(make(), dict(enumerate(start)), [dict(enumerate(g)) for g in grads])
+    for x, y in zip(together, separate, strict=True):
         for i in range(4):
             moved = np.linalg.norm(y[i] - start[i])
             assert moved > 0.02 * np.linalg.norm(start[i])
-            # Norms are summed in another order: an ulp, 1e-7, of each step.
+            # Norms are summed in another order, which is one rounding, 1e-7, of each step.
             assert np.linalg.norm(x["stack"][i] - y[i]) <= 1e-6 * moved

@@ -15,7 +15,7 @@ def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
     )
 
 
-def test_the_default_learning_rate_is_the_papers(rng: np.random.Generator) -> None:
+def test_the_default_learning_rate_is_that_of_the_paper(rng: np.random.Generator) -> None:
     params, grads = problem(rng)
     trajectory = train_in_float64(adadelta, params, grads)
     assert_same_path(trajectory, reference.adadelta(params, grads, learning_rate=lambda _: 1.0))
@@ -25,7 +25,7 @@ def test_the_default_learning_rate_is_the_papers(rng: np.random.Generator) -> No
 def test_the_steps_have_the_units_of_the_parameters(
     rng: np.random.Generator, factor: float
 ) -> None:
-    """Section 3.2 of the paper: not those of the gradient.
+    """By section 3.2 of the paper, they do not have the units of the gradient.
 
     Where eps is far below the squared gradients, their unit drops out. Where eps is measured in
     it, the averages of g^2 and of u^2 scale alike, and so does u.
@@ -36,7 +36,7 @@ def test_the_steps_have_the_units_of_the_parameters(
     assert min(np.abs(g[k]).min() for g in grads for k in g) > 1e-4
     scaled = [{k: factor * g[k] for k in g} for g in grads]
     trajectory = train_in_float64(lambda: adadelta(eps=1e-25), params, grads)
-    # Squared gradients are above 1e-14 also when scaled: eps is 1e-11 of them.
+    # Squared gradients are above 1e-14 also when they are scaled, and eps is 1e-11 of that.
     in_other_units = train_in_float64(lambda: adadelta(eps=1e-25), params, scaled)
     assert_same_path(in_other_units, trajectory, rtol=1e-9, atol=0.0)
 

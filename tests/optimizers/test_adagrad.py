@@ -19,7 +19,7 @@ def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
 
 
 def test_under_a_constant_gradient_step_t_is_the_learning_rate_over_root_t() -> None:
-    """Whatever the size of the gradient."""
+    """The size of the gradient does not matter."""
     gradients = [{"x": np.asarray([1e-3, -1.0, 1e3])}] * 20
     trajectory = train_in_float64(
         lambda: adagrad(0.1, 0.0, eps=1e-30), {"x": np.zeros(3)}, gradients
@@ -29,7 +29,7 @@ def test_under_a_constant_gradient_step_t_is_the_learning_rate_over_root_t() -> 
         np.testing.assert_allclose(x["x"], total * np.asarray([1, -1, 1]), rtol=1e-12)
 
 
-def test_an_entry_that_is_seldom_used_keeps_its_step() -> None:
+def test_a_number_with_few_gradients_keeps_large_steps() -> None:
     gradients = [{"x": np.float32([1.0, 0.0])}] * 99 + [{"x": np.float32([1.0, 1.0])}]
     trajectory = train(adagrad(0.1, 0.0), {"x": np.zeros(2, np.float32)}, gradients)
     assert trajectory[-2]["x"][1] == 0

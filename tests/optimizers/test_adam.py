@@ -26,7 +26,7 @@ def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
 def test_the_first_step_is_the_learning_rate_times_the_sign() -> None:
     gradients = [{"x": jnp.asarray([1e-4, -1.0, 1e4, 0.0])}]
     (x,) = train(adam(0.1), {"x": jnp.zeros(4)}, gradients)
-    # eps is 1e-4 of the smallest gradient.
+    # eps is 1e-4 times the smallest gradient.
     np.testing.assert_allclose(x["x"], [-0.1, 0.1, -0.1, 0.0], rtol=2e-4)
 
 
@@ -42,8 +42,8 @@ def test_the_scale_of_the_gradient_does_not_matter(rng: np.random.Generator) -> 
     )
 
 
-def test_l2_regularisation_is_decay_before_adam(rng: np.random.Generator) -> None:
-    """It goes through the moments, where `adamw`'s decay does not."""
+def test_l2_regularization_is_decay_before_adam(rng: np.random.Generator) -> None:
+    """The decay enters the moments, unlike that of `adamw`."""
     params, grads = problem(rng)
     l2 = train_in_float64(
         lambda: optax.chain(add_decayed_weights(0.3), adam(schedule)), params, grads

@@ -35,12 +35,12 @@ def test_the_algorithm(rng: np.random.Generator, ours: dict, papers: dict) -> No
         updates, state = update(g, state, x)
         x = optax.apply_updates(x, updates)
         for name in SHAPES:
-            # Twelve float32 steps of up to 0.1, some 1e-7 of it each.
+            # Twelve float32 steps of up to 0.1, each with an error of a few times 1e-7 of that.
             np.testing.assert_allclose(x[name], y[name], rtol=2e-6, atol=2e-7)
 
 
 def test_the_decay_is_decoupled() -> None:
-    """Without a gradient the parameters shrink by learning_rate weight_decay a step, no more."""
+    """Without a gradient, each step shrinks the parameters by learning_rate weight_decay only."""
     tx = adamw(0.1, weight_decay=0.5)
     params = {"x": jnp.asarray([1.0, -20.0])}
     updates, _ = tx.update({"x": jnp.zeros(2)}, tx.init(params), params)

@@ -48,6 +48,6 @@ def test_a_large_gradient_is_not_forgotten() -> None:
     for f in (amsgrad, adam):
         trajectory = train_in_float64(lambda f=f: f(1.0, b2=0.9), {"x": np.zeros(1)}, gradients)
         last[f] = float(trajectory[-2]["x"][0] - trajectory[-1]["x"][0])
-    # Of 0.1 * 1000^2 the average has kept 0.9^200 = 7e-10, that is 1e-4.
+    # The average has kept 0.9^200 = 7e-10 of 0.1 * 1000^2, which is 1e-4.
     assert last[adam] == pytest.approx(1.0, rel=1e-2)
     assert last[amsgrad] == pytest.approx(1 / np.sqrt(0.1 * 1000**2), rel=1e-2)

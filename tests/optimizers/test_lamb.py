@@ -13,7 +13,7 @@ SHAPES = {"dense/kernel": (5, 3), "dense/bias": (3,), "norm/scale": (3,), "zero"
 
 
 def _problem(rng: np.random.Generator, steps: int = 12) -> tuple[Arrays, list[Arrays]]:
-    """Layers whose scales lie 1000-fold apart, one of them zero."""
+    """Returns layers whose scales differ by a factor of 1000, one of them zero."""
     scales = dict(zip(SHAPES, (1e-2, 10.0, 1.0, 0.0), strict=True))
     params = {k: np.float32(scales[k] * rng.normal(size=s)) for k, s in SHAPES.items()}
     grads = [{k: np.float32(rng.normal(size=s)) for k, s in SHAPES.items()} for _ in range(steps)]
@@ -52,7 +52,7 @@ def _train(
         ),
     ],
 )
-def test_the_papers_algorithm(rng: np.random.Generator, ours: dict, papers: dict) -> None:
+def test_the_algorithm_of_the_paper(rng: np.random.Generator, ours: dict, papers: dict) -> None:
     """ "x_{t+1} = x_t - eta_t phi(|x_t|) / |r_t + lambda x_t| (r_t + lambda x_t)" """
     params, grads = _problem(rng)
     schedule = schedules.warmup_polynomial(0.1, 3, 10)
@@ -61,13 +61,13 @@ def test_the_papers_algorithm(rng: np.random.Generator, ours: dict, papers: dict
     expected = reference.lamb(params, grads, learning_rate=rates.__getitem__, **papers)
     for step, (x, y) in enumerate(zip(trajectory, expected, strict=True)):
         for name in SHAPES:
-            # Twelve float32 steps, some 1e-7 of the largest entry of the layer each.
+            # Twelve float32 steps, each off by a few times 1e-7 of the layer's largest number.
             atol = 2e-6 * max(np.abs(y[name]).max(), 1e-3)
             np.testing.assert_allclose(x[name], y[name], 2e-6, atol, err_msg=f"{name}, {step}")
 
 
 def test_the_step_of_a_layer_is_its_norm_times_the_learning_rate(rng: np.random.Generator) -> None:
-    """What a trust ratio promises: the scale of the gradient does not matter, layer by layer."""
+    """The trust ratio promises that the scale of the gradient of a layer does not matter."""
     params, grads = _problem(rng, steps=1)
     factors = {"dense/kernel": 1e-3, "dense/bias": 1e3, "norm/scale": 1.0, "zero": 1.0}
     scaled = [{k: np.float32(factors[k]) * g for k, g in grads[0].items()}]
@@ -85,7 +85,7 @@ def test_layers_inside_an_array_train_as_separate_arrays_would(
     rng: np.random.Generator, spec: object
 ) -> None:
     shape = (3, 4, 6)
-    scale = 10.0 ** np.arange(-1, 3, 3 / 71)[:72].reshape(shape)  # 1000-fold from end to end
+    scale = 10.0 ** np.arange(-1, 3, 3 / 71)[:72].reshape(shape)  # a factor of 1000 from end to end
     big = {"x": np.float32(scale * rng.normal(size=shape))}
     grads = [{"x": np.float32(rng.normal(size=shape))} for _ in range(8)]
     specs = spec if isinstance(spec, tuple) else (spec,)
@@ -124,7 +124,7 @@ def test_layers_are_in_row_major_order(rng: np.random.Generator) -> None:
         np.testing.assert_allclose(metrics.read(state)["parameter_norm/x"], norms, rtol=1e-6)
 
 
-def test_with_the_ratio_held_at_1_it_is_adamw(rng: np.random.Generator) -> None:
+def test_with_a_trust_ratio_of_1_it_is_adamw(rng: np.random.Generator) -> None:
     params, grads = problems.problem(rng)
     arguments = {"b1": 0.7, "b2": 0.8, "eps": 1e-3, "weight_decay": 0.3}
     schedule = problems.schedule
@@ -147,7 +147,7 @@ def test_with_the_ratio_held_at_1_it_is_adamw(rng: np.random.Generator) -> None:
         ),
     ],
 )  # fmt: skip
-def test_the_papers_algorithm_in_float64(
+def test_the_algorithm_of_the_paper_in_float64(
     rng: np.random.Generator, ours: dict, papers: dict
 ) -> None:
     params, grads = problems.problem(rng)

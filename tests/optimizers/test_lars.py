@@ -17,7 +17,7 @@ from tests.reference import lars as reference
 
 
 def _rate(step: Any) -> Any:
-    """With the trust coefficient of 0.001, steps of up to a tenth of a layer."""
+    """Returns a rate for steps of up to a tenth of a layer, with a trust coefficient of 0.001."""
     return 1000 * schedule(step)
 
 
@@ -42,7 +42,7 @@ def _rate(step: Any) -> Any:
     ],
 )
 def test_the_algorithm(rng: np.random.Generator, ours: dict, papers: dict) -> None:
-    """Among the layers one is zero at first (ratio 1), and one has no gradient at first."""
+    """One of the layers is zero at first (with ratio 1), and one has no gradient at first."""
     params, grads = problem(rng)
     trajectory = train_in_float64(lambda: lars(_rate, **ours), params, grads)
     assert_same_path(trajectory, reference.lars(params, grads, learning_rate=_rate, **papers))
@@ -67,7 +67,7 @@ def test_layers_that_are_not_adapted(rng: np.random.Generator) -> None:
 
 
 def test_the_scale_of_the_gradient_does_not_matter(rng: np.random.Generator) -> None:
-    """Layer by layer, where nothing decays."""
+    """This is so layer by layer, where nothing decays."""
     params, grads = problem(rng)
     del params["zero"]  # its ratio is 1 at first
     grads = [{k: g[k] for k in params} for g in grads]
@@ -79,7 +79,7 @@ def test_the_scale_of_the_gradient_does_not_matter(rng: np.random.Generator) -> 
     )
 
 
-def test_where_the_learning_rate_stands_matters_only_if_it_changes(
+def test_the_place_of_the_learning_rate_matters_only_if_it_changes(
     rng: np.random.Generator,
 ) -> None:
     params, grads = problem(rng)

@@ -28,7 +28,7 @@ from tests.reference import lars_ema as reference
         ),
     ],
 )
-def test_the_papers_algorithm(rng: np.random.Generator, ours: dict, papers: dict) -> None:
+def test_the_algorithm_of_the_paper(rng: np.random.Generator, ours: dict, papers: dict) -> None:
     """ "x_{t+1} = x_t - eta_t phi(|x_t|) / |m_t| m_t" """
     params, grads = problem(rng)
     trajectory = train_in_float64(lambda: lars_ema(schedule, **ours), params, grads)
@@ -54,7 +54,7 @@ def test_every_step_of_a_layer_is_the_learning_rate_times_phi_of_its_norm(
 
 
 def test_ratio_bounds(rng: np.random.Generator) -> None:
-    """With the ratio held at 1 a step is the average itself."""
+    """With a trust ratio of 1, a step is the average itself."""
     params, grads = problem(rng)
     trajectory = train_in_float64(
         lambda: lars_ema(schedule, ratio_bounds=(1.0, 1.0)), params, grads

@@ -83,7 +83,7 @@ def test_layers_inside_an_array(rng: np.random.Generator) -> None:
 
 
 def test_the_base_is_a_direction_not_an_optimizer() -> None:
-    """Whose updates point downhill already: the steps would go up."""
+    """The updates of an optimizer point downhill already, so that the steps would go uphill."""
     with pytest.raises(ValueError, match="base must be a direction"):
         layerwise_adaptive(adam(0.1), 0.1).init({"x": jnp.ones(2)})
     with pytest.raises(TypeError, match="base must be"):

@@ -14,7 +14,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def _tables(rng: np.random.Generator) -> tuple[Arrays, list[dict[str, np.ndarray | Pair]]]:
-    """Gradients of the tables with ids twice, padding (6), and in some steps no id at all.
+    """Returns gradients of tables with repeated ids, padding (6), and in some steps no id at all.
 
     Row 5 has its first gradient in the seventh step.
     """
@@ -59,7 +59,7 @@ def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
 def test_where_every_row_has_a_gradient_it_is_adam(rng: np.random.Generator) -> None:
     params, _ = _tables(rng)
     dense = [{k: rng.normal(size=s) for k, s in SHAPES.items()} for _ in range(10)]
-    # Every row twice, in any order; the two halves add up to the gradient.
+    # Every row occurs twice, in any order, and the two halves sum to the gradient.
     with jax.enable_x64(True):
         sparse = []
         for g in dense:
@@ -72,7 +72,7 @@ def test_where_every_row_has_a_gradient_it_is_adam(rng: np.random.Generator) -> 
         assert_same_path(trajectory, expected)
 
 
-def test_dense_gradients_only(rng: np.random.Generator) -> None:
+def test_with_dense_gradients_it_is_adam(rng: np.random.Generator) -> None:
     params, grads = problem(rng)
     assert_same_path(
         *(train_in_float64(lambda f=f: f(schedule), params, grads) for f in (lazy_adam, adam))
@@ -98,7 +98,7 @@ def test_rows_without_a_gradient_keep_every_bit(rng: np.random.Generator) -> Non
 
 
 def test_state_and_updates_keep_their_structure() -> None:
-    """So that a step runs in a scan, and a table is not made dense on the way."""
+    """A step can thus run in a scan, and a table is not made dense on the way."""
     params = {"table": jnp.ones((1000, 2))}
     tx = lazy_adam(0.1)
     state = tx.init(params)

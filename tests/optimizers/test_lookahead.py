@@ -23,7 +23,7 @@ def _sgd(x: Arrays, g: Arrays, t: int) -> Arrays:
 
 
 def _adam() -> Callable[[Arrays, Arrays, int], Arrays]:
-    """Adam with moments of its own, which a synchronisation leaves alone."""
+    """Adam in NumPy, whose moments a synchronization does not change."""
     m: Arrays = {}
     v: Arrays = {}
 
@@ -48,7 +48,7 @@ def _adam() -> Callable[[Arrays, Arrays, int], Arrays]:
 )
 @pytest.mark.parametrize("base", ["sgd", "adam"])
 def test_the_algorithm(rng: np.random.Generator, base: str, arguments: dict) -> None:
-    """The slow weights start as the parameters; after updates k, 2k, ... the fast ones are they."""
+    """Slow weights start as the parameters; after updates k, 2k, ... fast weights equal them."""
     params, grads = problem(rng, steps=13)
     inner = {"sgd": lambda: sgd(schedule), "adam": lambda: adam(schedule, 0.9, 0.99, 1e-3)}[base]
     trajectory = train_in_float64(lambda: lookahead(inner(), **arguments), params, grads)
@@ -66,7 +66,7 @@ def test_with_period_1_and_step_size_1_it_is_the_inner_optimizer(rng: np.random.
     )
 
 
-def test_between_synchronisations_it_is_the_inner_optimizer(rng: np.random.Generator) -> None:
+def test_between_synchronizations_it_is_the_inner_optimizer(rng: np.random.Generator) -> None:
     params, grads = problem(rng)
     fast = train_in_float64(lambda: adam(schedule), params, grads)
     trajectory = train_in_float64(lambda: lookahead(adam(schedule), 4, 0.5), params, grads)
@@ -76,7 +76,7 @@ def test_between_synchronisations_it_is_the_inner_optimizer(rng: np.random.Gener
 
 
 def test_in_a_chain(rng: np.random.Generator) -> None:
-    """What comes before it is part of the inner optimizer."""
+    """The pieces before it are part of the inner optimizer."""
     params, grads = problem(rng)
     outside = train_in_float64(
         lambda: optax.chain(optax.clip(0.1), lookahead(adam(schedule), 3)), params, grads
@@ -108,7 +108,7 @@ def test_under_accumulation_it_counts_updates_not_micro_batches(rng: np.random.G
 
 
 def test_the_slow_weights_are_a_copy() -> None:
-    """Else a donated step would give one buffer away twice, or spoil the caller's parameters."""
+    """Otherwise a donated step would donate one buffer twice, or overwrite the parameters."""
     tx = lookahead(sgd(0.1), 2)
     params = {"x": jnp.arange(4.0)}
     state = tx.init(params)
@@ -120,7 +120,7 @@ def test_the_slow_weights_are_a_copy() -> None:
     donated = jax.jit(step, donate_argnums=(0, 1))
     for _ in range(4):
         params, state = donated(params, state)
-    # Two pairs of steps of 0.1, of each pair half is kept.
+    # Two pairs of steps of 0.1, and half of each pair is kept.
     np.testing.assert_allclose(params["x"], np.arange(4) - 0.2, rtol=1e-6, atol=1e-6)
 
 
@@ -151,7 +151,7 @@ def test_extra_arguments_reach_the_inner_optimizer() -> None:
     np.testing.assert_allclose(updates["x"], [-1.5, -2.0], rtol=1e-6)
 
 
-def test_what_it_needs() -> None:
+def test_it_needs_an_inner_optimizer_and_parameters() -> None:
     params = {"x": jnp.ones(2)}
     tx = lookahead(sgd(0.1))
     with pytest.raises(ValueError, match="lookahead needs the parameters"):

@@ -32,8 +32,8 @@ def test_the_heavy_ball_is_sgd_with_momentum(rng: np.random.Generator) -> None:
     )
 
 
-def test_the_learning_rate_stands_outside() -> None:
-    """A rate that falls to 0 stops the ball at once, whatever its speed."""
+def test_the_learning_rate_is_applied_after_the_momentum() -> None:
+    """A rate that falls to 0 stops the ball at once, whatever its momentum."""
     gradients = [{"x": np.float32([1.0])}] * 4
     tx = momentum(lambda step: 1.0 - (step >= 2))
     trajectory = train(tx, {"x": np.float32([0.0])}, gradients)

@@ -23,12 +23,12 @@ def test_without_momentum_it_is_adam(rng: np.random.Generator) -> None:
 
 
 def test_a_new_gradient_counts_for_more_than_in_adam() -> None:
-    """What Nesterov's look-ahead is for: when the gradient turns, so does the step, and sooner."""
+    """Nesterov's momentum turns sooner when the gradient turns."""
     gradients = [{"x": np.asarray([g])} for g in (1.0, 1.0, 1.0, -2.0)]
     nesterov, plain = (
         train_in_float64(lambda f=f: f(0.1), {"x": np.zeros(1)}, gradients) for f in (nadam, adam)
     )
-    assert plain[-1]["x"] < plain[-2]["x"]  # still the old way
+    assert plain[-1]["x"] < plain[-2]["x"]  # still in the old direction
     assert nesterov[-1]["x"] > nesterov[-2]["x"]
 
 

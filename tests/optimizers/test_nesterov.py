@@ -18,8 +18,10 @@ def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
     )
 
 
-def test_the_parameters_are_the_points_the_gradient_is_taken_at(rng: np.random.Generator) -> None:
-    """Sutskever et al. (2013), equations 3 and 4, whose gradient is taken at theta + mu v.
+def test_the_parameters_are_the_points_where_the_gradient_is_taken(
+    rng: np.random.Generator,
+) -> None:
+    """Equations 3 and 4 of Sutskever et al. (2013) take the gradient at theta + mu v.
 
     With x = theta + mu v the two sequences become one.
     """

@@ -28,7 +28,7 @@ def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
 
 
 def test_in_the_long_run_it_is_adam(rng: np.random.Generator) -> None:
-    """With b2 = 0.9, 2 t b2^t is 4e-16 at t = 400, and the rectification 1."""
+    """With b2 = 0.9, 2 t b2^t is 4e-16 at t = 400, so that the rectification is 1."""
     grads = [{"x": rng.normal(size=3)} for _ in range(400)]
     params = {"x": np.zeros(3)}
     rectified, plain = (
@@ -36,7 +36,7 @@ def test_in_the_long_run_it_is_adam(rng: np.random.Generator) -> None:
     )
     for trajectory in (rectified, plain):
         assert np.abs(trajectory[-1]["x"]).max() < 100  # so that differences have 14 digits
-    # Differences of parameters of up to 100, and c2 of 1e-14.
+    # Parameters of up to 100 are subtracted, and c2 differs from 1 by 1e-14.
     np.testing.assert_allclose(
         rectified[-1]["x"] - rectified[-2]["x"], plain[-1]["x"] - plain[-2]["x"], atol=1e-12
     )
@@ -56,7 +56,7 @@ def test_below_the_threshold_it_is_momentum_with_bias_correction(rng: np.random.
 
 
 def _rectification(b2: float, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """rho_t, and r_t where it is real else NaN, by the paper's formulas in float64."""
+    """Returns rho_t and r_t (NaN where it is not real) by the paper's formulas in float64."""
     t = steps.astype(np.float64)
     rho_inf = 2 / (1 - b2) - 1
     rho = rho_inf - 2 * t * b2**t / (1 - b2**t)
@@ -65,7 +65,9 @@ def _rectification(b2: float, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _steps_of(b2: float, steps: np.ndarray, threshold: float = 5.0) -> np.ndarray:
-    """The size of step t in float32 for every t of ``steps``: no moment yet, and a gradient of 1.
+    """Returns the size of step t in float32 for each of ``steps``, from zero moments.
+
+    The gradient is 1.
 
     With b1 = 0 the direction is 1 where nothing is rectified, else r_t / sqrt(nu_hat).
     """
@@ -91,7 +93,7 @@ def test_in_float32_the_first_rectified_step_is_that_of_float64(
 ) -> None:
     """rho_5 is 4.9996 at b2 = 0.9999, a difference of numbers of size 2e4.
 
-    By the formula as it is written float32 has rho_6 = 6.0005 at b2 = 0.999, for 5.9942.
+    By the formula of the paper, float32 gives rho_6 = 6.0005 at b2 = 0.999 instead of 5.9942.
     """
     steps = np.arange(1, 20)
     rho, _ = _rectification(b2, steps)

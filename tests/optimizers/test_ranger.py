@@ -44,7 +44,7 @@ def test_without_decay_it_is_lookahead_around_radam(rng: np.random.Generator) ->
 def test_centralized_gradients_do_not_see_a_shift_of_an_output_feature(
     rng: np.random.Generator,
 ) -> None:
-    """The weights into an output feature keep their sum; a vector is not centered."""
+    """The weights into an output feature keep their sum. A vector is not centralized."""
     params, grads = problem(rng)
     shifts = {
         k: rng.normal(size=np.shape(x)[-1:]) if np.ndim(x) > 1 else 0.0 for k, x in params.items()
@@ -59,7 +59,7 @@ def test_centralized_gradients_do_not_see_a_shift_of_an_output_feature(
     plain = train_in_float64(lambda: ranger(schedule), params, grads)
     for name in ("bias", "scale"):
         np.testing.assert_allclose(trajectory[-1][name], plain[-1][name], rtol=1e-11)
-    # Before it is rectified a step is along the averaged gradient.
+    # A step that is not rectified points along the averaged gradient.
     for name in ("kernel", "conv"):
         axes = tuple(range(params[name].ndim - 1))
         np.testing.assert_allclose(

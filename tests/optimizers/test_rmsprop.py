@@ -39,7 +39,7 @@ def test_with_eps_outside_the_root_it_is_adam_without_b1_and_correction(
     )
 
 
-def test_the_learning_rate_stands_inside_the_momentum() -> None:
+def test_the_learning_rate_is_inside_the_momentum() -> None:
     """A rate that falls to 0 lets the momentum run out: 1, then 0.5, then 0.25 of a step."""
     gradients = [{"x": jnp.ones(1)}] * 3
     tx = rmsprop(lambda step: 1.0 * (step == 0), decay=0.0, momentum=0.5)
@@ -50,7 +50,7 @@ def test_the_learning_rate_stands_inside_the_momentum() -> None:
 @pytest.mark.parametrize("eps_in_sqrt", [True, False])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1234.5])
 def test_centered_under_a_constant_gradient_makes_no_nan(size: float, eps_in_sqrt: bool) -> None:
-    """Its variance tends to 0, and in float32 falls below by a rounding."""
+    """The variance tends to 0, and rounding in float32 makes it negative."""
     gradients = [{"x": jnp.asarray([size, 0.7 * size, 1.3 * size])}] * 200
     tx = rmsprop(1e-3, 0.9, eps_in_sqrt=eps_in_sqrt, centered=True)
     trajectory = train(tx, {"x": jnp.zeros(3)}, gradients)

@@ -32,11 +32,11 @@ def test_without_momentum_it_is_gradient_descent() -> None:
         updates, state = tx.update(x, state, x)
         x = jax.tree.map(jnp.add, x, updates)
         np.testing.assert_allclose(x["x"], 0.75**t * np.asarray([1.0, -3.0]), rtol=1e-6)
-        assert all(leaf.shape == () for leaf in jax.tree.leaves(state))  # no momentum is kept
+        assert all(leaf.shape == () for leaf in jax.tree.leaves(state))  # no momentum is stored
 
 
 def test_the_first_gradient_is_not_dampened() -> None:
-    """Torch's rule: with dampening = momentum a constant gradient gives a constant step."""
+    """By the rule of torch, dampening = momentum turns a constant gradient into a constant step."""
     gradients = [{"x": np.float32([2.0])}] * 5
     trajectory = train(sgd(0.5, 0.9, dampening=0.9), {"x": np.float32([0.0])}, gradients)
     np.testing.assert_allclose(

@@ -35,13 +35,13 @@ def test_against_the_formula(rng: np.random.Generator, bias_correction: bool) ->
 def test_the_first_direction_is_the_sign(rng: np.random.Generator) -> None:
     grads = rng.normal(size=(1, 100)).astype(np.float32)
     ours = _directions(scale_by_adam(eps=0.0), grads)
-    # Three roundings: with 1 - b2^t in float32 it would be 3e-5.
+    # Three roundings. With 1 - b2^t computed in float32, the error would be 3e-5.
     np.testing.assert_allclose(ours, np.sign(grads), rtol=3e-7)
 
 
 def test_optax_is_the_same_direction(rng: np.random.Generator) -> None:
     grads = rng.normal(size=(10, 5)).astype(np.float32)
-    # optax's 1 - b2^t is off by 3e-5 in float32, half of it after the root.
+    # 1 - b2^t of optax is off by 3e-5 in float32, and by half of that after the root.
     np.testing.assert_allclose(
         _directions(scale_by_adam(), grads), _directions(optax.scale_by_adam(), grads), rtol=2e-5
     )
@@ -52,7 +52,7 @@ def test_bias_is_exact(decay: float) -> None:
     steps = np.asarray([1, 2, 10, 1000, 10**6])
     expected = -np.expm1(steps * np.log(decay)) if decay else np.ones(5)
     np.testing.assert_allclose(adam.bias(decay, jnp.asarray(steps)), expected, rtol=3e-7)
-    # A traced rate is rounded to float32 first, which alone moves 1 - decay by 3e-8 / (1 - decay).
+    # A traced rate is rounded to float32 first, which changes 1 - decay by 3e-8 / (1 - decay).
     traced = jax.jit(adam.bias)(decay, jnp.asarray(steps))
     np.testing.assert_allclose(traced, expected, rtol=6e-8 / (1 - decay) + 3e-7)
 

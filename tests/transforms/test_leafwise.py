@@ -56,7 +56,7 @@ TREES: dict[str, Any] = {
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 @pytest.mark.parametrize("jitted", [True, False])
-def test_numbers_and_state_are_the_chains(
+def test_numbers_and_state_are_those_of_the_chain(
     rng: np.random.Generator, tree: Any, jitted: bool
 ) -> None:
     params, gradients = _like(tree, rng), [_like(tree, rng) for _ in range(2)]
@@ -68,7 +68,7 @@ def test_numbers_and_state_are_the_chains(
     assert jax.tree.structure(by_leaf) == jax.tree.structure(plain)
     for x, y in zip(jax.tree.leaves(by_leaf), jax.tree.leaves(plain), strict=True):
         assert (x.dtype, x.shape) == (y.dtype, y.shape)
-        # XLA may fuse, and so round, a sum and a product otherwise: some 1e-7.
+        # XLA may fuse a sum and a product, and so round them in another way: a few times 1e-7.
         np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=2e-6, atol=1e-7)
 
 
@@ -83,7 +83,7 @@ def test_exclusions_and_layers_are_found_by_the_whole_path(rng: np.random.Genera
         "net/kernel": (2,),
         "net/out": (),
     }
-    # Outside of jit every operation is rounded by itself: bit for bit.
+    # Outside of jit every operation is rounded alone, so that all bits are the same.
     jax.tree.map(np.testing.assert_array_equal, (by_leaf, state), (plain, expected))
 
 
@@ -153,7 +153,7 @@ def _lowered(platform: str) -> str:
 
 
 def test_on_an_accelerator_nothing_waits() -> None:
-    """Where a leaf would wait, its gradient passes as it is."""
+    """Where a leaf would wait on a CPU, its gradient passes unchanged."""
     assert "is_finite" in _lowered("cpu")
     for platform in ("tpu", "cuda"):
         text = _lowered(platform)
@@ -214,12 +214,12 @@ def test_any_pieces_give_the_chain(
     trained = _steps(chain_leaf_by_leaf(*pieces), params, gradients)
     expected = _steps(optax.chain(*pieces), params, gradients)
     assert jax.tree.structure(trained) == jax.tree.structure(expected)
-    # Outside of jit every operation is rounded by itself: bit for bit.
+    # Outside of jit every operation is rounded alone, so that all bits are the same.
     jax.tree.map(np.testing.assert_array_equal, trained, expected)
 
 
 def test_derivatives_are_those_of_the_chain() -> None:
-    """A layer of zeros has a norm without a derivative, which must not reach other layers."""
+    """The norm of a layer of zeros has no derivative, which must not affect other layers."""
     params = {"a": jnp.zeros(3), "b": jnp.array([1.0, 2.0]), "c": jnp.array([3.0, 4.0])}
     gradients = {"a": jnp.ones(3), "b": jnp.array([0.1, 0.2]), "c": jnp.array([0.3, 0.1])}
 
@@ -241,7 +241,7 @@ def test_outside_of_jit_leaves_may_be_on_different_devices() -> None:
 
 
 def test_a_replaced_function_is_called() -> None:
-    """``_replace`` of a NamedTuple: what it returns is no longer what the piece declares."""
+    """The result of ``_replace`` is no longer what the piece declares."""
     tx = scale_by_adam()
     doubled = tx._replace(
         update=lambda u, state, params=None: tx.update(jax.tree.map(lambda x: 2 * x, u), state)
@@ -280,7 +280,7 @@ def test_a_trust_ratio_after_an_init_without_leaves() -> None:
     assert state.trust_ratio == {"a": 1}
 
 
-def test_a_chain_must_have_pieces() -> None:
+def test_a_chain_needs_a_piece() -> None:
     with pytest.raises(ValueError, match=r"pieces must be at least one transformation, got \(\)"):
         chain_leaf_by_leaf()
 
@@ -294,7 +294,7 @@ def test_extra_arguments_reach_the_pieces_that_take_them() -> None:
     params = {"a": jnp.ones(3), "b": jnp.ones(2)}
     updates, _ = tx.update(params, tx.init(params), params, factor=0.0, other=1.0)
     assert not updates["a"].any()
-    # The chain of LAMB takes none and ignores those that it is given.
+    # The chain of LAMB uses no extra arguments and ignores those that are passed.
     tx = lamb(0.1)
     given, _ = tx.update(params, tx.init(params), params, value=1.0)
     plain, _ = tx.update(params, tx.init(params), params)

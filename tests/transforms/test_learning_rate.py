@@ -30,7 +30,7 @@ def test_a_run_can_change_from_a_number_to_a_schedule() -> None:
 @pytest.mark.parametrize(
     "rate", [1, 0.5, np.float64(0.5), jnp.asarray(0.5, "bfloat16"), lambda step: step, lambda _: 1]
 )
-def test_the_kept_rate_is_float32(rate: optax.ScalarOrSchedule) -> None:
+def test_the_rate_in_the_state_is_float32(rate: optax.ScalarOrSchedule) -> None:
     tx = scale_by_learning_rate(rate)
     state = tx.init(U)
     for _ in range(2):
@@ -44,7 +44,7 @@ def test_the_state_does_not_hold_the_callers_array() -> None:
     assert state.rate.unsafe_buffer_pointer() != rate.unsafe_buffer_pointer()
 
 
-def test_a_step_has_the_dtype_of_its_parameter() -> None:
+def test_an_update_has_the_dtype_of_its_parameter() -> None:
     tx = scale_by_learning_rate(0.1)
     params = {"x": jnp.ones(2, "bfloat16")}
     updates, _ = tx.update(U, tx.init(params), params)

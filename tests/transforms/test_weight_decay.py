@@ -17,7 +17,7 @@ def test_decay_and_exclusion() -> None:
     np.testing.assert_array_equal(updates["dense"]["bias"], [0.5])
 
 
-def test_same_as_optax_with_the_mask() -> None:
+def test_a_pattern_is_the_mask_of_optax() -> None:
     ours = add_decayed_weights(0.1, exclude=["bias"])
     mask = {"dense": {"kernel": True, "bias": False}}
     theirs = optax.add_decayed_weights(0.1, mask=mask)
