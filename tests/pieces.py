@@ -11,12 +11,12 @@ from optim_zoo import registry
 PIECES: Mapping[str, Callable[..., optax.GradientTransformation]] = {
     name: getattr(optim_zoo, name)
     for name in registry.__all__
-    # A chain of other pieces has no rules of its own.
+    # A chain of other pieces has no rules.
     if name not in registry.OPTIMIZERS and name != "chain_leaf_by_leaf"
 }
 
 
 def make(name: str) -> optax.GradientTransformation:
-    """The piece with its default arguments, and 0.1 for each argument without a default."""
+    """Returns the piece with default arguments, and 0.1 for each argument without a default."""
     parameters = inspect.signature(PIECES[name]).parameters.values()
     return PIECES[name](*(0.1 for p in parameters if p.default is p.empty))

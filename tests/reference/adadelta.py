@@ -1,4 +1,4 @@
-"""AdaDelta in float64 NumPy, as Algorithm 1 of arXiv 1212.5701 is written.
+"""AdaDelta in float64 NumPy, following Algorithm 1 of arXiv 1212.5701.
 
 The paper has no learning rate: it is 1 there, and does not enter the average of the updates.
 """
@@ -18,7 +18,7 @@ def adadelta(
     rho: float = 0.9,
     eps: float = 1e-6,
 ) -> list[Arrays]:
-    """The parameters after each step."""
+    """Returns the parameters after each step."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     s = {name: np.zeros_like(value) for name, value in x.items()}  # E[g^2]
     d = {name: np.zeros_like(value) for name, value in x.items()}  # E[dx^2]

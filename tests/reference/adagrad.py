@@ -1,6 +1,6 @@
 """AdaGrad with a diagonal matrix (Duchi et al., JMLR 12, 2011) in float64 NumPy.
 
-The paper's delta stands outside the root; here, as in the code in use, eps stands inside it.
+The paper adds delta to the root; here eps is added under the root, as in the code in use.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ def adagrad(
     initial_accumulator_value: float = 0.1,
     eps: float = 1e-7,
 ) -> list[Arrays]:
-    """The parameters after each step."""
+    """Returns the parameters after each step."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     s = {name: np.full_like(value, initial_accumulator_value) for name, value in x.items()}
     trajectory = []

@@ -1,4 +1,4 @@
-"""Adam in float64 NumPy, as Algorithm 1 of arXiv 1412.6980 is written."""
+"""Adam in float64 NumPy, following Algorithm 1 of arXiv 1412.6980."""
 
 from collections.abc import Callable, Iterable
 
@@ -18,7 +18,7 @@ def adam(
     bias_correction: bool = True,
     l2: float = 0.0,
 ) -> list[Arrays]:
-    """The parameters after each step; ``l2`` adds l2 |x|^2 / 2 to what is minimised."""
+    """Returns the parameters after each step; ``l2`` adds l2 |x|^2 / 2 to the loss."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     m = {name: np.zeros_like(value) for name, value in x.items()}
     v = {name: np.zeros_like(value) for name, value in x.items()}

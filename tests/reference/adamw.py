@@ -1,7 +1,7 @@
-"""AdamW in float64 NumPy, as Algorithm 2 of arXiv 1711.05101 is written.
+"""AdamW in float64 NumPy, following Algorithm 2 of arXiv 1711.05101.
 
-The paper multiplies the decay by its schedule multiplier eta alone; here, as in the code in use,
-the decay is multiplied by the learning rate.
+The paper multiplies the decay only by its schedule multiplier eta; here the decay is multiplied by
+the learning rate, as in the code in use.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -23,7 +23,7 @@ def adamw(
     bias_correction: bool = True,
     undecayed: Collection[str] = (),
 ) -> list[Arrays]:
-    """The parameters after each step."""
+    """Returns the parameters after each step."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     m = {name: np.zeros_like(value) for name, value in x.items()}
     v = {name: np.zeros_like(value) for name, value in x.items()}

@@ -1,7 +1,7 @@
-"""AMSGrad in float64 NumPy, as Algorithm 2 of arXiv 1904.09237 is written.
+"""AMSGrad in float64 NumPy, following Algorithm 2 of arXiv 1904.09237.
 
-With bias correction, which the paper does not have, the maximum is of the second moments before
-they are corrected, and is corrected afterwards, as in torch.optim.Adam(amsgrad=True).
+The paper has no bias correction. With it, the maximum is taken of the uncorrected second moments
+and corrected afterwards, as in torch.optim.Adam(amsgrad=True).
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ def amsgrad(
     eps: float = 1e-8,
     bias_correction: bool = True,
 ) -> list[Arrays]:
-    """The parameters after each step."""
+    """Returns the parameters after each step."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     m = {name: np.zeros_like(value) for name, value in x.items()}
     v = {name: np.zeros_like(value) for name, value in x.items()}

@@ -20,7 +20,7 @@ def bert_adamw(
     weight_decay: float = 0.01,
     undecayed: Collection[str] = (),
 ) -> list[Arrays]:
-    """The parameters after each step."""
+    """Returns the parameters after each step."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     m = {name: np.zeros_like(value) for name, value in x.items()}
     v = {name: np.zeros_like(value) for name, value in x.items()}

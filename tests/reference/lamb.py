@@ -1,4 +1,4 @@
-"""LAMB in float64 NumPy, as Algorithm 2 of arXiv 1904.00962 (version 5) is written.
+"""LAMB in float64 NumPy, following Algorithm 2 of arXiv 1904.00962 (version 5).
 
 Every array is one layer. Version 3 of the paper has no bias correction.
 """
@@ -24,7 +24,7 @@ def lamb(
     undecayed: Collection[str] = (),
     unadapted: Collection[str] = (),
 ) -> list[Arrays]:
-    """The parameters after each step."""
+    """Returns the parameters after each step."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     m = {name: np.zeros_like(value) for name, value in x.items()}
     v = {name: np.zeros_like(value) for name, value in x.items()}

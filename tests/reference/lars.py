@@ -1,4 +1,4 @@
-"""LARS in float64 NumPy, as arXiv 1708.03888 and its code in tensorflow/tpu are written.
+"""LARS in float64 NumPy, following arXiv 1708.03888 and its code in tensorflow/tpu.
 
 Every array is one layer. The paper's Algorithm 1 has the learning rate inside the momentum.
 """
@@ -24,7 +24,7 @@ def lars(
     undecayed: Collection[str] = (),
     unadapted: Collection[str] = (),
 ) -> list[Arrays]:
-    """The parameters after each step."""
+    """Returns the parameters after each step."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     b = {name: np.zeros_like(value) for name, value in x.items()}
     trajectory = []

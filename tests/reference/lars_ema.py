@@ -1,4 +1,4 @@
-"""LARS in float64 NumPy, as Algorithm 1 of arXiv 1904.00962 is written.
+"""LARS in float64 NumPy, following Algorithm 1 of arXiv 1904.00962.
 
 Every array is one layer.
 """
@@ -21,7 +21,7 @@ def lars_ema(
     undecayed: Collection[str] = (),
     unadapted: Collection[str] = (),
 ) -> list[Arrays]:
-    """The parameters after each step."""
+    """Returns the parameters after each step."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     m = {name: np.zeros_like(value) for name, value in x.items()}
     trajectory = []

@@ -1,4 +1,4 @@
-"""The general strategy of arXiv 1904.00962, section 3, around any base algorithm, in float64 NumPy.
+"""The general strategy of arXiv 1904.00962, section 3, for any base algorithm, in float64 NumPy.
 
 Every array is one layer.
 """
@@ -19,7 +19,7 @@ def layerwise_adaptive(
     phi: Callable[[float], float] = lambda z: z,
     unadapted: Collection[str] = (),
 ) -> list[Arrays]:
-    """The parameters after each step.
+    """Returns the parameters after each step.
 
     Args:
       base: the paper's A: name of the layer, its gradient, t = 1, 2, ... -> its direction u.

@@ -1,7 +1,7 @@
-"""LazyAdam in float64 NumPy: Adam (arXiv 1412.6980) that leaves alone the rows without a gradient.
+"""LazyAdam in float64 NumPy: Adam (arXiv 1412.6980) on only the rows with a gradient.
 
-The gradient of a table is a pair (ids, rows): rows of one id are summed, and an id equal to the
-number of rows of the table is padding. The bias correction counts all steps, not those of a row.
+The gradient of a table is a pair (ids, rows): rows with the same id are summed, and an id equal to
+the number of rows of the table is padding. The bias correction counts all steps.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +21,7 @@ def lazy_adam(
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> list[Arrays]:
-    """The parameters after each step."""
+    """Returns the parameters after each step."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     m = {name: np.zeros_like(value) for name, value in x.items()}
     v = {name: np.zeros_like(value) for name, value in x.items()}

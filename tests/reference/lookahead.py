@@ -1,4 +1,4 @@
-"""Lookahead in float64 NumPy, as Algorithm 1 of arXiv 1907.08610 is written."""
+"""Lookahead in float64 NumPy, following Algorithm 1 of arXiv 1907.08610."""
 
 from collections.abc import Callable, Iterable
 
@@ -15,7 +15,7 @@ def lookahead(
     sync_period: int = 6,
     slow_step_size: float = 0.5,
 ) -> list[Arrays]:
-    """The fast weights after each step.
+    """Returns the fast weights after each step.
 
     Args:
       inner: the paper's A: the fast weights, their gradients, t = 1, 2, ... -> new fast weights.

@@ -15,7 +15,7 @@ def momentum(
     momentum: float = 0.9,
     ema: bool = False,
 ) -> list[Arrays]:
-    """The parameters after each step."""
+    """Returns the parameters after each step."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     b = {name: np.zeros_like(value) for name, value in x.items()}
     trajectory = []

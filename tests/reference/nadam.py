@@ -16,7 +16,7 @@ def nadam(
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> list[Arrays]:
-    """The parameters after each step."""
+    """Returns the parameters after each step."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     m = {name: np.zeros_like(value) for name, value in x.items()}
     n = {name: np.zeros_like(value) for name, value in x.items()}

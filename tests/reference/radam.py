@@ -1,7 +1,7 @@
-"""RAdam in float64 NumPy, as Algorithm 2 of arXiv 1908.03265 is written.
+"""RAdam in float64 NumPy, following Algorithm 2 of arXiv 1908.03265.
 
-The paper rectifies where rho > 4 and has no eps; here the threshold is given, and eps is added to
-the corrected root.
+The paper rectifies where rho > 4 and has no eps; here the threshold is an argument, and eps is
+added to the corrected root.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ def radam(
     eps: float = 1e-8,
     threshold: float = 5.0,
 ) -> list[Arrays]:
-    """The parameters after each step."""
+    """Returns the parameters after each step."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     m = {name: np.zeros_like(value) for name, value in x.items()}
     v = {name: np.zeros_like(value) for name, value in x.items()}

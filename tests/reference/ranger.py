@@ -1,7 +1,7 @@
 """Ranger (Wright, 2019) in float64 NumPy: RAdam (arXiv 1908.03265) inside Lookahead (1907.08610),
 with gradient centralization (2004.01461).
 
-A gradient of rank above 1 is centered over all axes but the last, the output features.
+A gradient of rank above 1 is centralized over all axes but the last, the output features.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -26,7 +26,7 @@ def ranger(
     gradient_centralization: bool = False,
     undecayed: Collection[str] = (),
 ) -> list[Arrays]:
-    """The fast weights after each step."""
+    """Returns the fast weights after each step."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     m = {name: np.zeros_like(value) for name, value in x.items()}
     v = {name: np.zeros_like(value) for name, value in x.items()}

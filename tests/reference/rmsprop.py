@@ -1,7 +1,7 @@
 """RMSprop (Tieleman and Hinton, lecture 6.5, 2012) in float64 NumPy.
 
 The centered form is equations 38 to 45 of arXiv 1308.0850. The learning rate is inside the
-momentum, as there.
+momentum, as in these equations.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ def rmsprop(
     momentum: float = 0.0,
     nesterov: bool = False,
 ) -> list[Arrays]:
-    """The parameters after each step."""
+    """Returns the parameters after each step."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     n = {name: np.full_like(value, initial_scale) for name, value in x.items()}
     a = {name: np.zeros_like(value) for name, value in x.items()}

@@ -1,6 +1,6 @@
 """Stochastic gradient descent with momentum in float64 NumPy, by the rule of torch.optim.SGD.
 
-The first gradient fills the momentum buffer undamped; dampening starts with the second.
+The first gradient enters the momentum without dampening, which starts with the second gradient.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ def sgd(
     nesterov: bool = False,
     dampening: float = 0.0,
 ) -> list[Arrays]:
-    """The parameters after each step."""
+    """Returns the parameters after each step."""
     x = {name: value.astype(np.float64) for name, value in params.items()}
     b: Arrays = {}
     trajectory = []
