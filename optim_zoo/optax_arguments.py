@@ -1,7 +1,7 @@
 """Arguments of optax's optimizers that ours do not have, or spell in another way.
 
-`accepts_optax_arguments` lets a constructor take such an argument where its value asks for nothing,
-such as ``mu_dtype=None``, and otherwise raises an error that names the spelling of this library.
+`accepts_optax_arguments` lets a constructor ignore such an argument if its value changes nothing,
+such as ``mu_dtype=None``. Otherwise it raises an error that names the spelling of this library.
 """
 
 import functools
@@ -28,7 +28,7 @@ _NO_DECAY = (
 )
 _BOTH_MOMENTS = "bias_correction applies to both moments"
 
-# The advice about an argument, whatever the constructor.
+# Advice that is the same for every constructor.
 _ADVICE: Mapping[str, str] = {
     "accumulator_dtype": _STORE.format(field="momentum"),
     "bias_correction": "optim_zoo.adam(learning_rate, b1=0.0, b2=decay) is RMSprop with it",
@@ -50,28 +50,31 @@ _MASKS = ("mask", "weight_decay_mask")
 
 
 def accepts_optax_arguments(constructor: Callable[P, T]) -> Callable[P, T]:
-    """Decorates a constructor, so that it answers to the arguments of its namesake in optax.
+    """Decorates a constructor, which then recognizes the arguments of its namesake in optax.
 
-    An argument of optax that the constructor lacks is dropped where its value asks for nothing.
+    An argument of optax that the constructor lacks is ignored if its value changes nothing.
 
-    Raises:
-      ArgumentTypeError: when the constructor is called, the value of such an argument asks for
-        something. The message names what to write instead.
-      TypeError: an argument is known to neither library.
+    Args:
+      constructor: A function that makes an optimizer or a piece.
+
+    Returns:
+      A function with the same signature and docstring. A call raises `ArgumentTypeError` where the
+      value of such an argument would change something; the message names what to write instead.
+      An argument that neither library has raises Python's ``TypeError``.
     """
     own = inspect.signature(constructor).parameters
     name = constructor.__name__
 
     @functools.wraps(constructor)
-    def made(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         for argument in [key for key in kwargs if key not in own]:
             if advice := _advice(argument, own):
                 value = kwargs.pop(argument)
-                if not _asks_for_nothing(argument, value):
+                if not _changes_nothing(argument, value):
                     raise _unknown(name, argument, value, advice)
         return constructor(*args, **kwargs)
 
-    return made
+    return wrapped
 
 
 def _advice(argument: str, own: Mapping[str, Any]) -> str | None:
@@ -80,8 +83,8 @@ def _advice(argument: str, own: Mapping[str, Any]) -> str | None:
     return _ADVICE.get(argument)
 
 
-def _asks_for_nothing(argument: str, value: Any) -> bool:
-    """Whether a constructor without the argument does what this value of it asks for."""
+def _changes_nothing(argument: str, value: Any) -> bool:
+    """Returns whether a constructor without the argument behaves as with this value of it."""
     match argument:
         case "mu_dtype" | "accumulator_dtype":
             return value is None or jnp.dtype(value) == jnp.float32

@@ -1,4 +1,4 @@
-"""Arguments that optax's optimizers have: taken, dropped where they ask for nothing, or refused."""
+"""Arguments of optax that ours lack are ignored where they change nothing, or refused."""
 
 import inspect
 from typing import Any
@@ -12,15 +12,15 @@ import optim_zoo
 from optim_zoo import registry
 from optim_zoo.errors import ArgumentTypeError
 
-# Pieces whose arguments optax spells otherwise, and every optimizer that optax has too.
+# Every optimizer that optax has too, and pieces with other arguments in optax.
 NAMES = [
     *(name for name in registry.OPTIMIZERS if hasattr(optax, name)),
     *(name for name in ("scale_by_adam", "scale_by_amsgrad", "scale_by_radam", "scale_by_rms")),
     "scale_by_learning_rate",
     "add_decayed_weights",
 ]
-# A value of each argument that ours does not have, which asks for something.
-ASKS = {
+# A value of each such argument that would change something.
+CHANGES = {
     "accumulator_dtype": "bfloat16",
     "bias_correction": True,
     "bias_correction_mu": False,
@@ -37,7 +37,7 @@ ASKS = {
 
 
 def _first(name: str) -> tuple[Any, ...]:
-    """The positional arguments that the constructor cannot do without."""
+    """Returns the positional arguments that the constructor requires."""
     takes = inspect.signature(getattr(optim_zoo, name)).parameters.values()
     first = next(iter(takes))
     if first.default is not first.empty:
@@ -55,13 +55,13 @@ def _lacking() -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "parameter"), _lacking())
-def test_an_argument_of_optax_is_dropped_or_refused_with_our_spelling(
+def test_an_argument_of_optax_is_ignored_or_refused_with_our_spelling(
     name: str, parameter: inspect.Parameter
 ) -> None:
     constructor, argument = getattr(optim_zoo, name), parameter.name
     if parameter.default is not parameter.empty and (name, argument) != ("nadam", "nesterov"):
         constructor(*_first(name), **{argument: parameter.default})
-    wanted = ASKS[argument]
+    wanted = CHANGES[argument]
     message = rf"^{name} has no argument {argument} \(got .*\): "
     with pytest.raises(ArgumentTypeError, match=message) as caught:
         constructor(*_first(name), **{argument: wanted})
@@ -72,7 +72,7 @@ def test_an_argument_of_optax_is_dropped_or_refused_with_our_spelling(
 
 @pytest.mark.parametrize("argument", ["mask", "mu_dtype", "eps_root", "nesterov"])
 @pytest.mark.parametrize("name", registry.OPTIMIZERS)
-def test_every_optimizer_takes_what_asks_for_nothing(name: str, argument: str) -> None:
+def test_every_optimizer_ignores_what_changes_nothing(name: str, argument: str) -> None:
     nothing = {"mask": None, "mu_dtype": jnp.float32, "eps_root": 0.0, "nesterov": False}
     entry = registry.OPTIMIZERS[name]
     if entry.wraps:
@@ -81,6 +81,6 @@ def test_every_optimizer_takes_what_asks_for_nothing(name: str, argument: str) -
         assert entry.constructor(0.1, **{argument: nothing[argument]})
 
 
-def test_an_argument_that_nobody_has_is_pythons_error() -> None:
+def test_an_argument_that_neither_library_has_is_an_error_of_python() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'learing_rate'"):
         optim_zoo.adam(learing_rate=0.1)  # type: ignore[call-arg]

@@ -57,12 +57,12 @@ def add_decayed_weights(
     ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
     rules.check_patterns("exclude", exclude)
 
-    nothing = isinstance(weight_decay, (int, float)) and weight_decay == 0
+    is_zero = isinstance(weight_decay, (int, float)) and weight_decay == 0
 
     def update(
         u: jax.Array, state: AddDecayedWeightsState, leaf: Leaf
     ) -> tuple[jax.Array, AddDecayedWeightsState]:
-        if nothing or rules.matches(exclude, leaf.path):
+        if is_zero or rules.matches(exclude, leaf.path):
             return u, state
         return wide(u) + weight_decay * wide(leaf.parameter), state
 
