@@ -17,6 +17,9 @@ from typing import Any
 from griffe import Attribute, Docstring, Extension, Object
 
 _FOR_TOOLS = re.compile(r"^#\s*(type:|noqa|fmt:|pragma)")
+_ITEM_OF_SEVERAL = re.compile(
+    r"^( +)(\w+(?:, \w+)+):((?: .*)?\n?(?:\1 +.*(?:\n|$))*)", re.MULTILINE
+)
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 
 
@@ -35,7 +38,8 @@ class DocstringText(Extension):
             if text := comment(source, obj.lineno, obj.endlineno):
                 obj.docstring = Docstring(text, parent=obj)
         if obj.docstring is not None:
-            obj.docstring.value = markdown(obj.docstring.value, self.targets)
+            text = separated(obj.docstring.value)
+            obj.docstring.value = markdown(text, self.targets)
 
 
 def comment(source: Sequence[str], first: int, last: int) -> str:
@@ -69,6 +73,13 @@ def targets(folder: Path) -> Mapping[str, str]:
                 if name not in found or len(identifier) < len(found[name]):
                     found[name] = identifier
     return found
+
+
+def separated(text: str) -> str:
+    """Returns a docstring in which every argument has an item: ``a, b: text`` becomes two."""
+    return _ITEM_OF_SEVERAL.sub(
+        lambda item: "".join(f"{item[1]}{name}:{item[3]}" for name in item[2].split(", ")), text
+    )
 
 
 def markdown(text: str, links: Mapping[str, str]) -> str:

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import gallery_numbers
-import gallery_text
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+import gallery_numbers
+import gallery_text
 from optim_zoo.registry import OPTIMIZERS
 
 ROOT = Path(__file__).parents[2]

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from gallery_settings import SETTINGS, Setting, Source, sources
 
 import optim_zoo
+from gallery_settings import SETTINGS, Setting, Source, sources
 from optim_zoo import catalogue, recorded, registry
 from optim_zoo.recorded.agreement import follow, steps
 
@@ -89,8 +89,8 @@ def numbers(names: Sequence[str], cache: Path | None = None) -> dict[str, Number
         made = dict(zip(names, pool.map(_numbers, names), strict=True))
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"key": key, "numbers": {k: dataclasses.asdict(v) for k, v in made.items()}})
-        cache.write_text(text, "utf-8")
+        kept = {"key": key, "numbers": {k: dataclasses.asdict(v) for k, v in made.items()}}
+        cache.write_text(json.dumps(kept), "utf-8")
     return made
 
 
@@ -204,7 +204,7 @@ def memory(entry: registry.Entry, dtype: str) -> Memory:
     return Memory(
         state=round(held / _ENTRIES, 1),
         least=round((3 * _bytes(params) + 2 * held) / _ENTRIES, 1),
-        moved=round(compiled.cost_analysis()["bytes accessed"] / _ENTRIES, 1),
+        moved=round((compiled.cost_analysis() or {})["bytes accessed"] / _ENTRIES, 1),
     )
 
 

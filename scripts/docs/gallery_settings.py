@@ -79,7 +79,7 @@ def _label(case: recorded.Case) -> str:
         return f"{source} (transcribed)"
     if not case.constructor.startswith("optim_zoo.ports."):
         return source
-    return f"{source} {catalogue.bare(case.constructor).rpartition('.')[2]}"
+    return f"{source} {catalogue.short_name(case.constructor).rpartition('.')[2]}"
 
 
 def _with(
@@ -176,9 +176,7 @@ SETTINGS: Mapping[str, tuple[Setting, ...]] = MappingProxyType(
             ),
         ),
         "amsgrad": (
-            Setting(
-                hyperparameters=_ADAM, cases=("torch_adam_amsgrad", "keras_adam_amsgrad")
-            ),
+            Setting(hyperparameters=_ADAM, cases=("torch_adam_amsgrad", "keras_adam_amsgrad")),
         ),
         "bert_adamw": (
             Setting(
@@ -292,8 +290,13 @@ SETTINGS: Mapping[str, tuple[Setting, ...]] = MappingProxyType(
         "ranger": (
             Setting(
                 hyperparameters={
-                    **{"learning_rate": 0.01, "b1": 0.95, "b2": 0.999, "eps": 1e-5},
-                    **{"sync_period": 4, "slow_step_size": 0.5, "weight_decay": 0.0},
+                    "learning_rate": 0.01,
+                    "b1": 0.95,
+                    "b2": 0.999,
+                    "eps": 1e-5,
+                    "sync_period": 4,
+                    "slow_step_size": 0.5,
+                    "weight_decay": 0.0,
                 },
                 cases=("tfa_ranger", "po_ranger", "jyhengcoder_ranger"),
             ),
@@ -301,7 +304,10 @@ SETTINGS: Mapping[str, tuple[Setting, ...]] = MappingProxyType(
         "rmsprop": (
             Setting(
                 hyperparameters={
-                    **{"learning_rate": 0.01, "decay": 0.9, "eps": 1e-8, "momentum": 0.0},
+                    "learning_rate": 0.01,
+                    "decay": 0.9,
+                    "eps": 1e-8,
+                    "momentum": 0.0,
                 },
                 cases=(
                     *("optax_rmsprop", "keras_rmsprop", "tf1_rmsprop", "timm_rmsprop_tf"),
@@ -314,7 +320,10 @@ SETTINGS: Mapping[str, tuple[Setting, ...]] = MappingProxyType(
             ),
             Setting(
                 hyperparameters={
-                    **{"learning_rate": 0.01, "decay": 0.9, "eps": 1e-6, "momentum": 0.9},
+                    "learning_rate": 0.01,
+                    "decay": 0.9,
+                    "eps": 1e-6,
+                    "momentum": 0.9,
                 },
                 cases=(
                     *("optax_rmsprop", "keras_rmsprop_momentum", "tf1_rmsprop"),

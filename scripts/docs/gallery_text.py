@@ -11,8 +11,7 @@ from typing import Any
 from gallery_formulas import FORMULAS, LETTERS
 from gallery_numbers import Distances, Group, Memory, Numbers
 from gallery_settings import SETTINGS, Setting, described
-
-from optim_zoo import catalogue, recorded
+from optim_zoo import recorded
 from optim_zoo.catalogue import short_number
 from optim_zoo.recorded.proofs import PROOFS
 from optim_zoo.registry import Entry
@@ -217,7 +216,7 @@ def _distance_table(setting: Setting, distances: Distances) -> str:
         rows = []
         for i, group in enumerate(groups):
             cells = [
-                _apart(distances.largest[i][j], distances.median[i][j]) if i != j else "–"
+                _apart(distances.largest[i][j], distances.median[i][j]) if i != j else ""
                 for j in range(len(groups))
             ]
             rows.append((f"**{letters[i]}**: {_members(group)}", *cells))
@@ -299,9 +298,7 @@ def _indented(text: str) -> str:
 
 
 def _memory(entry: Entry, memory: Mapping[str, Memory]) -> str:
-    rows = [
-        (dtype, f"{m.state:g}", f"{m.least:g}", f"{m.moved:g}") for dtype, m in memory.items()
-    ]
+    rows = [(dtype, f"{m.state:g}", f"{m.least:g}", f"{m.moved:g}") for dtype, m in memory.items()]
     arguments = f"`{entry.example}`" if entry.wraps else "default arguments"
     return (
         f"Bytes for each parameter, with {arguments}. [How they are counted]"
@@ -317,9 +314,7 @@ def _sentence(text: str) -> str:
 
 
 def _linked(paper: str) -> str:
-    return re.sub(
-        r"(arXiv )?(\d{4}\.\d{5})", r"[arXiv \2](https://arxiv.org/abs/\2)", paper
-    )
+    return re.sub(r"(arXiv )?(\d{4}\.\d{5})", r"[arXiv \2](https://arxiv.org/abs/\2)", paper)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
