@@ -15,7 +15,9 @@ from optim_zoo.tree import Tree, check_floating, varying_axes, wide, wide_dtype
 from optim_zoo.wrappers.counters import SkippedMicroBatches, SkippedSteps, check_types
 from optim_zoo.wrappers.decisions import all_finite, cast_like, materialized, mean_loss, step_if
 from optim_zoo.wrappers.guards import SkipNonfiniteState, SkipSpikesState
+from optim_zoo.wrappers.precision.masters import MasterWeightsState
 from optim_zoo.wrappers.precision.narrow import is_narrow
+from optim_zoo.wrappers.precision.rounding import StochasticRoundingState
 from optim_zoo.wrappers.precision.storage import StoreStateState
 
 
@@ -66,11 +68,12 @@ def accumulate(
     skipped. Under ``optax.chain``, the pieces inside see whole batches and the pieces outside see
     micro-batches.
 
-    The state of ``inner`` keeps its dtypes. The state of most of optax's transformations has the
-    dtype of the parameters. Where that is bfloat16 or float16, ``inner`` receives its state and the
-    parameters in float32, like the mean gradient, and its new state is rounded to the dtype that it
-    has after ``init``. A second moment may then stall, as it does without accumulation;
-    `optim_zoo.precision.master_weights` around ``inner`` keeps a float32 state instead.
+    The state of ``inner`` keeps its dtypes. Arrays of bfloat16 or float16 in it are converted to
+    float32 for the step, and rounded to their dtype afterwards. Most of optax's transformations
+    have a state in the dtype of the parameters; where that is the case, ``inner`` also receives the
+    parameters in float32, like the mean gradient. A second moment may then stall, as it does
+    without accumulation; `optim_zoo.precision.master_weights` around ``inner`` keeps a float32
+    state instead.
 
     Args:
       inner: any transformation. The loss that it receives as ``value=`` is the weighted mean of the
@@ -167,9 +170,8 @@ def accumulate(
         def step() -> tuple[Tree, optax.OptState]:
             mean = jax.tree.map(lambda total: total / weights.astype(total.dtype), sums)
             loss = {} if value is None else {"value": losses / weights}
-            before, like = state.inner, params
-            if _follows_low_precision(before):
-                before, like = jax.tree.map(_widened, (before, like))
+            before = jax.tree.map(_widened, state.inner)
+            like = jax.tree.map(_widened, params) if _follows_parameters(state.inner) else params
             steps, after = inner.update(mean, before, like, **{**extra, **loss})
             return steps, cast_like(after, state.inner)
 
@@ -195,14 +197,15 @@ def accumulate(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _follows_low_precision(state: Tree) -> bool:
-    """Returns whether arrays of ``state`` have the low precision of the parameters.
+def _follows_parameters(state: Tree) -> bool:
+    """Returns whether arrays of ``state`` have a low precision that is that of the parameters.
 
-    The state of `optim_zoo.precision.store_state` has low precision on purpose, and is widened
-    there.
+    It is not where a wrapper chose the precision. These wrappers also have to receive the
+    parameters in low precision, because they round them.
     """
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, StoreStateState))
-    return any(not isinstance(node, StoreStateState) and is_narrow(node) for node in nodes)
+    chosen = (MasterWeightsState, StochasticRoundingState, StoreStateState)
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, chosen))
+    return not any(isinstance(node, chosen) for node in nodes) and any(map(is_narrow, nodes))
 
 
 def _widened(x: jax.Array) -> jax.Array:
