@@ -47,7 +47,7 @@ def describe(state: Tree) -> dict[str, Any]:
     containers, such as dataclasses, are not recorded.
 
     Args:
-      state: any tree of arrays, keys (described as ``key<fry>()``), numbers and
+      state: Any tree of arrays, keys (described as ``key<fry>()``), numbers and
         ``jax.ShapeDtypeStruct``. It may be traced.
 
         In the state of an ``nnx.Optimizer`` each array is in a variable, whose field ends the path:
@@ -60,7 +60,7 @@ def describe(state: Tree) -> dict[str, Any]:
       A dict of numbers, strings and dicts, which ``json`` can write.
 
     Raises:
-      ArgumentTypeError: a leaf of ``state`` is none of these.
+      ArgumentTypeError: A leaf of ``state`` is none of these.
     """
     arrays: dict[str, str] = {}
     containers: dict[str, str] = {}
@@ -86,8 +86,8 @@ def differences(saved: Mapping[str, Any], state: Tree) -> list[str]:
     is ScaleByRadamState``, or names a path that only one of them has.
 
     Args:
-      saved: what `describe` returned for the saved state.
-      state: the state to compare it with, or its shapes: ``jax.eval_shape(tx.init, params)``.
+      saved: What `describe` returned for the saved state.
+      state: The state to compare it with, or its shapes: ``jax.eval_shape(tx.init, params)``.
 
     Returns:
       The lines, which are none where ``saved`` fits. Where ``saved`` is of another version of the
@@ -130,10 +130,11 @@ def check(saved: Mapping[str, Any], state: Tree) -> None:
     """Raises unless a saved description fits a state.
 
     Args:
-      saved, state: see `differences`.
+      saved: What `describe` returned for the saved state.
+      state: The state to compare it with, or its shapes: ``jax.eval_shape(tx.init, params)``.
 
     Raises:
-      ArgumentValueError: they differ, ``saved`` is not a description, or ``state`` was restored
+      ArgumentValueError: They differ, ``saved`` is not a description, or ``state`` was restored
         without a target, as dictionaries and lists, which `rebuild` repairs. The message names the
         first few paths that differ; `differences` lists them all.
     """
@@ -176,19 +177,24 @@ def rebuild(template: Tree, restored: Tree) -> Tree:
     The numbers do not show which optimizer they belong to: `check` a saved description as well.
 
     Args:
-      template: a state like the saved one, or its shapes: ``jax.eval_shape(tx.init, params)``. Its
+      template: A state like the saved one, or its shapes: ``jax.eval_shape(tx.init, params)``. Its
         numbers are not read.
-      restored: a tree with the same arrays at the same paths; see `describe`. NumPy arrays become
+      restored: A tree with the same arrays at the same paths; see `describe`. NumPy arrays become
         JAX arrays, and JAX arrays keep their sharding. For the ``opt_state`` of an
         ``nnx.Optimizer``, it is that of ``nnx.state(optimizer)`` or of ``nnx.to_pure_dict`` of it.
 
+    Returns:
+      A state with the containers of ``template`` and the arrays of ``restored``.
+
     Raises:
-      ArgumentValueError: an array is missing, or has another shape or dtype. The message names the
+      ArgumentValueError: An array is missing, or has another shape or dtype. The message names the
         first few.
 
-    Example::
-
-        state = saved_state.rebuild(jax.eval_shape(tx.init, params), checkpointer.restore(path))
+    Example:
+      ```python
+      like = jax.eval_shape(tx.init, params)
+      state = saved_state.rebuild(like, checkpointer.restore(path))
+      ```
     """
     lines = _lines(describe(restored)["arrays"], {}, describe(template)["arrays"], {})
     named, like = restored, template

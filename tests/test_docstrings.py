@@ -1,4 +1,4 @@
-"""The docstrings of optimizers, pieces and schedules are complete, and their examples run."""
+"""The docstrings of public functions that make transformations or schedules are complete."""
 
 import inspect
 import re
@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import optim_zoo
-from optim_zoo import registry, schedules
+from optim_zoo import accumulation, guards, metrics, precision, registry, schedules
 
 SECTIONS = ("Args", "Returns", "Raises", "Example")
 PARAMS = {"stack": jnp.ones((2, 3, 4)), "norm": jnp.ones(4), "bias": jnp.ones(4)}
@@ -24,6 +24,15 @@ SCHEDULES = [
 PENDING = {"clip_by_global_norm", "scale_by_lars_trust_ratio", "scale_by_trust_ratio"}
 PUBLIC = {name: getattr(optim_zoo, name) for name in sorted(set(registry.__all__) - PENDING)}
 PUBLIC |= {f"schedules.{schedule.__name__}": schedule for schedule in SCHEDULES}
+PUBLIC |= {
+    "accumulation.accumulate": accumulation.accumulate,
+    "guards.skip_nonfinite": guards.skip_nonfinite,
+    "guards.skip_spikes": guards.skip_spikes,
+    "metrics.with_metrics": metrics.with_metrics,
+    "precision.master_weights": precision.master_weights,
+    "precision.stochastic_rounding": precision.stochastic_rounding,
+    "precision.store_state": precision.store_state,
+}
 every = pytest.mark.parametrize("name", PUBLIC)
 
 
@@ -64,7 +73,7 @@ def test_the_example_makes_a_transformation(name: str) -> None:
     code = re.fullmatch(r"```python\n(.*)```\n?", _sections(name)["Example"], re.DOTALL)
     assert code
     assert f"optim_zoo.{name}(" in code[1]
-    names = {"optim_zoo": optim_zoo, "optax": optax}
+    names = {"optim_zoo": optim_zoo, "optax": optax, "jax": jax}
     exec(code[1], names)
     state = jax.eval_shape(names["tx"].init, PARAMS)
     assert isinstance(names["tx"], optax.GradientTransformation)

@@ -76,29 +76,36 @@ def accumulate(
     state instead.
 
     Args:
-      inner: any transformation. The loss that it receives as ``value=`` is the weighted mean of the
+      inner: Any transformation. The loss that it receives as ``value=`` is the weighted mean of the
         losses; other extra arguments are those of the last micro-batch.
-      every: the number of micro-batches of a step, at least 1; or a schedule: step -> number of
-        micro-batches, the first step being 0.
-      skip_nonfinite: if False, every gradient is added unchecked, which saves a pass over it.
-      max_consecutive: the limit: the number of skipped steps in a row at which
+      every: The number of micro-batches of a step, at least 1; or a schedule: a function from the
+        step to the number of micro-batches, where the first step is 0.
+      skip_nonfinite: If False, every gradient is added unchecked, which saves a pass over it.
+      max_consecutive: The limit: the number of skipped steps in a row at which
         `optim_zoo.guards.check` raises, at least 1.
-      axis_name: under ``pmap``, and under ``shard_map`` with ``check_vma=False``, the mesh axes
-        over which gradients are sharded or differ; see `scale_by_trust_ratio`. Mesh axes that the
-        types of the gradients show are found without it.
+      axis_name: The mesh axes over which gradients are sharded or differ, under ``pmap`` and
+        ``shard_map(check_vma=False)``: a name, several names, or rules (path pattern, names). Not
+        needed under ``jit``, nor under ``shard_map(check_vma=True)``.
 
     Returns:
-      A transformation whose ``update`` accepts ``weight=``, one number that is the same on all
-      devices, by default 1, and ``value=``, the mean loss of the micro-batch.
+      A transformation whose state is an ``AccumulateState``: counters, the sums, which are like the
+      parameters in float32 or wider, and the state of ``inner``. Its ``update`` accepts
+      ``weight=``, one number that is the same on all devices, by default 1, and ``value=``, the
+      mean loss of the micro-batch.
 
     Raises:
-      ArgumentValueError: ``every`` or ``max_consecutive`` is below 1, or ``axis_name`` matches no
-        leaf; in ``update``, a gradient has another shape than its parameter, the weight, the loss
-        or the result of the schedule is not one number, or the type of the weight shows that it
-        differs between devices.
+      ArgumentValueError: ``every`` or ``max_consecutive`` is below 1; in ``init``, ``axis_name``
+        matches no leaf; in ``update``, a gradient has another shape than its parameter, the weight,
+        the loss or the result of the schedule is not one number, or the type of the weight shows
+        that it differs between devices.
       ArgumentTypeError: ``inner`` is not a transformation, or ``every`` or ``max_consecutive`` is
         not a whole number; in ``init``, a parameter is not floating-point; in ``update``, the inner
         state changes its structure or a shape in a step.
+
+    Example:
+      ```python
+      tx = optim_zoo.accumulation.accumulate(optim_zoo.lamb(1e-3), every=4)
+      ```
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
@@ -219,20 +226,24 @@ def has_updated(state: Tree) -> jax.Array:
     outside `accumulate` skipped the call. A guard inside may still have skipped the step.
 
     Args:
-      state: the state of `accumulate`, or any tree that holds one, such as the state of a chain, a
+      state: The state of `accumulate`, or any tree that holds one, such as the state of a chain, a
         ``TrainState``, or the ``opt_state`` of an ``nnx.Optimizer``. It may be traced. Where it
         holds several, as in parameter groups, the result is True if any of them made a step. Where
         it is replicated for ``jax.pmap``, the result has one entry for each device.
 
+    Returns:
+      True or False as an array: (), bool.
+
     Raises:
-      ArgumentTypeError: there is no accumulation in ``state``, or ``state`` has lost its types, as
+      ArgumentTypeError: There is no accumulation in ``state``, or ``state`` has lost its types, as
         in a checkpoint that was restored without a target.
 
-    Example::
-
-        updates, state = tx.update(gradients, state, params)
-        params = optax.apply_updates(params, updates)
-        average = jax.lax.cond(accumulation.has_updated(state), new_average, lambda: average)
+    Example:
+      ```python
+      updates, state = tx.update(gradients, state, params)
+      params = optax.apply_updates(params, updates)
+      steps += accumulation.has_updated(state)
+      ```
     """
     made = _steps_made(state)
     if made:

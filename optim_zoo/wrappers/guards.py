@@ -81,25 +81,30 @@ def skip_nonfinite(
     parameters, however many there are in a row, and all devices decide together.
 
     Args:
-      inner: any transformation. On a CPU, and around `accumulate` on every device, it is in one
+      inner: Any transformation. On a CPU, and around `accumulate` on every device, it is in one
         branch of a ``lax.cond``. On accelerators, and inside ``shard_map`` and ``pmap``, it is
         always computed, and the result of a skipped step is not used.
-      max_consecutive: the limit: the number of skipped steps in a row at which `check` raises, at
+      max_consecutive: The limit: the number of skipped steps in a row at which `check` raises, at
         least 1.
-      axis_name: under ``pmap``, and under ``shard_map`` with ``check_vma=False``, the mesh axes
-        over which gradients are sharded or differ: a name, a tuple of names, or rules
-        ``[(pattern, names)]``; see `scale_by_trust_ratio`. Mesh axes that the types of the
-        gradients show are found without it.
+      axis_name: The mesh axes over which gradients are sharded or differ, under ``pmap`` and
+        ``shard_map(check_vma=False)``: a name, several names, or rules (path pattern, names). Not
+        needed under ``jit``, nor under ``shard_map(check_vma=True)``.
 
     Returns:
-      A transformation whose ``update`` accepts the loss as ``value=``: one number, averaged over
-      the devices. It passes ``value`` and all other extra arguments on to ``inner``.
+      A transformation whose state is a ``SkipNonfiniteState``: the counter of skipped steps, and
+      the state of ``inner``. Its ``update`` accepts the loss as ``value=``: one number, averaged
+      over the devices. ``value`` and all other extra arguments are passed on to ``inner``.
 
     Raises:
-      ArgumentValueError: ``max_consecutive`` is below 1, or ``axis_name`` matches no leaf; in
-        ``update``, ``value`` is not one number.
+      ArgumentValueError: ``max_consecutive`` is below 1; in ``init``, ``axis_name`` matches no
+        leaf; in ``update``, ``value`` is not one number.
       ArgumentTypeError: ``inner`` is not a transformation, or ``max_consecutive`` is not a whole
         number; in ``update``, the inner state changes its structure, a shape or a dtype in a step.
+
+    Example:
+      ```python
+      tx = optim_zoo.guards.skip_nonfinite(optim_zoo.lamb(1e-3), max_consecutive=5)
+      ```
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
@@ -155,16 +160,31 @@ def skip_spikes(
     loss, and ``docs/flax.md`` shows a subclass that does.
 
     Args:
-      inner, max_consecutive, axis_name: see `skip_nonfinite`.
-      window: the number of steps to compare with, at least 2.
-      factor: how many times its median a norm may be, above 1.
+      inner: Any transformation; see `skip_nonfinite`.
+      window: The number of steps to compare with, at least 2.
+      factor: How many times its median a norm may be, above 1.
+      max_consecutive: The limit: the number of skipped steps in a row at which `check` raises, at
+        least 1.
+      axis_name: The mesh axes over which gradients are sharded or differ, under ``pmap`` and
+        ``shard_map(check_vma=False)``: a name, several names, or rules (path pattern, names). Not
+        needed under ``jit``, nor under ``shard_map(check_vma=True)``.
 
     Returns:
-      A transformation whose ``update`` accepts the loss as ``value=``; see `skip_nonfinite`.
+      A transformation whose state is a ``SkipSpikesState``: the counter of skipped steps, the norms
+      and losses of the last ``window`` steps, and the state of ``inner``. Its ``update`` accepts
+      the loss as ``value=``; see `skip_nonfinite`.
 
     Raises:
-      ArgumentValueError: ``window`` is below 2, or ``factor`` is not above 1; see `skip_nonfinite`.
-      ArgumentTypeError: see `skip_nonfinite`.
+      ArgumentValueError: ``window`` is below 2, ``factor`` is not above 1, or ``max_consecutive``
+        is below 1; in ``init``, ``axis_name`` matches no leaf; in ``update``, ``value`` is not one
+        number.
+      ArgumentTypeError: An argument has the wrong type; in ``update``, the inner state changes its
+        structure, a shape or a dtype in a step.
+
+    Example:
+      ```python
+      tx = optim_zoo.guards.skip_spikes(optim_zoo.lamb(1e-3), window=100, factor=3.0)
+      ```
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
@@ -240,11 +260,11 @@ def check(state: Tree) -> None:
     as metrics are logged. Where no guard is in ``state``, it returns.
 
     Args:
-      state: the state of an optimizer, or any tree that holds one: a ``TrainState``, an
+      state: The state of an optimizer, or any tree that holds one: a ``TrainState``, an
         ``nnx.Optimizer`` or its ``opt_state``, or a state that is replicated for ``jax.pmap``.
 
     Raises:
-      TooManyRefusals: a guard has skipped ``max_consecutive`` steps in a row, or more.
+      TooManyRefusals: A guard has skipped ``max_consecutive`` steps in a row, or more.
       ArgumentTypeError: ``state`` is traced, or it has lost its types, as in a checkpoint that was
         restored without a target, which `optim_zoo.saved_state.rebuild` repairs.
     """

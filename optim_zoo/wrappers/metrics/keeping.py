@@ -30,15 +30,25 @@ def with_metrics(
     most of them change nothing.
 
     Args:
-      inner: any transformation. Its updates, and its part of the state, are unchanged.
-      every: the number of updates from one computation of the norms to the next, at least 1.
-      axis_name: under ``pmap``, and under ``shard_map`` with ``check_vma=False``, the mesh axes
-        over which leaves are sharded; see `scale_by_trust_ratio`.
+      inner: Any transformation. Its updates, and its part of the state, are unchanged.
+      every: The number of updates from one computation of the norms to the next, at least 1.
+      axis_name: The mesh axes over which leaves are sharded, under ``pmap`` and
+        ``shard_map(check_vma=False)``: a name, several names, or rules (path pattern, names). Not
+        needed under ``jit``, nor under ``shard_map(check_vma=True)``.
+
+    Returns:
+      A transformation whose state is a ``WithMetricsState``: a count of updates, the norms, and the
+      state of ``inner``. It passes all extra arguments on to ``inner``.
 
     Raises:
-      ArgumentValueError: ``every`` is below 1, or ``axis_name`` matches no leaf; in ``update``, the
-        parameters are missing.
+      ArgumentValueError: ``every`` is below 1; in ``init``, ``axis_name`` matches no leaf; in
+        ``update``, the parameters are missing.
       ArgumentTypeError: ``inner`` is not a transformation, or ``every`` is not a whole number.
+
+    Example:
+      ```python
+      tx = optim_zoo.metrics.with_metrics(optim_zoo.adamw(1e-3), every=10)
+      ```
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)

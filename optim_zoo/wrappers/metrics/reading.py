@@ -38,13 +38,16 @@ def read(state: Tree) -> dict[str, jax.Array]:
     it, because they are not those of all parameters. The paths of leaves do not depend on groups.
 
     Args:
-      state: the state of an optimizer, or any tree that holds one: a ``TrainState``, an
+      state: The state of an optimizer, or any tree that holds one: a ``TrainState``, an
         ``nnx.Optimizer`` or its ``opt_state``. It may be traced, so that a jitted step can return
         the result. Where it is replicated for ``jax.pmap``, every value has a leading axis with one
         entry for each device.
 
+    Returns:
+      A dict with the keys above. Every value is an array.
+
     Raises:
-      ArgumentValueError: the same value is kept twice and no group tells the two apart, as in
+      ArgumentValueError: The same value is kept twice and no group distinguishes the two, as in
         ``chain(lamb(1e-3), adamw(1e-3))``.
       ArgumentTypeError: ``state`` has lost its types, as in a checkpoint that was restored without
         a target, which `optim_zoo.saved_state.rebuild` repairs.
@@ -82,15 +85,19 @@ def flat(metrics: Mapping[str, jax.typing.ArrayLike] | Tree) -> dict[str, float]
     is replicated for ``jax.pmap``. It runs on the host and waits for the values.
 
     Args:
-      metrics: what `read` returned, with any other metrics of the step; or an optimizer state,
+      metrics: What `read` returned, with any other metrics of the step; or an optimizer state,
         which is read first.
+
+    Returns:
+      A dict of floats and ints.
 
     Raises:
       ArgumentTypeError: ``metrics`` is traced, or a value of it is not an array of numbers.
 
-    Example::
-
-        writer.log(metrics.flat({"loss": loss, **metrics.read(state)}), step)
+    Example:
+      ```python
+      logger.log(metrics.flat({"loss": loss, **metrics.read(state)}), step)
+      ```
     """
     values = dict(metrics) if isinstance(metrics, Mapping) else read(metrics)
     numbers: dict[str, float] = {}

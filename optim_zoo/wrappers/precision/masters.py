@@ -37,22 +37,26 @@ def master_weights(
     Put it outside every transformation that changes updates, and `lookahead` inside: a piece
     outside that scaled the updates would break the equality.
 
+    ``init`` accepts ``jax.ShapeDtypeStruct``: the masters in the state are then such structs too.
+
     Args:
-      inner: any optimizer. It receives float32 parameters and the gradients unchanged, and its
+      inner: Any optimizer. It receives float32 parameters and the gradients unchanged, and its
         state is made for float32 parameters.
 
+    Returns:
+      A transformation whose state is a ``MasterWeightsState``: the masters, and the state of
+      ``inner``. Its updates of low-precision parameters are float32.
+
     Raises:
+      ArgumentValueError: In ``update``, the parameters are missing, or a gradient has another shape
+        than its parameter.
       ArgumentTypeError: ``inner`` is not a transformation; in ``init``, a parameter is not
         floating-point.
-      ArgumentValueError: in ``update``, the parameters are missing, or a gradient has another shape
-        than its parameter.
 
-    Example::
-
-        tx = precision.master_weights(lamb(1e-3))  # around float32 arithmetic and state
-        state = tx.init(bfloat16_params)
-
-    ``init`` accepts ``jax.ShapeDtypeStruct``: the masters in the state are then such structs too.
+    Example:
+      ```python
+      tx = optim_zoo.precision.master_weights(optim_zoo.lamb(1e-3))
+      ```
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)

@@ -35,15 +35,25 @@ def stochastic_rounding(
     Parameters of float32 or wider receive the updates of ``inner`` unchanged.
 
     Args:
-      inner: any optimizer. It receives the parameters converted to float32, and the gradients
+      inner: Any optimizer. It receives the parameters converted to float32, and the gradients
         unchanged.
-      key: one key, ``jax.random.key(seed)``, which every step splits. Two runs with the same key
+      key: One key, ``jax.random.key(seed)``, which every step splits. Two runs with the same key
         round alike.
 
+    Returns:
+      A transformation whose state is a ``StochasticRoundingState``: the data of the next key, and
+      the state of ``inner``.
+
     Raises:
+      ArgumentValueError: In ``update``, the parameters are missing, or a gradient has another shape
+        than its parameter.
       ArgumentTypeError: ``inner`` is not a transformation, or ``key`` is not one key; in ``init``,
         a parameter is not floating-point.
-      ArgumentValueError: see `master_weights`.
+
+    Example:
+      ```python
+      tx = optim_zoo.precision.stochastic_rounding(optim_zoo.adamw(1e-3), jax.random.key(0))
+      ```
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
@@ -95,9 +105,9 @@ def round_stochastically(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
     ``dtype`` is rounded as usual.
 
     Args:
-      x: float32, any shape.
-      dtype: bfloat16 or float16.
-      key: one key.
+      x: An array in float32, of any shape.
+      dtype: Either bfloat16 or float16.
+      key: One key.
 
     Returns:
       An array of the shape of ``x`` and of dtype ``dtype``.

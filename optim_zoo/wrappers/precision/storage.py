@@ -43,16 +43,26 @@ def store_state(
     vanish.
 
     Args:
-      inner: any transformation whose state has these fields in a NamedTuple, at any depth.
-      dtypes: a mapping from the name of a field to ``"bfloat16"`` or, for ``mu`` and ``momentum``
+      inner: Any transformation whose state has these fields in a NamedTuple, at any depth.
+      dtypes: A mapping from the name of a field to ``"bfloat16"`` or, for ``mu`` and ``momentum``
         only, ``"float16"``. Arrays in the field that are not floating-point, such as a count, are
         unchanged.
-      seed: seed of the random rounding, which also depends on the number of the step; at least 0.
+      seed: The seed of the random rounding, which also depends on the number of the step; at least
+        0.
+
+    Returns:
+      A transformation whose state is a ``StoreStateState``: a count of steps, and the state of
+      ``inner`` with the chosen fields in low precision.
 
     Raises:
-      ArgumentValueError: a dtype is not allowed for its field, or ``seed`` is negative; in
+      ArgumentValueError: A dtype is not allowed for its field, or ``seed`` is negative; in
         ``init``, the state has no such field, or the field holds nothing floating-point.
       ArgumentTypeError: ``inner`` is not a transformation, or ``dtypes`` is not a mapping.
+
+    Example:
+      ```python
+      tx = optim_zoo.precision.store_state(optim_zoo.adamw(1e-3), {"nu": "bfloat16"})
+      ```
     """
     ranges.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
