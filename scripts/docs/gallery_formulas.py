@@ -120,7 +120,7 @@ FORMULAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 # The arguments behind the letters. A letter that is absent from a formula is not explained there.
 LETTERS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
-        "learning_rate": {r"\eta": "learning rate"},
+        "learning_rate": {r"\eta": "the learning rate"},
         "b1": {r"\beta_1": "`b1`"},
         "b2": {r"\beta_2": "`b2`"},
         "eps": {r"\epsilon": "`eps`"},
@@ -132,6 +132,6 @@ LETTERS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "trust_coefficient": {r"\tau": "`trust_coefficient`"},
         "phi_bounds": {r"\phi": "clipping to `phi_bounds` (without bounds, the identity)"},
         "sync_period": {"k": "`sync_period`"},
-        "slow_step_size": {r"\alpha": "`slow_step_size`", "s": "slow weights"},
+        "slow_step_size": {r"\alpha": "`slow_step_size`", "s": "the slow weights"},
     }
 )

@@ -22,10 +22,7 @@ def page(entry: Entry, numbers: Numbers) -> str:
     sections = [
         f"# {entry.name}",
         _sentence(entry.description),
-        _table(
-            ("", ""),
-            [("Paper", _linked(entry.paper)), ("Variant", _sentence(entry.variant))],
-        ),
+        f"- Paper: {_linked(entry.paper)}\n- Variant: {entry.variant.rstrip('.')}.",
         "## Formula",
         _formula(entry),
         "## Example",
@@ -90,7 +87,8 @@ def _formula(entry: Entry) -> str:
     if entry.name not in FORMULAS:
         return f"```text\n{entry.formula}\n```"
     formula = FORMULAS[entry.name]
-    blocks = [rf"\[{line}\]" for line in formula]
+    lines = " \\\\[0.8ex]\n".join(formula)
+    block = rf"\[\begin{{gathered}}{lines}\end{{gathered}}\]"
     used = " ".join(formula)
     letters = [
         rf"\({letter}\) is {_named(name, meaning, entry)}"
@@ -99,7 +97,7 @@ def _formula(entry: Entry) -> str:
         if _contains(used, letter)
     ]
     where = [r"\(x\) are the parameters", *_gradient(used), *letters]
-    return "\n\n".join([*blocks, "Here " + ", ".join(where) + "."])
+    return f"{block}\n\nHere {', '.join(where)}."
 
 
 def _gradient(formula: str) -> list[str]:
@@ -152,23 +150,26 @@ def _agreement(entry: Entry, numbers: Numbers) -> str:
             "No trajectory is recorded for this optimizer. The tests compare it with an "
             "independent implementation in float64 NumPy."
         )
-    rows = []
+    by_reference: dict[tuple[str, str], list[tuple[str, float]]] = {}
     for followed in numbers.followed:
         case = recorded.get(followed.case)
-        rows.append(
-            (
-                f"{_reference(case)}",
-                f"`{case.id}`",
-                case.dtype,
-                short_number(followed.difference, 2),
-                _digits(followed.difference),
-            )
+        cases = by_reference.setdefault((_reference(case), case.dtype), [])
+        cases.append((case.id, followed.difference))
+    rows = [
+        (
+            reference,
+            dtype,
+            ", ".join(f"`{case}`" for case, _ in cases),
+            short_number(max(difference for _, difference in cases), 2),
+            _digits(max(difference for _, difference in cases)),
         )
+        for (reference, dtype), cases in by_reference.items()
+    ]
     return (
         f"`{entry.name}` was fed the gradients of each recording for 12 steps. The difference is "
-        "the largest relative one of any parameter after any step; "
+        "the largest relative one of any parameter after any step of these cases; "
         f"`optim-zoo verify {entry.name}` computes it on your machine.\n\n"
-        + _table(("Reference", "Case", "Recorded in", "Difference", "Digits"), rows)
+        + _table(("Reference", "Recorded in", "Cases", "Difference", "Digits"), rows)
     )
 
 
