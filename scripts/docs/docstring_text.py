@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from griffe import Attribute, Docstring, Extension, Object
+from griffe import Attribute, Docstring, Extension, Function, Object
 
 _FOR_TOOLS = re.compile(r"^#\s*(type:|noqa|fmt:|pragma)")
 _ITEM_OF_SEVERAL = re.compile(
@@ -39,6 +39,8 @@ class DocstringText(Extension):
                 obj.docstring = Docstring(text, parent=obj)
         if obj.docstring is not None:
             text = separated(obj.docstring.value)
+            if isinstance(obj, Function) and obj.returns is not None:
+                text = typed(text, str(obj.returns))
             obj.docstring.value = markdown(text, self.targets)
 
 
@@ -79,6 +81,16 @@ def separated(text: str) -> str:
     """Returns a docstring in which every argument has an item: ``a, b: text`` becomes two."""
     return _ITEM_OF_SEVERAL.sub(
         lambda item: "".join(f"{item[1]}{name}:{item[3]}" for name in item[2].split(", ")), text
+    )
+
+
+def typed(text: str, returned: str) -> str:
+    """Returns a docstring whose section "Returns:" begins with the type that is returned.
+
+    Griffe would take the text before the first colon of the section for the type.
+    """
+    return re.sub(
+        r"^(Returns:\n +)(?=\S)", lambda match: f"{match[1]}{returned}: ", text, flags=re.MULTILINE
     )
 
 

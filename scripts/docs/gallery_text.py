@@ -54,16 +54,24 @@ def overview(entries: Iterable[Entry], numbers: Mapping[str, Numbers]) -> str:
             (
                 f"[{entry.name}]({entry.name}.md)",
                 _sentence(entry.description),
-                _digits(max(f.difference for f in of_entry.followed))
-                if of_entry.followed
-                else "none recorded",
+                _worst(of_entry, "float64"),
+                _worst(of_entry, "float32"),
                 compared.replace(" 1 results", " 1 result"),
                 f"{memory.state:g}",
                 f"{memory.moved:g}",
             )
         )
-    header = ("Optimizer", "What it does", "Digits", "Its sources", "State", "Moved")
+    header = (
+        *("Optimizer", "What it does", "Digits in float64", "Digits in float32"),
+        *("Its sources", "State", "Moved"),
+    )
     return _table(header, rows)
+
+
+def _worst(numbers: Numbers, dtype: str) -> str:
+    """The digits to which all recordings in this precision are followed."""
+    found = [f.difference for f in numbers.followed if recorded.get(f.case).dtype == dtype]
+    return _digits(max(found)) if found else "none"
 
 
 def example(entry: Entry) -> str:
@@ -87,7 +95,7 @@ def _formula(entry: Entry) -> str:
     if entry.name not in FORMULAS:
         return f"```text\n{entry.formula}\n```"
     formula = FORMULAS[entry.name]
-    lines = " \\\\[0.8ex]\n".join(formula)
+    lines = " \\\\[1.5ex]\n".join(formula)
     block = rf"\[\begin{{gathered}}{lines}\end{{gathered}}\]"
     used = " ".join(formula)
     letters = [
@@ -150,24 +158,24 @@ def _agreement(entry: Entry, numbers: Numbers) -> str:
             "No trajectory is recorded for this optimizer. The tests compare it with an "
             "independent implementation in float64 NumPy."
         )
-    by_reference: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    by_reference: dict[tuple[str, str], list[float]] = {}
     for followed in numbers.followed:
         case = recorded.get(followed.case)
-        cases = by_reference.setdefault((_reference(case), case.dtype), [])
-        cases.append((case.id, followed.difference))
+        differences = by_reference.setdefault((_reference(case), case.dtype), [])
+        differences.append(followed.difference)
     rows = [
         (
             reference,
             dtype,
-            ", ".join(f"`{case}`" for case, _ in cases),
-            short_number(max(difference for _, difference in cases), 2),
-            _digits(max(difference for _, difference in cases)),
+            str(len(differences)),
+            short_number(max(differences), 2),
+            _digits(max(differences)),
         )
-        for (reference, dtype), cases in by_reference.items()
+        for (reference, dtype), differences in by_reference.items()
     ]
     return (
         f"`{entry.name}` was fed the gradients of each recording for 12 steps. The difference is "
-        "the largest relative one of any parameter after any step of these cases; "
+        "the largest relative one of any parameter after any step of any case. "
         f"`optim-zoo verify {entry.name}` computes it on your machine.\n\n"
         + _table(("Reference", "Recorded in", "Cases", "Difference", "Digits"), rows)
     )
@@ -179,7 +187,8 @@ def _digits(difference: float) -> str:
 
 def _reference(case: recorded.Case) -> str:
     run = "" if case.origin == "executed" else ", transcribed"
-    return re.sub(r"\s*\(.*?\)", "", case.reference).replace("_", r"\_") + run
+    shown = re.sub(r"\s*\(.*?\)", "", case.reference)
+    return shown.replace("_", r"\_").replace("/", "/<wbr>") + run
 
 
 def _distances(entry: Entry, numbers: Numbers) -> str:
@@ -243,10 +252,11 @@ def _apart(largest: float, median: float) -> str:
 
 
 def _percent(fraction: float) -> str:
-    """``12 %``, or a power of ten where it is less than a thousandth of a percent."""
-    if fraction < 1e-5:
-        return short_number(fraction, 1)
-    return f"{100 * fraction:.0f} %" if fraction >= 0.095 else f"{100 * fraction:.1g} %"
+    """``12 %``, with one digit where it is less than 10 percent."""
+    percent = 100 * fraction
+    if percent < 0.001:
+        return f"{short_number(percent, 1)} %"
+    return f"{percent:.0f} %" if percent >= 9.5 else f"{percent:.1g} %"
 
 
 def _defects(entry: Entry) -> str:
@@ -256,7 +266,7 @@ def _defects(entry: Entry) -> str:
     return "\n\n".join(
         [
             "The ports reproduce these, because they compute what their sources compute.",
-            *(f"[`{name}`][optim_zoo.{name}]\n:   {_indented(text)}" for name, text in found),
+            *(f"- [`{name}`][optim_zoo.{name}]: {_indented(text)}" for name, text in found),
         ]
     )
 

@@ -1,0 +1,243 @@
+"""The code in the documentation runs, and the reference has every public name once.
+
+Every Python block of a page is executed, in one namespace for each page. A comment in front of a
+block says where this is not done::
+
+    <!-- not run: needs a TPU -->
+    <!-- slow: trains for a minute -->
+
+``mkdocs build --strict``, which continuous integration runs, checks the links between the pages.
+"""
+
+import contextlib
+import inspect
+import io
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import pytest
+
+import optim_zoo
+from optim_zoo import catalogue, registry, transforms
+from optim_zoo.train import loop, records, summary
+from optim_zoo.train.config import Config
+from optim_zoo.train.sinks import base as sinks
+from optim_zoo.train.tasks import base as tasks
+from tests.scripts.importing import imported
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+REFERENCE = sorted((DOCS / "reference").glob("*.md"))
+
+
+class Block(NamedTuple):
+    """A block of code, and what the comment in front of it says about running it."""
+
+    code: str
+    line: int
+    marker: str  # "", "not run" or "slow"
+
+
+def blocks(text: str, language: str) -> list[Block]:
+    """The blocks of one language, also those that are indented in a list."""
+    found = re.finditer(
+        r"^(?:<!-- (not run|slow): [^\n]*-->\n\n?)?(?P<indent> *)```(?P<language>\w+)[^\n]*\n"
+        r"(?P<code>.*?)^(?P=indent)```$",
+        text,
+        flags=re.MULTILINE | re.DOTALL,
+    )
+    made = []
+    for match in found:
+        if match["language"] == language:
+            lines = match["code"].splitlines(keepends=True)
+            code = "".join(line.removeprefix(match["indent"]) for line in lines)
+            made.append(Block(code, text.count("\n", 0, match.start("code")), match[1] or ""))
+    return made
+
+
+def run(page: Path, text: str, slow: bool) -> str:
+    """Executes the blocks of a page and returns what they print.
+
+    A failure names the line of the page, because the code is compiled with its lines.
+    """
+    # The annotations of dataclasses are looked up in the module of the class.
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for block in blocks(text, "python"):
+            if block.marker == "" or (slow and block.marker == "slow"):
+                exec(compile("\n" * block.line + block.code, str(page), "exec"), namespace)
+    return printed.getvalue()
+
+
+def with_python(marker: str) -> list[Path]:
+    return [p for p in PAGES if any(b.marker == marker for b in blocks(p.read_text(), "python"))]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder of its own for what a page writes, and JAX's defaults, which a reader has."""
+    monkeypatch.chdir(tmp_path)
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.parametrize("page", with_python(""), ids=lambda page: page.name)
+def test_python_blocks_run(page: Path, elsewhere: None) -> None:
+    run(page, page.read_text(), slow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", with_python("slow"), ids=lambda page: page.name)
+def test_slow_python_blocks_run(page: Path, elsewhere: None) -> None:
+    run(page, page.read_text(), slow=True)
+
+
+def test_the_readmes_example_trains(elsewhere: None) -> None:
+    page = ROOT / "README.md"
+    before, after, trust_ratio = map(float, run(page, page.read_text(), slow=False).split())
+    assert after < 0.1 * before
+    assert trust_ratio > 0
+
+
+def test_the_examples_of_the_gallery_run(elsewhere: None) -> None:
+    with imported("docs", "gallery_text") as (gallery,):
+        for entry in registry.OPTIMIZERS.values():
+            (block,) = blocks(gallery.example(entry), "python")
+            exec(block.code, {})
+
+
+def test_a_block_may_be_left_out_or_fail_with_its_line() -> None:
+    text = "one\n\n```python\nx = 1\n```\n\n<!-- not run: no -->\n```python\n1 / 0\n```\n"
+    text += "- a list\n\n    ```python\n    print(x)\n    raise KeyError\n    ```\n"
+    assert [b.marker for b in blocks(text, "python")] == ["", "not run", ""]
+    with pytest.raises(KeyError) as error:
+        run(Path("page.md"), text, slow=False)
+    assert error.traceback[-1].lineno == text.splitlines().index("    raise KeyError")
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    for page in PAGES:
+        for block in blocks(page.read_text(), "sh"):
+            joined = block.code.replace("\\\n", " ")
+            for line in joined.splitlines():
+                for command in re.split(r"&&|\|\||[;|&]\s*$", line.partition(" #")[0]):
+                    words = shlex.split(command, comments=True)
+                    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                        words = words[1:]
+                    if words:
+                        yield page.name, words
+
+
+KNOWN = {"pip", "python", "python3", "pytest", "ruff", "mypy", "mkdocs", "git", "cd", "pre-commit"}
+# Pages that have the reader write a file make it by this name.
+WRITTEN_BY_THE_READER = {"line.toml"}
+
+
+def test_shell_blocks_name_existing_commands_and_files() -> None:
+    subcommands = {"list", "show", "verify", "train", "report", "export", "sweep"}
+    checked = 0
+    for page, (program, *arguments) in commands():
+        where = f"{page}: {program} {' '.join(arguments)}"
+        if program == "optim-zoo":
+            assert arguments[0] in subcommands, where
+        elif "/" in program:
+            assert (ROOT / program).exists(), where
+        else:
+            assert program in KNOWN, where
+        for argument in arguments:
+            is_file = re.fullmatch(r"[\w./-]+\.(?:toml|py|sh|txt|md)", argument)
+            if is_file and "NAME" not in argument and argument not in WRITTEN_BY_THE_READER:
+                assert (ROOT / argument).exists(), where
+                checked += 1
+        if program == "optim-zoo" and arguments[0] in ("show", "verify"):
+            assert set(arguments[1:]) <= {*catalogue.names(), "NAME"}, where
+    assert checked > 5
+
+
+def objects(directive: str, members: str | None) -> list[str]:
+    """The public names that a directive of mkdocstrings shows: one, or those of a module."""
+    thing = resolved(directive)
+    if not inspect.ismodule(thing):
+        return [directive]
+    if members is not None:
+        return [f"{directive}.{name}" for name in members.split(", ")]
+    return [f"{directive}.{name}" for name in defined(thing)]
+
+
+def resolved(path: str) -> Any:
+    thing: Any = optim_zoo
+    for name in path.split(".")[1:]:
+        if not hasattr(thing, name):
+            __import__(path)
+        thing = getattr(thing, name)
+    return thing
+
+
+def defined(module: ModuleType) -> list[str]:
+    """The names of functions and classes that a module defines, not those that it imports."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    ]
+
+
+def shown() -> list[Any]:
+    found = []
+    for page in REFERENCE:
+        for match in re.finditer(
+            r"^::: ([\w.]+)(?:\n    options:(?:\n      (?:members: \[(.*)\]|\w+: .*))*)?$",
+            page.read_text(),
+            re.MULTILINE,
+        ):
+            found += objects(match[1], match[2])
+    return found
+
+
+def public() -> set[str]:
+    """Where users find each public name, in the words that they write."""
+    names = {f"optim_zoo.{name}" for name in optim_zoo.__all__}
+    modules = {name for name in names if inspect.ismodule(resolved(name))}
+    names -= modules
+    for name in modules - {"optim_zoo.ports", "optim_zoo.registry"}:
+        module = resolved(name)
+        names |= {f"{name}.{member}" for member in getattr(module, "__all__", defined(module))}
+    names |= {f"optim_zoo.registry.{name}" for name in ("Entry", "OPTIMIZERS", "get")}
+    names |= {f"optim_zoo.transforms.{name}" for name in transforms.__all__}
+    names |= {f"optim_zoo.ports.{name}" for name in ("from_param_groups", "from_state_dict")}
+    names |= {
+        f"optim_zoo.ports.{library}.{name}"
+        for library, made in catalogue.libraries().items()
+        for name in made
+    }
+    for module in (tasks, sinks, loop, records, summary, inspect.getmodule(Config)):
+        names |= {f"{module.__name__}.{name}" for name in defined(module)}
+    return names
+
+
+def identity(path: str) -> str | int:
+    """One object may be found at several places; data is told apart by its place."""
+    thing = resolved(path)
+    return id(thing) if callable(thing) else path
+
+
+def test_the_reference_has_every_public_name_once() -> None:
+    pages = shown()
+    times = Counter(map(identity, pages))
+    assert [name for name in pages if times[identity(name)] > 1] == []
+    assert {name for name in public() if identity(name) not in times} == set()
+
+
+def test_the_navigation_has_every_page_of_the_reference() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    assert [p.name for p in REFERENCE if f"reference/{p.name}" not in text] == []
+    assert os.path.isfile(DOCS / "gallery" / "index.md")
