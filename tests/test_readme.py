@@ -1,7 +1,5 @@
-"""The README's commands and its example are what they say."""
+"""The README is short, and its commands are what they say; `test_docs` runs its example."""
 
-import contextlib
-import io
 import re
 from pathlib import Path
 
@@ -31,15 +29,6 @@ def test_continuous_integration_runs_the_readmes_test_command() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     steps = blocks("sh")[1].strip().split(" && ")
     assert [step for step in steps if step.replace("install", "install -q") in script] == steps
-
-
-def test_the_first_example_trains() -> None:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(blocks("python")[0], {})
-    before, after, trust_ratio = map(float, printed.getvalue().split())
-    assert after < 0.1 * before
-    assert trust_ratio > 0
 
 
 def test_it_is_short() -> None:
