@@ -45,7 +45,7 @@ FAULTS: Mapping[str, Fault] = {
         f"an infinite loss for {injected.INFINITE} steps", injected.infinite_loss
     ),
     "infinite_loss_ends": Fault(
-        f"the same with `guards.max_consecutive={injected.ALLOWED_REFUSALS}`; the next start with "
+        f"the same with `guards.max_consecutive={injected.ALLOWED_SKIPS}`; the next start with "
         f"{2 * injected.INFINITE}",
         injected.infinite_loss_ends,
     ),

@@ -14,15 +14,15 @@ from outcomes import (
     Record,
     end,
     lines,
-    refused_steps,
     resumed,
     saved_steps,
+    skipped_steps,
     stopped,
     trained,
 )
 
 INFINITE = 10  # consecutive infinite losses
-ALLOWED_REFUSALS = 5  # a limit that they exceed
+ALLOWED_SKIPS = 5  # a limit that they exceed
 DEVICES = 2  # virtual devices, where one of them gets a faulty gradient
 MODES: Mapping[str, tuple[str, ...]] = {
     "jit": (),
@@ -34,7 +34,7 @@ MODES: Mapping[str, tuple[str, ...]] = {
 
 def nan_step(site: Site) -> Record:
     """One batch whose weights are NaN, so that its loss and gradient are NaN."""
-    return _refused(site, "nan_step", Injection("weights", (MIDDLE, MIDDLE + 1)))
+    return _skipped(site, "nan_step", Injection("weights", (MIDDLE, MIDDLE + 1)))
 
 
 def nan_micro_batch(site: Site) -> Record:
@@ -63,7 +63,7 @@ def nan_one_device(site: Site, mode: str) -> Record:
     rows = (size - size // DEVICES, size)  # those of the last device
     faulty = Injection("gradient", (MIDDLE, MIDDLE + 1), rows)
     fault = f"nan_one_device {mode}"
-    return _refused(site, fault, faulty, (*SHORT, *MODES[mode]), devices=DEVICES)
+    return _skipped(site, fault, faulty, (*SHORT, *MODES[mode]), devices=DEVICES)
 
 
 INFINITE_LOSS = Injection("loss", (MIDDLE, MIDDLE + INFINITE), value=math.inf)
@@ -71,16 +71,16 @@ INFINITE_LOSS = Injection("loss", (MIDDLE, MIDDLE + INFINITE), value=math.inf)
 
 def infinite_loss(site: Site) -> Record:
     """Infinite losses with finite gradients."""
-    return _refused(site, "infinite_loss", INFINITE_LOSS)
+    return _skipped(site, "infinite_loss", INFINITE_LOSS)
 
 
 def infinite_loss_ends(site: Site) -> Record:
     """More infinite losses than the job allows; the next start allows more."""
     folder = site.folder("infinite_loss_ends")
-    limit = f"guards.max_consecutive={ALLOWED_REFUSALS}"
+    limit = f"guards.max_consecutive={ALLOWED_SKIPS}"
     job = site.start(folder, (*SHORT, limit), INFINITE_LOSS)
     expected = _without(site, INFINITE_LOSS, SHORT, devices=1)
-    before = {**stopped(job.end(), folder), "refused": refused_steps(folder)}
+    before = {**stopped(job.end(), folder), "skipped_steps": skipped_steps(folder)}
     larger = (*SHORT, f"guards.max_consecutive={2 * INFINITE}", "run.accept_changes=true")
     after = resumed(site.run(folder, larger, INFINITE_LOSS), folder)
     return {
@@ -113,7 +113,7 @@ def clock(site: Site) -> Record:
     }
 
 
-def _refused(
+def _skipped(
     site: Site,
     fault: str,
     faulty: Injection,
@@ -150,14 +150,14 @@ def _survived(
     """
     record = stopped(ended, folder)
     if fewer is not None:
-        record["refused"] = refused_steps(folder)
+        record["skipped_steps"] = skipped_steps(folder)
     if ended.code:
         after = resumed(site.run(folder, overrides, devices=devices), folder)
         record |= {**after, "lost": record["made"] - after["resumed_from"]}
     else:
         cut = shutil.copytree(folder, folder.with_name("cut"))
         shutil.rmtree(cut / "checkpoints" / str(record["saved"]))
-        record |= {"saved": saved_steps(cut)[-1], "lost": len(record.get("refused", []))}
+        record |= {"saved": saved_steps(cut)[-1], "lost": len(record.get("skipped_steps", []))}
         record |= resumed(site.run(cut, overrides, faulty, devices=devices), cut)
         record["next_same"] = end(cut, folder, "")["same"]
     return {**record, **end(folder, expected, like, fewer)}

@@ -6,7 +6,7 @@
 Prints one JSON line per fault and, with ``--table``, a Markdown table that is made from these lines
 alone. The jobs run the user's command in processes of their own, on the CPU, with a shortened
 ``configs/smoke.toml`` on the source text of this package. What they leave is compared bit for bit
-with an unbroken run, or, after refused steps, with a run that is never given those batches.
+with an unbroken run, or, after skipped steps, with a run that is never given those batches.
 
 Faulty batches, gradients, losses and clocks are injected by ``injection.py``, which wraps the task
 of the job and runs the same command. The clock that jumps is the wall clock as Python code reads

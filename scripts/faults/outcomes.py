@@ -53,7 +53,7 @@ def made(folder: Path) -> int:
     return 0
 
 
-def refused_steps(folder: Path) -> list[int]:
+def skipped_steps(folder: Path) -> list[int]:
     """The steps at which the number of skipped steps increased."""
     counts = [(line["step"], line.get("skipped_steps", 0)) for line in trained(folder)]
     before = [0, *(count for _, count in counts)]
@@ -100,15 +100,15 @@ def compared(folder: Path, other: Path, fewer: int | None = None) -> dict[str, b
       folder: the run folder.
       other: the run folder to compare it with.
       fewer: None, or how many steps fewer the other run makes to reach the same end, because it is
-        never given some of the batches. Then step counts, evaluations, the lines of refused steps,
+        never given some of the batches. Then step counts, evaluations, the lines of skipped steps,
         and missing losses are not compared.
     """
     ours, theirs = lines(folder), lines(other)
     uncounted: set[str] = set()
     if fewer is not None:
         uncounted = {"skipped_steps", "skipped_micro_batches"}
-        refused = refused_steps(folder)
-        ours = [line for line in trained(folder) if line["step"] not in refused]
+        skipped = skipped_steps(folder)
+        ours = [line for line in trained(folder) if line["step"] not in skipped]
         theirs = trained(other)[: len(ours)]
         for line, like in zip(ours, theirs, strict=False):
             left_out = ["step", "tokens", "skipped_steps", "skipped_micro_batches"]

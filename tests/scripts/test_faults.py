@@ -45,7 +45,7 @@ def tried(request: pytest.FixtureRequest, program: Any, site: Any) -> dict[str, 
     assert record["finite"] is True
     title, happens, lost = program.table([record]).splitlines()[-1][2:-2].split(" | ")
     assert title.startswith(record["title"])
-    assert f"in the end bit for bit as {record['like']}" in happens
+    assert f"bit for bit equal at the end to {record['like']}" in happens
     assert lost.startswith(("at most", str(record["lost"])))
     return record
 
@@ -148,7 +148,7 @@ def test_two_jobs_on_one_folder(tried: dict[str, Any]) -> None:
 @fault("nan_micro_batch")
 def test_nan_in_one_micro_batch(tried: dict[str, Any]) -> None:
     assert_unharmed(tried)
-    assert (tried["left_out"], tried["refused"], tried["lost"]) == (1, [], 0)
+    assert (tried["left_out"], tried["skipped_steps"], tried["lost"]) == (1, [], 0)
 
 
 @slow
@@ -159,20 +159,20 @@ def test_nan_in_one_micro_batch(tried: dict[str, Any]) -> None:
 )
 def test_nan_in_the_gradient_of_one_device(tried: dict[str, Any]) -> None:
     assert_unharmed(tried)
-    assert (tried["refused"], tried["lost"]) == ([8], 1)
+    assert (tried["skipped_steps"], tried["lost"]) == ([8], 1)
 
 
 @fault("nan_step")
 def test_nan_in_one_step(tried: dict[str, Any]) -> None:
     assert_unharmed(tried)
-    assert (tried["refused"], tried["lost"]) == ([8], 1)
+    assert (tried["skipped_steps"], tried["lost"]) == ([8], 1)
 
 
 @slow
 @fault("infinite_loss")
 def test_an_infinite_loss_for_ten_steps(tried: dict[str, Any]) -> None:
     assert_unharmed(tried)
-    assert (tried["refused"], tried["lost"]) == ([*range(8, 18)], 10)
+    assert (tried["skipped_steps"], tried["lost"]) == ([*range(8, 18)], 10)
 
 
 @slow
@@ -181,7 +181,7 @@ def test_an_infinite_loss_for_longer_than_is_allowed(tried: dict[str, Any]) -> N
     assert tried["exit_code"] == 2
     assert tried["said"].startswith("up to step 12, 5 steps in a row were skipped, ")
     assert "; step 10 is saved: " in tried["said"]
-    assert tried["refused"] == [*range(8, 13)]
+    assert tried["skipped_steps"] == [*range(8, 13)]
     assert_went_on(tried, 10)
     assert tried["lost"] == 2
 
@@ -216,7 +216,7 @@ def sigterm_record(**changes: Any) -> dict[str, Any]:
     }
 
 
-ALIKE = "in the end bit for bit as an unbroken run"
+ALIKE = "bit for bit equal at the end to an unbroken run"
 
 
 @pytest.mark.parametrize(
@@ -224,11 +224,11 @@ ALIKE = "in the end bit for bit as an unbroken run"
     [
         (
             {},
-            f'| SIGTERM | exit 143, "stopped"; the next start goes on from step 9; {ALIKE} | 0 |',
+            f'| SIGTERM | exit 143, "stopped"; the next start resumes from step 9; {ALIKE} | 0 |',
         ),
         (
             {"exit_code": -11, "said": "no sentence: 'x | y'", "lost": 9, "variant": "pmap"},
-            "| SIGTERM (pmap) | exit -11, \"no sentence: 'x \\| y'\"; the next start goes on from "
+            "| SIGTERM (pmap) | exit -11, \"no sentence: 'x \\| y'\"; the next start resumes from "
             f"step 9; {ALIKE} | 9 |",
         ),
         (
@@ -237,8 +237,8 @@ ALIKE = "in the end bit for bit as an unbroken run"
                 "same": {"metrics": False, "parameters": False, "optimizer state": True},
             },
             '| SIGTERM | exit 143, "stopped"; the next start says "moved" and says "other cores" '
-            "and goes on from step 9; metrics and parameters in the end not as an unbroken run "
-            "| 0 |",
+            "and resumes from step 9; metrics and parameters differ at the end from an unbroken "
+            "run | 0 |",
         ),
         (
             {"next_exit_code": 2, "next_said": "no", "same": {}, "finite": None},
@@ -246,9 +246,9 @@ ALIKE = "in the end bit for bit as an unbroken run"
             "compare with an unbroken run; no parameters | 0 |",
         ),
         (
-            {"finite": False, "refused": [3, 5], "next_same": {"metrics": False}},
-            f'| SIGTERM | exit 143, "stopped"; steps refused: 3, 5; {ALIKE}; parameters are not '
-            "finite; gone on from step 9: metrics in the end not as before | 0 |",
+            {"finite": False, "skipped_steps": [3, 5], "next_same": {"metrics": False}},
+            f'| SIGTERM | exit 143, "stopped"; skipped steps: 3, 5; {ALIKE}; parameters are not '
+            "finite; resumed from step 9: metrics differ at the end from before | 0 |",
         ),
         ({"skipped": "no root"}, "| SIGTERM | not known: no root | ? |"),
         ({"failed": "it is stuck"}, "| SIGTERM | not known: it is stuck | ? |"),

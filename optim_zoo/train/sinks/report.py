@@ -19,14 +19,14 @@ class Report:
     """Writes ``report.html`` after every evaluation, with the plots that are in the run folder."""
 
     def open(self, run: RunInfo) -> None:
-        """Remembers the run."""
+        """Stores the description of the run."""
         self._run, self._written = run, False
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Does nothing."""
 
     def evaluate(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes the report anew."""
+        """Writes the report again, with the current plots and figures."""
         run, self._written = self._run, True
         names = map(run_plots.held_out_file, metrics)
         plots = [run.folder / name for name in (*run_plots.CAPTIONS, *names)]
@@ -40,7 +40,7 @@ class Report:
         )
 
     def close(self, finished: bool) -> None:
-        """Writes the report of a run that was resumed at its end."""
+        """Writes the report of a run that was resumed after its last step."""
         if finished and not self._written:
             self.evaluate(self._run.total_steps, {})
 
@@ -54,17 +54,18 @@ def write(
     figures: Mapping[str, str],
     plots: Sequence[pathlib.Path],
 ) -> pathlib.Path:
-    """Writes `report.html` into `folder`, and returns its path.
+    """Writes ``report.html`` into a folder and returns its path.
 
     Args:
       folder: the run folder.
       title: the name of the run.
       config: section -> key -> value.
-      machine: what it ran on, by name: device, versions.
-      figures: the figures in which the run ended, by name, most important first.
-      plots: PNG files, put into the page in this order.
+      machine: the devices and versions of the run, by name.
+      figures: the final figures of the run by name, the most important one first.
+      plots: PNG files, which the page shows in this order.
 
-    Raises UserError where a plot cannot be read or the report cannot be written.
+    Raises:
+      UserError: a plot cannot be read or the report cannot be written.
     """
     sections = [
         _section("Result", _cards(figures)) if figures else "",
@@ -115,7 +116,7 @@ def _plot(path: pathlib.Path) -> str:
 
 
 def _png_size(content: bytes) -> tuple[int, int]:
-    """Width and height in pixels, which stand in the first chunk of every PNG."""
+    """Returns width and height in pixels from the first chunk of a PNG."""
     width, height = struct.unpack(">II", content[16:24])
     return width, height
 
@@ -135,7 +136,7 @@ def _table(caption: str, rows: Mapping[str, object]) -> str:
 
 
 def _breakable(name: str) -> str:
-    """The name, which may go over to the next line after each underscore."""
+    """Returns the name with a possible line break after each underscore."""
     return html.escape(name).replace("_", "_<wbr>")
 
 

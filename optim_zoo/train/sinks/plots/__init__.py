@@ -33,20 +33,20 @@ class Plots:
     """Draws all plots after every evaluation."""
 
     def open(self, run: RunInfo) -> None:
-        """Remembers the run."""
+        """Stores the description of the run."""
         self._run, self._drawn = run, False
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Does nothing."""
 
     def evaluate(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Draws the plots anew."""
+        """Draws all plots again."""
         run, self._drawn = self._run, True
         seen = records.read(run.folder / "metrics.jsonl")
         write_all(seen, run.folder, baseline=run.baseline, loss_unit=run.loss_unit)
 
     def close(self, finished: bool) -> None:
-        """Draws the plots of a run that was resumed at its end."""
+        """Draws the plots of a run that was resumed after its last step."""
         if finished and not self._drawn:
             self.evaluate(self._run.total_steps, {})
 

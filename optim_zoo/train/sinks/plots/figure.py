@@ -1,4 +1,4 @@
-"""Empty figures, axes and files that every plot shares."""
+"""Helpers that every plot uses: empty figures, axes, ticks and writing a PNG."""
 
 import io
 import pathlib
@@ -20,7 +20,7 @@ BLUE, PALE_BLUE, VERMILION, GREY = "#0072B2", "#A6CEE3", "#D55E00", "#555555"
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """Returns an empty figure, its size in inches, without matplotlib's global state."""
+    """Returns an empty figure, without matplotlib's global state. Sizes are in inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -29,7 +29,7 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def line_figure(title: str, ylabel: str, width: float, height: float) -> tuple[Figure, Axes]:
-    """Returns an empty line plot by step, its size in inches."""
+    """Returns an empty line plot over steps. Sizes are in inches."""
     figure, axes = new_figure(width, height)
     axes.set_title(title, loc="left", fontsize=12)
     axes.set_ylabel(ylabel)
@@ -63,7 +63,7 @@ def finite(columns: Mapping[str, tuple[Floats, Floats]], name: str) -> tuple[Flo
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
-    """Returns two positive limits with a little room beyond both, also where they are equal."""
+    """Returns two positive limits, each moved outwards by 10 %, so that they are never equal."""
     return float(low) / 1.1, float(high) * 1.1
 
 
@@ -75,7 +75,7 @@ def log_ticks(low: float, high: float) -> Floats:
     else:
         ticks = np.outer(10.0**powers, [1, 2, 5]).ravel()
     ticks = ticks[(low <= ticks) & (ticks <= high)]
-    if ticks.size < 3:  # Less than a decade: round values at even distances.
+    if ticks.size < 3:  # Less than a decade: evenly spaced round values.
         ticks = np.asarray(MaxNLocator(5).tick_values(low, high))
         ticks = ticks[(low <= ticks) & (ticks <= high)]
     return ticks

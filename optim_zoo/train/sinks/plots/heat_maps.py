@@ -1,4 +1,4 @@
-"""Heat maps of a quantity of every layer, by step: trust ratio, parameter norm, update norm.
+"""Heat maps of a quantity per layer and step: trust ratio, parameter norm, update norm.
 
 Every function writes a PNG and returns the figure. It returns None, and writes nothing, where the
 records hold nothing to draw.
@@ -30,8 +30,8 @@ def parameter_norm(records: Records, path: pathlib.Path) -> Figure | None:
 def update_norm(records: Records, path: pathlib.Path) -> Figure | None:
     """Draws the update norm of every layer and step as a heat map.
 
-    Where there are trust ratios, of the layers that have one: the norm of the others is that of the
-    whole step, learning rate included, and not to be compared with a direction's.
+    If there are trust ratios, only the layers that have one are drawn. Their update norm is that of
+    the direction; that of the other layers includes the learning rate and cannot be compared.
     """
     adapted, _ = records.layers("trust_ratio")
     return _layer_map(records, "update_norm", "Update norm by layer", path, adapted)
@@ -40,10 +40,10 @@ def update_norm(records: Records, path: pathlib.Path) -> Figure | None:
 def _layer_map(
     records: Records, quantity: str, title: str, path: pathlib.Path, only: Sequence[str] = ()
 ) -> Figure | None:
-    """Heat map: a row a layer, a column as wide as the steps it stands for, colour on a log scale.
+    """Draws one row per layer and one column per logged step, with colours on a log scale.
 
-    What a log scale cannot show, zero and NaN, is grey. `only`, where it names any, is the layers
-    to draw.
+    Values that a log scale cannot show, zero and NaN, are grey. ``only`` restricts the rows to the
+    layers that it names; if it is empty, all layers are drawn.
     """
     names, values = records.layers(quantity)
     if only:
@@ -56,7 +56,7 @@ def _layer_map(
     labels = _shortened([names[i] for i in order])
     tall = len(labels) > 40
     row_height, font_size = (0.125, 6.5) if tall else (0.22, 8.0)
-    label_width = max(map(len, labels)) * font_size * 0.6 / 72  # 0.6 em a letter, in inches.
+    label_width = max(map(len, labels)) * font_size * 0.6 / 72  # 0.6 em per letter, in inches
     size = (6.5 + label_width, 1.7 + row_height * len(labels))
     figure, axes = new_figure(*size)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
@@ -90,7 +90,7 @@ def _layer_map(
 
 
 def _edges(steps: Floats) -> Floats:
-    """Borders of the columns, (steps + 1,): half way between neighbours, as far out at the ends."""
+    """Returns the column borders, (steps + 1,): midpoints, and the same distance at both ends."""
     if steps.size == 1:
         return np.array([steps[0] - 0.5, steps[0] + 0.5])
     middle = (steps[1:] + steps[:-1]) / 2
@@ -98,10 +98,10 @@ def _edges(steps: Floats) -> Floats:
 
 
 def _colour_range(values: Floats) -> tuple[float, float, str]:
-    """Ends of the colour scale, and at which of them some values lie beyond.
+    """Returns both ends of the colour scale, and at which ends there are values beyond it.
 
-    What is 4 times farther out than 99 of 100 values does not stretch the scale: one wild ratio
-    would make all the others look alike.
+    The scale covers 98 % of the values and a factor of 4 on either side. Without this limit one
+    extreme ratio would give all other layers the same colour.
     """
     smallest, largest = values.min(), values.max()
     low = max(smallest, np.quantile(values, 0.01, method="lower") / 4)
@@ -118,7 +118,7 @@ _KERNEL = re.compile(r"/kernel(?=(\[\d+\])?$)")
 
 
 def _grouped(names: Sequence[str]) -> list[int]:
-    """Order of the rows: leaves as in the file, layers 0, 1, 2, ... of one leaf together."""
+    """Returns the order of the rows: as in the file, with the layers of one leaf together."""
     patterns = [_NUMBER.sub("#", name) for name in names]
     numbers = [tuple(map(int, _NUMBER.findall(name))) for name in names]
     first = {pattern: patterns.index(pattern) for pattern in set(patterns)}
@@ -126,13 +126,13 @@ def _grouped(names: Sequence[str]) -> list[int]:
 
 
 def _group_starts(names: Sequence[str]) -> list[int]:
-    """Rows, but the first, whose name differs in more than a number from the row before."""
+    """Returns the rows whose name differs from the row before in more than a number."""
     patterns = [_NUMBER.sub("#", name) for name in names]
     return [i for i in range(1, len(names)) if patterns[i] != patterns[i - 1]]
 
 
 def _shortened(names: Sequence[str]) -> list[str]:
-    """The names without a final `/kernel`, where they stay distinct, and without a common start."""
+    """Returns the names without ``/kernel``, if they stay distinct, and without a common prefix."""
     without = [_KERNEL.sub("", name) for name in names]
     segments = [name.split("/") for name in (without if len(set(without)) == len(names) else names)]
     depth = min(map(len, segments)) - 1 if len(names) > 1 else 0

@@ -1,4 +1,4 @@
-"""Line plots by step: loss, held-out metrics, learning rate, gradient norm and skipped steps.
+"""Line plots over steps: loss, held-out metrics, learning rate, gradient norm and skipped steps.
 
 Every function writes a PNG and returns the figure. It returns None, and writes nothing, where the
 records hold nothing to draw.
@@ -81,7 +81,7 @@ _SKIPPED = {"skipped_steps": "steps", "skipped_micro_batches": "micro-batches"}
 
 
 def skipped(records: Records, path: pathlib.Path) -> Figure | None:
-    """Draws the number of skipped steps and micro-batches; nothing where there are none."""
+    """Draws the number of skipped steps and micro-batches, if there are any."""
     if not _skips(records).size:
         return None
     figure, axes = line_figure("Skipped since the start", "count", width=5.6, height=3.2)
@@ -96,7 +96,7 @@ def skipped(records: Records, path: pathlib.Path) -> Figure | None:
 
 
 def _skips(records: Records) -> Floats:
-    """The logged steps before which, since the logged step before, something was skipped."""
+    """Returns the logged steps at which a count of skipped steps or micro-batches has risen."""
     rises = []
     for name in _SKIPPED:
         steps, values = finite(records.train, name)
@@ -117,7 +117,7 @@ def learning_rate(records: Records, path: pathlib.Path) -> Figure | None:
 
 
 def gradient_norm(records: Records, path: pathlib.Path) -> Figure | None:
-    """Draws the norm of the gradient by step on a log scale; steps where it is 0 are left out."""
+    """Draws the norm of the gradient by step on a log scale, without steps where it is 0."""
     steps, values = finite(records.train, "gradient_norm")
     steps, values = steps[values > 0], values[values > 0]
     if not steps.size:
@@ -134,7 +134,7 @@ def gradient_norm(records: Records, path: pathlib.Path) -> Figure | None:
 
 
 def _raw_and_smoothed(axes: Axes, steps: Floats, values: Floats, label: str) -> None:
-    """Draws the values pale and their running mean strong; too few to smooth as one strong line."""
+    """Draws the values in a pale colour and their running mean in a strong one."""
     reach = values.size // 50
     if reach == 0:
         axes.plot(steps, values, ".-", color=BLUE, lw=1.6, label=label)
@@ -144,10 +144,10 @@ def _raw_and_smoothed(axes: Axes, steps: Floats, values: Floats, label: str) -> 
 
 
 def _smoothed(values: Floats, reach: int) -> Floats:
-    """Mean over `reach` neighbours on either side, so that a falling loss has no lag.
+    """Returns the mean over ``reach`` neighbours on either side, which does not lag behind.
 
-    At the start it takes as few after as there are before, since there a loss falls steeply; at the
-    end it takes those there are.
+    Near the start the window is symmetric and shorter, because the loss falls steeply there. Near
+    the end it is cut off.
     """
     index = np.arange(values.size)
     half = np.minimum(index, reach)
