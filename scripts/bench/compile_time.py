@@ -34,7 +34,7 @@ WARMUP_ROUNDS = 3
 
 
 def _readme_stack() -> optax.GradientTransformation:
-    """The stack of wrappers that the README shows."""
+    """The stack of wrappers that docs/concepts.md shows."""
     tx = optax.chain(clip_by_global_norm(1.0), lamb(1e-3, weight_decay=DECAY))
     tx = precision.master_weights(metrics.with_metrics(tx))
     return accumulation.accumulate(guards.skip_nonfinite(tx), every=4)

@@ -19,7 +19,7 @@ SIDE = 8
 
 
 def _stack(inner: Tx | None = None) -> Tx:
-    """The stack of wrappers that the README shows."""
+    """The stack of wrappers that docs/concepts.md shows."""
     tx = inner or optax.chain(clip_by_global_norm(1.0), lamb(1e-3, weight_decay=0.01))
     tx = precision.master_weights(metrics.with_metrics(tx))
     return accumulation.accumulate(guards.skip_nonfinite(tx), every=4)
