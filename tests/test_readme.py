@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import optim_zoo
 from optim_zoo import registry
 
 ROOT = Path(__file__).parents[1]
@@ -57,3 +58,7 @@ def test_links_lead_somewhere(name: str) -> None:
     ):
         assert (ROOT / path).exists(), path
         assert not anchor or anchor in anchors((ROOT / path).read_text()), (path, anchor)
+
+
+def test_the_changelog_has_the_version() -> None:
+    assert f"\n## {optim_zoo.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()

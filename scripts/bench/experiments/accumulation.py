@@ -139,7 +139,7 @@ def low_precision_mean() -> Row:
     theirs = error(optax.MultiSteps(optax.sgd(1.0), EVERY))
     ours = error(accumulation.accumulate(optim_zoo.sgd(1.0), EVERY))
     return Row(
-        f"{EVERY} micro-batches of bfloat16 gradients: largest error of the mean handed on",
+        f"{EVERY} micro-batches of bfloat16 gradients: largest error of the mean passed on",
         f"`MultiSteps`: {100 * theirs:.2g} %",
         f"`accumulate`: {100 * ours:.1g} %",
         {"optax_error": theirs, "ours_error": ours},

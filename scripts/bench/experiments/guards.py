@@ -42,7 +42,7 @@ def nans_in_a_row() -> Row:
     spoiled, touched = first_change(theirs), first_change(ours)
     lost = bool(jnp.any(jnp.isnan(theirs[-1])))
     return Row(
-        f"{len(bad)} NaN gradients in a row, where {allowed} are borne",
+        f"{len(bad)} NaN gradients in a row, with a limit of {allowed}",
         f"`apply_if_finite`: {_step_number(spoiled, 'reaches the parameters')}"
         f"{', which are NaN from then on' if lost else ''}",
         f"`skip_nonfinite`: {_step_number(touched, 'reaches the parameters')}; "
@@ -90,8 +90,8 @@ def nan_on_one_device() -> Row:
         "shard_map": moved("shard_map", guards.skip_nonfinite(inner)),
     }
     return Row(
-        f"parameters cut over {len(devices)} devices, a NaN on one of them: devices that make the "
-        f"step",
+        f"parameters sharded over {len(devices)} devices, a NaN on one of them: devices that make "
+        f"the step",
         f"`apply_if_finite`: {cell(theirs)}",
         f"`skip_nonfinite`: {cell(ours)}, the first with `axis_name`",
         {"devices": len(devices), "optax_moved": theirs, "ours_moved": ours},
@@ -106,7 +106,7 @@ def spike() -> Row:
     gradients = [jnp.array([norm, 0.0]) for norm in norms]
 
     def refused(tx: Any) -> tuple[bool, int]:
-        """Whether the spike was refused, and how many other gradients were."""
+        """Whether the spike was skipped, and how many other gradients were."""
         params = [jnp.zeros(2), *run(tx, jnp.zeros(2), gradients)]
         steps_refused = [same_bits(*params[i : i + 2]) for i in range(steps)]
         return steps_refused[at], sum(steps_refused) - steps_refused[at]
@@ -160,11 +160,12 @@ def negative_zero() -> Row:
 
     def cell(seen: Mapping[str, bool]) -> str:
         return "; ".join(
-            f"`{name}`: {'another number' if x else 'kept to the bit'}" for name, x in seen.items()
+            f"`{name}`: {'another number' if x else 'unchanged to the bit'}"
+            for name, x in seen.items()
         )
 
     return Row(
-        "a step that is not made, on a parameter of -0.0",
+        "a skipped step, on a parameter of -0.0",
         cell(theirs),
         cell(ours),
         {"optax_changed": theirs, "ours_changed": ours},
@@ -180,7 +181,7 @@ def _check_raises(state: Tree) -> bool:
 
 
 def _refused(was: bool) -> str:
-    return "refused" if was else "let through"
+    return "skipped" if was else "let through"
 
 
 def _step_number(number: int | None, does: str) -> str:
