@@ -145,6 +145,8 @@ def check_transformation(name: str, value: Any) -> None:
 def check_choice(kind: str, name: Any, names: Iterable[str], *, argument: str = "") -> None:
     """Raises unless ``name`` is one of ``names``.
 
+    A name that differs in case only is the nearest.
+
     Args:
       kind: The kind of thing that is chosen, for the message, such as ``optimizer``.
       name: The name that was passed.
@@ -156,7 +158,8 @@ def check_choice(kind: str, name: Any, names: Iterable[str], *, argument: str = 
     """
     names = list(names)
     if name not in names:
-        near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+        same = [known for known in names if known.casefold() == str(name).casefold()]
+        near = same or difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
         advice = f"did you mean {' or '.join(near)}?" if near else f"expected {', '.join(names)}"
         shown = kind if argument else "{argument}"
         raise ArgumentValueError(

@@ -1,4 +1,4 @@
-"""The configuration of a run: the default, meaning and range of every value.
+"""The config of a run: the default, the meaning and the range of every value.
 
 A TOML file and ``section.key=value`` on the command line override these defaults. The sections
 ``[optimizer]`` and ``[schedule]`` hold the name of a constructor and its arguments, whose defaults
@@ -13,24 +13,42 @@ from typing import Any
 from optim_zoo import ranges
 from optim_zoo.errors import ArgumentValueError
 
+MOST = 2**31 - 1  # the largest whole number of a config: JAX counts in 32 bits
+MOST_SEED = 2**32 - 1  # jax.random.key ignores higher bits
+MOST_IN_SIZE = 2**20  # the largest size of a model: two such axes fit in an array of XLA
+
+
+def check_size(name: str, value: int, low: int = 1) -> None:
+    """Raises unless ``value`` is a size that an axis of an array in a model may have.
+
+    XLA ends the process where the number of elements of an array does not fit in 64 bits.
+
+    Raises:
+      ArgumentTypeError: ``value`` is not a whole number.
+      ArgumentValueError: it is below ``low``, or above 1,048,576.
+    """
+    ranges.check_count(name, value, low)
+    if value > MOST_IN_SIZE:
+        raise ArgumentValueError(name, f"be at most {MOST_IN_SIZE}", value)
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """Where a run is written, and its seed."""
 
     dir: str = ""  # the run folder; "" means runs/<name of the config file>
-    seed: int = 0  # of parameters, batches and dropout
+    seed: int = 0  # the seed of the parameters, batches and dropout
     accept_changes: bool = False  # resume although the config or the data has changed
 
     def __post_init__(self) -> None:
         ranges.check_count("seed", self.seed)
-        if self.seed >= 1 << 32:  # jax.random.key ignores higher bits
-            raise ArgumentValueError("seed", "be below 2**32", self.seed)
+        if self.seed > MOST_SEED:
+            raise ArgumentValueError("seed", f"be at most {MOST_SEED}", self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskChoice:
-    """What is learned."""
+    """The task: what is trained, on which data."""
 
     # A name in optim_zoo.train.tasks.TASKS, or an import path such as "my_package.task:MyTask".
     name: str = "masked_language"
@@ -42,12 +60,13 @@ class Train:
 
     steps: int = 1000
     batch_size: int = 256  # examples per batch, over all devices
-    micro_batches: int = 1  # parts of a batch that are computed one after another, to save memory
+    micro_batches: int = 1  # parts of a batch, computed one after another to save memory
     clip_norm: float = 1.0  # gradients are clipped to this global norm; inf disables clipping
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batches"):
-            ranges.check_count(name, getattr(self, name), 1)
+        ranges.check_count("steps", self.steps, 1)
+        check_size("batch_size", self.batch_size)
+        check_size("micro_batches", self.micro_batches)
         ranges.check("clip_norm", self.clip_norm, 0.0, open_low=True)
 
 
@@ -55,7 +74,7 @@ class Train:
 class Accumulation:
     """Gradient accumulation: steps over several batches, each computed in a call of its own."""
 
-    every: int = 1  # batches per step
+    every: int = 1  # the number of batches per step
 
     def __post_init__(self) -> None:
         ranges.check_count("every", self.every, 1)
@@ -90,17 +109,17 @@ class Guards:
     max_consecutive: int = 20  # this many skipped steps in a row end the run
 
     def __post_init__(self) -> None:
-        ranges.check_count("window", self.window, 2)
+        check_size("window", self.window, 2)
         ranges.check("factor", self.factor, 1.0, open_low=True, open_high=True)
         ranges.check_count("max_consecutive", self.max_consecutive, 1)
         if self.spikes and not self.nonfinite:
-            advice = "leave nonfinite out"
+            advice = "remove nonfinite"
             raise ArgumentValueError(
                 "spikes",
                 "be false where nonfinite is false",
                 self.spikes,
                 advice,
-                sentence="{argument}=true refuses what is not finite too, got it with "
+                sentence="{argument}=true also skips steps that are not finite, got it with "
                 f"nonfinite=false: {advice}",
                 related=["nonfinite"],
             )
@@ -112,9 +131,9 @@ class Output:
 
     log_every: int = 10  # steps between two lines of metrics.jsonl
     evaluate_every: int = 200  # steps between two evaluations
-    evaluation_batches: int = 8  # batches of the first stage's size, if there are so many
+    evaluation_batches: int = 8  # at most, in batches of the first stage's size
     checkpoint_every: int = 200  # steps between two checkpoints
-    keep_checkpoints: int = 3  # the number of checkpoints that are kept, the last ones
+    keep_checkpoints: int = 3  # how many of the last checkpoints are kept
     # Names in optim_zoo.train.sinks.SINKS, or import paths. metrics.jsonl is always written.
     sinks: tuple[str, ...] = ("progress", "plots", "report")
 
@@ -154,8 +173,8 @@ class Distributed:
     coordinator: str = ""  # "host:port" of process 0, which all others can reach
     processes: int = 0  # the number of processes; 1 means this one alone, also on a cluster
     index: int = -1  # the index of this process, from 0
-    heartbeat_seconds: int = 10  # a process that is silent for so long is lost
-    start_seconds: int = 300  # how long the processes wait for one another at the start
+    heartbeat_seconds: int = 10  # a process without a heartbeat for this long is lost
+    start_seconds: int = 300  # how long the processes wait for each other at the start
 
     def __post_init__(self) -> None:
         ranges.check_count("processes", self.processes)
@@ -201,7 +220,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stretch of steps whose batches have the same shapes, with a schedule of its own.
+    """A part of a run whose batches have the same shapes, with a schedule of its own.
 
     A ``[[stages]]`` table sets what differs in its stage; everything else is taken from
     ``[train]``, ``[schedule]`` and the task's sections. A config without such tables has one stage.
@@ -210,7 +229,7 @@ class Stage:
     steps: int
     batch_size: int
     micro_batches: int
-    schedule: Mapping[str, Any]  # the arguments of the schedule, which begins anew at each stage
+    schedule: Mapping[str, Any]  # the arguments of the schedule, which starts anew with each stage
     sections: Mapping[str, Any]  # the task's sections, with the values of this stage
     table: Mapping[str, Any]  # what the [[stages]] table sets
     settings: Mapping[str, Any]  # every key that the table could set, with the value in use
@@ -218,7 +237,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything a run is made from. A field is a section of the file, in this order."""
+    """Everything that describes a run. The fields are the sections of the file, in this order."""
 
     run: Run
     task: TaskChoice

@@ -1,60 +1,48 @@
 """Reads a config: a TOML file with overrides from the command line, checked as a whole."""
 
 import tomllib
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from optim_zoo import ranges
-from optim_zoo.errors import ArgumentTypeError, ArgumentValueError, UserError
+from optim_zoo.errors import ArgumentTypeError, UserError
 from optim_zoo.train import optimization, sinks, tasks
-from optim_zoo.train.config import Choice, Config, TaskChoice
+from optim_zoo.train.config import MOST, Choice, Config, Stage, TaskChoice
+from optim_zoo.train.config_overrides import apply_overrides
 from optim_zoo.train.config_values import (
+    SECTIONS,
     Sources,
     build_choice,
     build_section,
     build_stages,
+    find_task,
     section_values,
     user_errors,
     user_errors_in,
 )
 from optim_zoo.train.tasks.base import Setup, Task
 
-_NOT_SECTIONS = ("task_sections", "stages")  # fields of Config
-SECTIONS: Mapping[str, type] = {
-    name: kind for name, kind in typing.get_type_hints(Config).items() if name not in _NOT_SECTIONS
-}
-"""The sections of every config; a task adds its own."""
 
-
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load(path: str | Path, overrides: Sequence[str] = (), notes: list[str] | None = None) -> Config:
     """Returns the config of a TOML file with ``section.key=value`` overrides applied.
 
     Args:
       path: the TOML file.
       overrides: such as ``train.steps=100``, or ``stages.1.steps=100`` for the second stage; the
-        value is TOML, or a bare string. The last override of a key counts.
+        value is TOML, or a bare string. ``optimizer.weight_decay=unset`` removes the key. The last
+        override of a key counts.
+      notes: receives a sentence about each key of the file that is ignored, because the optimizer,
+        schedule or task that an override names does not have it.
 
     Raises:
       UserError: the file cannot be read, or a section, key, type or value is not allowed. The
         sentence names the key, where it was set, and the nearest known names.
     """
     tree = read(path)
-    split = [_split(override) for override in overrides]
-    names = [value for section, key, value in split if (section, key) == ("task", "name")]
-    section = tree.get("task")
-    named = section.get("name") if isinstance(section, dict) else None
-    from_command = {("task", "name"): f"command line (task.name={names[-1]})"} if names else {}
-    with user_errors_in("task", Sources(str(path), from_command)):
-        task = _find_task(_unquoted(names[-1]) if names else named)
-    overridden: dict[tuple[str, str], str] = {}
-    for override, (section, key, text) in zip(overrides, split, strict=True):
-        value = _override_value(task, section, key, text, override)
-        table = _table(tree, section, override)
-        if isinstance(table, dict):
-            table[key] = value
-        overridden[section, key] = f"command line ({override})"
+    overridden, dropped = apply_overrides(tree, str(path), overrides)
+    if notes is not None:
+        notes += dropped
     return build(tree, str(path), overridden)
 
 
@@ -93,7 +81,7 @@ def build(
             raise ArgumentTypeError("[[stages]]", "be an array of tables", tables)
     choice = build_section("task", TaskChoice, section_values(values, "task", sources), sources)
     with user_errors_in("task", sources):
-        task = _find_task(choice.name)
+        task = find_task(choice.name)
     known: dict[str, Any] = {**SECTIONS, **task.sections}
     for name in values:
         if name == "second_stage":
@@ -135,78 +123,40 @@ def make_task(config: Config, cache: Path) -> Task:
     return tasks.find(config.task.name)(setup(config, cache))
 
 
-def _find_task(name: Any) -> type[Task]:
-    """The class of a task; an unnamed one is the default."""
-    task = tasks.find(name if isinstance(name, str) else TaskChoice.name)
-    clash = {*SECTIONS, "stages"} & set(task.sections)
-    if clash:
-        raise ArgumentValueError(
-            "name", f"name a task without a section {clash.pop()}, which every config has", name
-        )
-    return task
-
-
 def _check_arguments(config: Config, sources: Sources) -> None:
     """Makes schedules and optimizer once, so that their errors come before any work is done."""
     for index, stage in enumerate(config.stages):
-        with user_errors_in(f"stages.{index}" if stage.table else "schedule", sources):
+        section = f"stages.{index}" if stage.table else "schedule"
+        _check_warmup(section, stage, sources)
+        with user_errors_in(section, sources, also=("schedule",)):
             optimization.stage_schedule(config, stage)
+    if config.total_steps > MOST:
+        steps = [(f"stages.{index}", "steps") for index in range(len(config.stages))]
+        raise UserError(
+            f"{sources.of_any(*steps, ('train', 'steps'))}: the stages must have at most {MOST} "
+            f"steps together, got {config.total_steps}"
+        )
     with user_errors_in("optimizer", sources):
         optimizer = optimization.make_optimizer(config, ())
     with user_errors_in("precision", sources):
         optimization.wrapped(config, optimizer)
 
 
-# Overrides
+def _check_warmup(section: str, stage: Stage, sources: Sources) -> None:
+    """Checks that a stage is as long as its warmup, in the words of the config.
 
-
-def _split(override: str) -> tuple[str, str, str]:
-    """Section, key and text of the value; the section of a stage is ``stages.1``."""
-    name, equals, text = override.partition("=")
-    section, dot, key = name.strip().partition(".")
-    if section == "stages":
-        index, dot, key = key.partition(".")
-        if not (index.isdecimal() and len(index) < 4):
-            dot = ""
-        section = f"stages.{index}"
-    if not (equals and dot and section and key):
-        example = "stages.1.steps=100" if section.startswith("stages") else "train.steps=100"
-        raise UserError(f"expected section.key=value, got {override!r}; for example {example}")
-    return section, key, text.strip()
-
-
-def _override_value(task: type[Task], section: str, key: str, text: str, override: str) -> Any:
-    """The value of an override: TOML, but for strings, which need no quotes."""
-    kinds: dict[str, Any] = {**SECTIONS, **task.sections}
-    if not section.startswith("stages."):
-        with user_errors(f"command line ({override})"):
-            ranges.check_choice("section", section, [*kinds, "stages"], argument="section")
-    kind = kinds.get(section, Choice)
-    field = None if kind is Choice else typing.get_type_hints(kind).get(key)
-    if field is str or (kind is Choice and key == "name"):
-        return _unquoted(text)
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _table(tree: dict[str, Any], section: str, override: str) -> Any:
-    """The table of a section or stage, which is made where the file has none."""
-    if not section.startswith("stages."):
-        return tree.setdefault(section, {})
-    tables, index = tree.setdefault("stages", []), int(section.removeprefix("stages."))
-    if not isinstance(tables, list):
-        return tables
-    if index > max(len(tables), 1):
-        raise UserError(
-            f"command line ({override}): the config has {max(len(tables), 1)} stages, and a new "
-            f"one has the number {max(len(tables), 1)}; they count from 0"
-        )
-    tables += [{} for _ in range(index + 1 - len(tables))]
-    return tables[index]
-
-
-def _unquoted(text: str) -> str:
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-    return text[1:-1] if quoted else text
+    A schedule checks this too, but it knows the length as ``total_steps``, which is no key.
+    """
+    warmup = stage.schedule.get("warmup_steps")
+    if not isinstance(warmup, int) or warmup <= stage.steps:
+        return
+    places = {
+        key: (section if key in stage.table else otherwise, key)
+        for key, otherwise in (("warmup_steps", "schedule"), ("steps", "train"))
+    }
+    names = {key: ".".join(place) for key, place in places.items()}
+    raise UserError(
+        f"{sources.of_any(*places.values())}: {names['warmup_steps']} must be at most "
+        f"{names['steps']}, got {warmup} and {stage.steps}: lower {names['warmup_steps']} or raise "
+        f"{names['steps']}"
+    )

@@ -3,23 +3,36 @@
 import contextlib
 import dataclasses
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from optim_zoo import ranges, registry, schedules
+from optim_zoo import ranges, schedules
 from optim_zoo.errors import ArgumentError, ArgumentTypeError, ArgumentValueError, UserError
-from optim_zoo.train.config import Choice, Stage, Train
+from optim_zoo.train import optimization, tasks
+from optim_zoo.train.config import MOST, MOST_SEED, Choice, Config, Stage, TaskChoice, Train
 from optim_zoo.train.tasks.base import Task
+
+_NOT_SECTIONS = ("task_sections", "stages")  # fields of Config
+SECTIONS: Mapping[str, type] = {
+    name: kind for name, kind in typing.get_type_hints(Config).items() if name not in _NOT_SECTIONS
+}
+"""The sections of every config; a task adds its own."""
 
 # Arguments that the job sets and a config cannot: the learning rate comes from the schedule, the
 # length of the schedule from the stages, and the layers from the task.
 _SET_BY_JOB = {
-    "optimizer": ("learning_rate", "layers", "axis_name"),
+    # Keras has an argument `name`, which here is the key of the optimizer itself.
+    "optimizer": (*optimization.LEARNING_RATE_NAMES, "layers", "axis_name", "name"),
     "schedule": ("total_steps",),
 }
-_DEFAULT_NAMES = {"optimizer": "lamb", "schedule": "warmup_polynomial"}
-_STAGE_SIZES = ("steps", "batch_size", "micro_batches")  # of [train], for each stage
+DEFAULT_NAMES = {
+    "task": TaskChoice.name,
+    "optimizer": "lamb",
+    "schedule": "warmup_polynomial",
+}
+STAGE_SIZES = ("steps", "batch_size", "micro_batches")  # keys of [train] that a stage may override
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +43,20 @@ class Sources:
     overridden: Mapping[tuple[str, str], str]  # (section, key) -> the override that set it
 
     def of(self, section: str, *keys: str) -> str:
-        """The override of the first of these keys that has one, else the file."""
-        return next(
-            (self.overridden[section, key] for key in keys if (section, key) in self.overridden),
-            self.file,
-        )
+        """The override of the first of these keys that has one, else the file.
+
+        An argument such as ``betas[0]`` or ``state.nu`` belongs to the key ``betas`` or ``state``.
+        """
+        return self.of_any(*((section, re.split(r"[.\[]", key)[0]) for key in keys))
+
+    def of_any(self, *places: tuple[str, str]) -> str:
+        """The override of the first of these ``(section, key)`` that has one, else the file."""
+        return next((self.overridden[p] for p in places if p in self.overridden), self.file)
+
+    def of_section(self, section: str) -> str:
+        """The overrides of any key of a section, else the file."""
+        texts = [text for (name, _), text in self.overridden.items() if name == section]
+        return " and ".join(texts) or self.file
 
 
 # Sections
@@ -61,12 +83,14 @@ def build_section(section: str, kind: type, values: Mapping[str, Any], sources: 
         return kind(**arguments)
 
 
+_LARGE = "write a large number that need not be whole with an exponent, such as 1e10"
 _KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false",
           dict: "a table", tuple: "a list of strings"}  # fmt: skip
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
-    """A value of the file as the type of its key wants it."""
+    """A value of the file as the type of its key requires it."""
+    _check_size(name, value, _LARGE if kind is float else "")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if typing.get_origin(kind) is dict:
@@ -80,33 +104,79 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
+def _check_size(name: str, value: Any, advice: str = "") -> None:
+    """Raises `ArgumentValueError` for a whole number, or one in a list, that JAX cannot count to.
+
+    JAX counts in 32 bits, and raises an `OverflowError` where a number does not fit.
+    """
+    for item in value if isinstance(value, list) else [value]:
+        most = MOST_SEED if name == "run.seed" else MOST
+        if isinstance(item, int) and abs(item) > most:
+            raise ArgumentValueError(name, f"be at most {most}", item, advice)
+
+
+def find_task(name: Any) -> type[Task]:
+    """Returns the class of a task; anything but a string is the default task.
+
+    Raises:
+      ArgumentValueError: there is no such task, or one of its sections is one of every config.
+      ArgumentTypeError: the import path names something that is not a task.
+    """
+    task = tasks.find(name if isinstance(name, str) else DEFAULT_NAMES["task"])
+    clash = {*SECTIONS, "stages"} & set(task.sections)
+    if clash:
+        raise ArgumentValueError(
+            "name", f"name a task without a section {clash.pop()}, which every config has", name
+        )
+    return task
+
+
+def arguments_of(section: str, name: Any) -> Mapping[str, inspect.Parameter]:
+    """Returns the arguments of a constructor that a config may set.
+
+    Args:
+      section: ``optimizer`` or ``schedule``.
+      name: the name of the constructor; None for the default one.
+
+    Raises:
+      ArgumentValueError: there is no such constructor, or a config cannot use it.
+    """
+    parameters = inspect.signature(_constructor(section, name)).parameters
+    return {
+        key: parameter
+        for key, parameter in parameters.items()
+        if key not in _SET_BY_JOB[section] and parameter.kind is not parameter.VAR_KEYWORD
+    }
+
+
 def build_choice(section: str, values: Mapping[str, Any], sources: Sources) -> Choice:
     """Returns the constructor that a section names, with its arguments checked by name."""
-    name = values.get("name", _DEFAULT_NAMES[section])
+    name = values.get("name", DEFAULT_NAMES[section])
     with user_errors(sources.of(section, "name")):
-        constructor = _constructor(section, name)
-    parameters = inspect.signature(constructor).parameters
-    allowed = [p for p in parameters if p not in _SET_BY_JOB[section]]
+        parameters = arguments_of(section, name)
+    if section == "optimizer":
+        name = optimization.short_name(name)
     for key in values:
         with user_errors(sources.of(section, key)):
-            ranges.check_choice(f"key in [{section}] for {name}", key, ["name", *allowed])
+            ranges.check_choice(f"key in [{section}] for {name}", key, ["name", *parameters])
     arguments = {}
-    for key in allowed:
-        default = parameters[key].default
+    for key, parameter in parameters.items():
         if key in values:
             with user_errors(sources.of(section, key)):
-                arguments[key] = _argument(f"{section}.{key}", values[key], default)
-        elif default is inspect.Parameter.empty:
-            raise UserError(f"{sources.file}: {section}.{key} is missing; {name} needs it")
+                arguments[key] = _argument(f"{section}.{key}", values[key], parameter.default)
+        elif parameter.default is inspect.Parameter.empty:
+            source = sources.of(section, key, "name")
+            raise UserError(f"{source}: {section}.{key} is missing; {name} needs it")
         else:
-            arguments[key] = default
+            arguments[key] = parameter.default
     return Choice(name, arguments)
 
 
 def _argument(name: str, value: Any, default: Any) -> Any:
-    """A value of the file as a constructor wants it."""
+    """A value of the file as a constructor requires it."""
     if isinstance(default, bool):
         return _typed(name, value, bool)
+    _check_size(name, value, _LARGE)
     if isinstance(value, list):
         value = tuple(value)
     # The default itself, because default exclusions may match nothing (rules.optional).
@@ -114,19 +184,10 @@ def _argument(name: str, value: Any, default: Any) -> Any:
 
 
 def _constructor(section: str, name: Any) -> Callable[..., Any]:
+    if name is None:
+        name = DEFAULT_NAMES[section]
     if section == "optimizer":
-        entry = registry.get(name)
-        if entry.wraps:
-            advice = "name an optimizer that stands by itself, such as ranger or lamb"
-            raise ArgumentValueError(
-                "name",
-                "be an optimizer that wraps no other transformation",
-                name,
-                advice,
-                sentence=f"{name} wraps another transformation, which a config cannot express: "
-                f"{advice}",
-            )
-        return entry.constructor
+        return optimization.find_optimizer(name)
     ranges.check_choice("schedule", name, schedules.SCHEDULES, argument="name")
     return schedules.SCHEDULES[name]
 
@@ -143,7 +204,7 @@ def build_stages(
     sources: Sources,
 ) -> tuple[Stage, ...]:
     """Returns the stages: what each table sets, and the rest from the sections."""
-    sizes = {key: typing.get_type_hints(Train)[key] for key in _STAGE_SIZES}
+    sizes = {key: typing.get_type_hints(Train)[key] for key in STAGE_SIZES}
     own_types = {
         key: typing.get_type_hints(task.sections[name])[key]
         for key, name in task.stage_keys.items()
@@ -197,15 +258,22 @@ def user_errors(source: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def user_errors_in(section: str, sources: Sources) -> Iterator[None]:
+def user_errors_in(section: str, sources: Sources, also: Sequence[str] = ()) -> Iterator[None]:
     """Does the same for a constructor whose arguments are the keys of a section.
 
-    An error without an argument is attributed to the file.
+    An error without an argument is attributed to all overrides of the section, else to the file.
+
+    Args:
+      section: the section that the message names.
+      sources: where the values come from.
+      also: other sections that the arguments may come from.
     """
     try:
         yield
     except ArgumentError as error:
-        source = sources.of(section, error.argument, *error.related)
+        keys = (error.argument, *error.related)
+        found = [sources.of(name, *keys) for name in (section, *also)]
+        source = next((each for each in found if each != sources.file), sources.file)
         raise UserError(f"{source}: [{section}] {error}") from error
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{sources.file}: [{section}] {error}") from error
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{sources.of_section(section)}: [{section}] {error}") from error

@@ -1,16 +1,20 @@
 """The schedule and the optimizer that a config names, and the wrappers around the optimizer."""
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
 
 from optim_zoo import (
     accumulation,
+    catalogue,
     clip_by_global_norm,
     guards,
     metrics,
     precision,
+    ranges,
     registry,
     rules,
     schedules,
@@ -35,14 +39,71 @@ def stage_schedule(config: Config, stage: Stage) -> optax.Schedule:
     return constructor(**arguments)
 
 
+LEARNING_RATE_NAMES = ("learning_rate", "lr")  # how optimizers and ports name it
+_WRAPPED_NAMES = ("optimizer", "base_optimizer")  # the first argument of a port that wraps another
+
+
+def short_name(name: Any) -> Any:
+    """Returns ``torch.AdamW`` for ``ports.torch.AdamW``; anything but a string unchanged."""
+    return catalogue.short_name(name) if isinstance(name, str) else name
+
+
+def find_optimizer(name: Any) -> Callable[..., optax.GradientTransformation]:
+    """Returns the constructor of an optimizer or a port, such as ``lamb`` or ``torch.AdamW``.
+
+    Raises:
+      ArgumentValueError: there is none of this name, or a config cannot use it because it wraps
+        another optimizer or has a schedule of its own.
+    """
+    short = short_name(name)
+    ports = {
+        f"{library}.{port}": constructor
+        for library, made in catalogue.libraries().items()
+        for port, constructor in made.items()
+    }
+    if short in registry.OPTIMIZERS:
+        entry = registry.get(short)
+        constructor, wraps = entry.constructor, entry.wraps
+    elif short in ports:
+        constructor = ports[short]
+        wraps = next(iter(inspect.signature(constructor).parameters)) in _WRAPPED_NAMES
+    else:
+        wanted = str(short).casefold()
+        alike = [port for port in ports if port.casefold().endswith(f".{wanted}")]
+        own = wanted in registry.OPTIMIZERS or not alike
+        known = ports if "." in wanted else registry.OPTIMIZERS if own else alike
+        ranges.check_choice("optimizer", short, known, argument="name")
+        raise AssertionError("unreachable: an optimizer of this name was found above")
+    advice = "name an optimizer that stands by itself, such as ranger or lamb"
+    if wraps:
+        raise ArgumentValueError(
+            "name",
+            "be an optimizer that wraps no other transformation",
+            name,
+            advice,
+            sentence=f"{name} wraps another transformation, which a config cannot express: "
+            f"{advice}",
+        )
+    if _learning_rate_name(constructor) is None:
+        expected = "be an optimizer whose learning rate is an argument"
+        raise ArgumentValueError("name", expected, name, f"{name} makes a schedule of its own")
+    return constructor
+
+
+def _learning_rate_name(constructor: Callable[..., Any]) -> str | None:
+    parameters = inspect.signature(constructor).parameters
+    return next((name for name in LEARNING_RATE_NAMES if name in parameters), None)
+
+
 def make_optimizer(config: Config, layers: rules.Rules) -> optax.GradientTransformation:
     """Returns clipping and the optimizer, which receives ``layers`` if it takes them."""
     choice = config.optimizer
-    constructor = registry.get(choice.name).constructor
+    constructor = find_optimizer(choice.name)
     known = {"layers": layers} if "layers" in inspect.signature(constructor).parameters else {}
+    rate = {str(_learning_rate_name(constructor)): make_schedule(config)}
     return optax.chain(
         clip_by_global_norm(config.train.clip_norm),
-        constructor(make_schedule(config), **choice.arguments, **known),
+        constructor(**rate, **choice.arguments, **known),
     )
 
 

@@ -1,4 +1,4 @@
-"""Configs: defaults, types, ranges, names, overrides, round trips, stages and schedules."""
+"""Config files: defaults, types, ranges, names, overrides, round trips, stages and schedules."""
 
 import dataclasses
 import inspect
@@ -29,7 +29,7 @@ TWO_STAGES = (
     "stages.1.warmup_steps=2",
 )
 
-# A value outside its range for every key that has one; the type is right.
+# For every key that has a range, a value of the right type that is outside of it.
 OUT_OF_RANGE: dict[str, Any] = {
     "run.seed": -1,
     "task.name": "masked_langage",
@@ -67,6 +67,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "distributed.start_seconds": 0,
 }
 WITHOUT_RANGE = {"run.dir", "run.accept_changes", "data.text", "data.vocabulary"} | {
+    "data.field",
     "model.scan_layers",
     "parallel.zero1",
     "guards.nonfinite",
@@ -82,7 +83,7 @@ DEFAULTS = {
     for name, kind in SECTIONS.items()
     for field in dataclasses.fields(kind)
 }
-# Values of another type than the key's, with what the message calls the right one.
+# For every type of a key, what the message calls it, and values of other types.
 WRONG_TYPES: dict[type, tuple[str, list[Any]]] = {
     int: ("a whole number", ["5", True, 5.0, [5]]),
     float: ("a number", ["0.5", True, [0.5]]),
@@ -104,7 +105,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def section_file(path: Path, key: str, value: Any) -> Path:
-    """A config file with one key set."""
+    """Writes a config file that sets one key."""
     section, name = key.split(".")
     tree: dict[str, Any] = {"schedule": {"learning_rate": 0.01, "warmup_steps": 4}}
     tree.setdefault(section, {})[name] = value
@@ -126,7 +127,7 @@ def message(path: Path, *overrides: str) -> str:
     return said
 
 
-def test_defaults_stand_in_the_dataclasses_alone(path: Path) -> None:
+def test_defaults_are_those_of_the_dataclasses(path: Path) -> None:
     loaded = config_file.load(path)
     for name, kind in SECTIONS.items():
         assert section_of(loaded, name) == kind()
@@ -179,11 +180,11 @@ def test_whole_numbers_are_numbers(key: str, tmp_path: Path) -> None:
 
 def test_guards_that_contradict_each_other_are_refused(path: Path) -> None:
     said = message(path, "guards.spikes=true", "guards.nonfinite=false")
-    assert "[guards] spikes=true refuses what is not finite too" in said
+    assert "[guards] spikes=true also skips steps that are not finite" in said
 
 
 def test_a_table_in_a_section(path: Path) -> None:
-    """Set, written back and read, and its own values checked."""
+    """It is set, written and read back, and its values are checked."""
     loaded = config_file.load(path, ['precision.state={mu="bfloat16", nu="bfloat16"}'])
     assert loaded.precision.state == {"mu": "bfloat16", "nu": "bfloat16"}
     again = config_file.load(write(path, saved_config.to_toml(loaded)))
@@ -212,7 +213,7 @@ def test_nan_is_refused(value: str, path: Path) -> None:
         ("model.dtype=bfloat61", "did you mean bfloat16"),
     ],
 )
-def test_unknown_names_give_the_near_ones_and_the_place(
+def test_unknown_names_are_answered_with_the_nearest_and_the_source(
     override: str, near: str, path: Path
 ) -> None:
     said = message(path, override)
@@ -269,7 +270,7 @@ def test_what_the_job_sets_cannot_be_configured(key: str, path: Path) -> None:
 def test_arguments_of_optimizer_and_schedule_are_checked_when_loaded(
     override: str, word: str, path: Path
 ) -> None:
-    """Not when the text has been read, nor when a run folder has been made."""
+    """They are checked before the text is read and before a run folder is made."""
     said = message(path, override)
     assert said.startswith(f"command line ({override}): ")
     assert override.split(".")[0] in said
@@ -291,7 +292,7 @@ def test_every_optimizer_can_be_configured(name: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n, e in registry.OPTIMIZERS.items() if e.wraps])
-def test_what_wraps_another_cannot(name: str, path: Path) -> None:
+def test_an_optimizer_that_wraps_another_is_refused(name: str, path: Path) -> None:
     said = message(path, f"optimizer.name={name}")
     assert f"(optimizer.name={name}): {name} wraps another transformation" in said
 
@@ -374,7 +375,7 @@ def test_errors_of_other_keys_name_the_file_although_there_are_overrides(path: P
 
 
 @pytest.mark.parametrize("text", ["train = 5\n", "[[train]]\nsteps = 5\n", 'train = "x"\n'])
-def test_a_section_that_is_none_is_refused(text: str, path: Path) -> None:
+def test_a_section_that_is_not_a_table_is_refused(text: str, path: Path) -> None:
     for overrides in ([], ["train.steps=5"]):
         said = message(write(path, text + LEAST), *overrides)
         assert said.startswith(f"{path}: [train] must be a section")
@@ -416,7 +417,7 @@ def test_to_toml_is_read_back_as_the_same_config(
     assert saved_config.to_toml(again) == saved_config.to_toml(loaded)
 
 
-def test_where_a_run_is_started_is_no_part_of_it(path: Path, tmp_path: Path) -> None:
+def test_launch_settings_are_not_saved_and_not_compared(path: Path, tmp_path: Path) -> None:
     where = ("coordinator=host:1", "processes=2", "index=1", "heartbeat_seconds=7")
     loaded = config_file.load(path, [f"distributed.{setting}" for setting in where])
     assert saved_config.differences(config_file.load(path), loaded) == []
@@ -431,7 +432,7 @@ def test_zero1_is_for_jit(mode: str, path: Path) -> None:
 
 
 def test_optional_patterns_stay_optional_when_read_back(path: Path, tmp_path: Path) -> None:
-    """BERT's own exclusions name layer_norm and LayerNorm, of which a model has one."""
+    """The defaults of bert_adamw name layer_norm and LayerNorm; a model has only one of them."""
     loaded = config_file.load(path, ["optimizer.name=bert_adamw"])
     again = config_file.load(write(tmp_path / "again.toml", saved_config.to_toml(loaded)))
     patterns = again.optimizer.arguments["exclude_from_weight_decay"]
@@ -451,7 +452,7 @@ def test_differences_name_the_key_and_both_values(path: Path) -> None:
     assert saved_config.differences(before, before) == []
 
 
-def test_where_a_run_lives_is_no_difference(path: Path) -> None:
+def test_the_run_folder_is_not_compared(path: Path) -> None:
     before, now = (
         config_file.load(path),
         config_file.load(path, ["run.dir=x", "run.accept_changes=true"]),
@@ -545,7 +546,7 @@ def test_each_stage_warms_up_from_zero(path: Path) -> None:
         ("stages.1.sequence_length=7", "[stages.1] sequence_length must be >= 8, got 7"),
         ("stages.1.learning_rate=-0.1", "[stages.1] learning_rate must be in [0, inf), got -0.1"),
         ("stages.1.warmup_steps=-1", "[stages.1] warmup_steps must be >= 0, got -1"),
-        ("stages.1.warmup_steps=7", "[stages.1] warmup_steps must be"),
+        ("stages.1.warmup_steps=7", "stages.1.warmup_steps must be at most stages.1.steps, got 7"),
         ("stages.1.steps=five", "stages.1.steps must be a whole number, got 'five'"),
         ("stages.1.sequence_length=2.5", "stages.1.sequence_length must be a whole number"),
         ("stages.1.stepz=5", "unknown key in [[stages]] 1 'stepz'; did you mean steps"),
@@ -583,7 +584,7 @@ def test_a_stage_that_leaves_a_gap_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["stages = 5\n", 'stages = "x"\n', "stages = [1]\n", "[stages]\n"])
-def test_stages_that_are_no_tables_are_refused(text: str, path: Path) -> None:
+def test_stages_that_are_not_tables_are_refused(text: str, path: Path) -> None:
     for overrides in ([], ["stages.0.steps=5"]):
         said = message(write(path, text + LEAST), *overrides)
         assert "[[stages]] must be an array of tables" in said
@@ -662,7 +663,7 @@ def test_an_override_that_is_wrong_together_with_another_key_is_named(
 
 
 def test_an_override_whose_key_only_occurs_in_a_message_is_not_named(path: Path) -> None:
-    """The broken pattern of the file holds the name of a key that is overridden."""
+    """The invalid pattern of the file contains the name of a key that is overridden."""
     write(path, LEAST + '[optimizer]\nexclude_from_weight_decay = ["(b1"]\n')
     said = message(path, "optimizer.b1=0.8")
     assert said.startswith(f"{path}: [optimizer] exclude_from_weight_decay: '(b1' is not a regular")
@@ -674,3 +675,32 @@ def test_the_cause_of_a_user_error_carries_the_argument(path: Path) -> None:
     cause = caught.value.__cause__
     assert isinstance(cause, ArgumentValueError)
     assert (cause.argument, cause.received) == ("state", "float16")
+
+
+def test_a_saved_config_has_absolute_paths(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All paths of a config; the run resumes from any directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    overrides = ["data.text=text/*.txt", "data.vocabulary=~/vocab.txt"]
+    loaded = config_file.load(path, overrides)
+    saved = tmp_path / "config.toml"
+    saved.write_text(saved_config.of_run(loaded, Path("runs/one")))
+    again = saved_config.load(saved)
+    assert again.run.dir == str(tmp_path / "runs/one")
+    assert again.task_sections["data"].text == str(tmp_path / "text/*.txt")
+    assert again.task_sections["data"].vocabulary == "/home/me/vocab.txt"
+    assert saved_config.differences(loaded, again) == []
+    defaults = saved_config.of_run(config_file.load(path), Path("/x"))
+    assert 'text = ""' in defaults  # the default stays
+
+
+def test_a_changed_optimizer_is_named_before_its_arguments(path: Path) -> None:
+    before = config_file.load(path)
+    now = config_file.load(path, ["optimizer.name=lars"])
+    assert saved_config.differences(before, now) == [
+        "optimizer.name: lamb -> lars",
+        "optimizer.eps: 1e-06 -> 0.0",
+        "optimizer.weight_decay: 0.0 -> 0.0001",
+    ]

@@ -1,4 +1,4 @@
-"""The interface of a task: what the training loop needs to know of what is learned.
+"""The interface of a task: what the training loop needs to know about what is trained.
 
 A task is a class with a few methods. `optim_zoo.train.tasks.digits` is the shortest complete one;
 ``docs/your_own_task.md`` shows how to write another and name it in a config.
@@ -23,34 +23,33 @@ Batch = dict[str, np.ndarray]
 """Arrays by name. The first axis of each array is the batch: one example per row."""
 
 WeightedSum = tuple[jax.Array, jax.Array]
-"""``(sum, weight)``, two scalars: a sum over a batch, and the weight that turns it into a mean."""
+"""``(sum, weight)``, two scalars: a sum over a batch, and the weight by which to divide it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a task is made from."""
+    """The arguments of a task."""
 
     sections: Mapping[str, Any]  # the task's config sections, as instances of their dataclasses
     stages: Sequence[Stage]  # the stages of the run; the first one may be the only one
     seed: int  # run.seed
     evaluation_batches: int  # output.evaluation_batches, in batches of the first stage
-    cache: Path  # a folder for files that are made once, such as encoded text
+    cache: Path  # a folder for files that are made once, such as tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """A trivial predictor to compare a run with, measured on the same held-out data."""
+    """The held-out metrics of a trivial predictor, to compare a run with."""
 
-    name: str  # how it predicts, after "loss by": "token frequency"
+    name: str  # how it predicts, such as "token frequency"; shown after "loss by"
     metrics: Mapping[str, float]  # metric -> the value that it reaches
 
 
 class Task(abc.ABC):
     """A task: parameters, a loss, batches and held-out metrics.
 
-    A subclass sets the class attributes that it needs and implements the abstract methods. It is
-    made once at the start of a run, in every process of it; whatever it returns must be the same in
-    all of them.
+    A subclass sets the class attributes that it needs and implements the abstract methods. Every
+    process of a run makes one at the start; all of them must return the same values.
     """
 
     sections: ClassVar[Mapping[str, type]] = MappingProxyType({})
@@ -60,6 +59,11 @@ class Task(abc.ABC):
     stage_keys: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Keys that a ``[[stages]]`` table may override: key -> the section that it belongs to."""
 
+    paths: ClassVar[Collection[str]] = ()
+    """Keys of the task's sections that hold a path or a glob, such as ``data.text``. A run folder
+    keeps them as absolute paths. A resumed run may have other ones: ``identity`` says whether the
+    data is the same."""
+
     unit: ClassVar[str] = "examples"
     """What `units` counts, in the plural. The metrics have ``<unit>`` and ``<unit>_per_second``."""
 
@@ -67,14 +71,20 @@ class Task(abc.ABC):
     """The unit of the loss, such as ``nats``."""
 
     layers: rules.Rules = ()
-    """What a layer is in the parameters, passed to an optimizer that takes ``layers``."""
+    """Layer rules for the parameters, passed to an optimizer that has an argument ``layers``."""
 
     identity: Mapping[str, str] = MappingProxyType({})
-    """Digests of the data by name. A checkpoint of other data is refused."""
+    """Digests of the data by name. A checkpoint with other digests is refused."""
 
     essential: Collection[str] = ()
-    """Names in ``identity`` that give the parameters their meaning, as a vocabulary does: these are
-    refused even with ``run.accept_changes=true``."""
+    """Names in ``identity`` of data that gives the parameters their meaning, such as a vocabulary.
+    A change of these is refused even with ``run.accept_changes=true``."""
+
+    facts: Mapping[str, str] = MappingProxyType({})
+    """What to know about the data, name -> text: shown at the start and in the report."""
+
+    notes: Sequence[str] = ()
+    """Sentences to show at the start, such as warnings about the data."""
 
     baseline: Baseline | None = None
     """A trivial predictor, drawn and reported next to the run."""
@@ -89,7 +99,7 @@ class Task(abc.ABC):
 
     @classmethod
     def check(cls, setup: Setup) -> None:
-        """Checks values of the config that are wrong only together, before any data is read.
+        """Checks values of the config that must fit together, before any data is read.
 
         Raises:
           UserError: they do not fit.
@@ -116,7 +126,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def held_out(self) -> Sequence[Batch]:
-        """Returns the batches of every evaluation, always the same."""
+        """Returns the batches of an evaluation, which are always the same."""
 
     def measure(self, params: Tree, batch: Tree) -> Mapping[str, WeightedSum]:
         """Returns the held-out metrics of a batch as ``(sum, weight)``; traced by ``jax.jit``.

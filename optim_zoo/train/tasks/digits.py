@@ -1,8 +1,8 @@
 """Classification of scikit-learn's handwritten digits with a small MLP.
 
 The data is part of scikit-learn: 1,797 images of 8 x 8 pixels (UCI, Optical Recognition of
-Handwritten Digits), so this task needs no download. It is the shortest complete task of the
-package, and a good one to imitate.
+Handwritten Digits), so that this task needs no download. It is the shortest complete task of the
+package, and a good example for others.
 """
 
 import dataclasses
@@ -17,9 +17,8 @@ import optax
 from flax import linen as nn
 from sklearn.datasets import load_digits
 
-from optim_zoo import ranges
 from optim_zoo.sharding import WeightedLoss
-from optim_zoo.train.config import Stage
+from optim_zoo.train.config import Stage, check_size
 from optim_zoo.train.random_numbers import generator
 from optim_zoo.train.tasks.base import Baseline, Batch, Setup, Task, WeightedSum
 from optim_zoo.tree import Tree
@@ -37,8 +36,8 @@ class Model:
     hidden_size: int = 128
 
     def __post_init__(self) -> None:
-        ranges.check_count("num_layers", self.num_layers)
-        ranges.check_count("hidden_size", self.hidden_size, 1)
+        check_size("num_layers", self.num_layers, 0)
+        check_size("hidden_size", self.hidden_size)
 
 
 class MLP(nn.Module):

@@ -4,6 +4,7 @@ import dataclasses
 
 from optim_zoo import ranges
 from optim_zoo.errors import ArgumentValueError
+from optim_zoo.train.config import check_size
 
 MIN_SEQUENCE_LENGTH = 8  # [CLS] A [SEP] B [SEP] leaves five tokens of text
 
@@ -13,13 +14,14 @@ class Data:
     """The text."""
 
     text: str = ""  # a glob of UTF-8 files; "" is the prose of Python's standard library
+    field: str = ""  # the key that holds the text, where the files are JSON lines
     vocabulary: str = ""  # a WordPiece vocabulary, one token per line; "" is the bundled one
     held_out: float = 0.05  # the fraction of the tokens that is never trained on
     sequence_length: int = 128  # tokens per example, including [CLS] and [SEP]
 
     def __post_init__(self) -> None:
         ranges.check("held_out", self.held_out, 0.0, 1.0, open_low=True, open_high=True)
-        ranges.check_count("sequence_length", self.sequence_length, MIN_SEQUENCE_LENGTH)
+        check_size("sequence_length", self.sequence_length, MIN_SEQUENCE_LENGTH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Model:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "hidden_size", "num_heads", "intermediate_size"):
-            ranges.check_count(name, getattr(self, name), 1)
-        ranges.check_count("max_positions", self.max_positions, MIN_SEQUENCE_LENGTH)
+            check_size(name, getattr(self, name))
+        check_size("max_positions", self.max_positions, MIN_SEQUENCE_LENGTH)
         ranges.check("dropout", self.dropout, 0.0, 1.0, open_high=True)
         ranges.check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         if self.hidden_size % self.num_heads:
