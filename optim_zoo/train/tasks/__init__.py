@@ -1,4 +1,4 @@
-"""The tasks that a run can learn, found by name or by import path."""
+"""Finds tasks by name or by import path."""
 
 import inspect
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ TASKS: Mapping[str, str] = MappingProxyType(
         "masked_language": "optim_zoo.train.tasks.masked_language.task:MaskedLanguage",
     }
 )
-"""Name -> import path. A task is imported when it is used: each needs other libraries."""
+"""Name -> import path. A task is imported only when it is used, as each needs other libraries."""
 
 
 def find(name: str) -> type[Task]:

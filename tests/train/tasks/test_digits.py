@@ -1,4 +1,4 @@
-"""The digits task: its data, its loss by hand, and a run of its config."""
+"""The digits task: its data, its loss computed by hand, and a run of its config."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def rows(batch: dict[str, np.ndarray]) -> list[bytes]:
 def test_an_epoch_has_every_training_image_once_and_no_held_out_one(task: Task) -> None:
     epoch = [row for number in range(3) for row in rows(task.batch(number, stage(500)))]
     assert len(epoch) == 1500
-    # The data set has a few images twice.
+    # The data set contains a few images twice.
     assert len(set(epoch)) > 1490
     (held_out,) = task.held_out()
     assert len(held_out["labels"]) == 297
@@ -41,7 +41,7 @@ def test_an_epoch_has_every_training_image_once_and_no_held_out_one(task: Task) 
 
 
 def test_batches_are_the_same_images_however_they_are_divided(task: Task) -> None:
-    """Also across the end of an epoch."""
+    """This also holds across the end of an epoch."""
     whole = rows(task.batch(1, stage(1000)))
     assert [*rows(task.batch(2, stage(500))), *rows(task.batch(3, stage(500)))] == whole
 
@@ -84,11 +84,11 @@ def test_the_config_reaches_its_result(tmp_path: Path, monkeypatch: pytest.Monke
 def test_eight_devices_give_the_numbers_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of the evaluation, whose 297 images cannot be divided among eight devices."""
+    """This includes the evaluation, whose 297 images cannot be divided among eight devices."""
     short = ["output.sinks=[]", "train.steps=20", "schedule.warmup_steps=5"]
     eight = loop.run(config_file.load(CONFIG, short), tmp_path / "eight")
     use_devices(monkeypatch, OneDevice())
     one = loop.run(config_file.load(CONFIG, short), tmp_path / "one")
     assert one["held-out loss"] == eight["held-out loss"]
-    # Sums in another order.
+    # Sums are taken in another order.
     np.testing.assert_allclose(losses(tmp_path / "eight"), losses(tmp_path / "one"), rtol=1e-5)

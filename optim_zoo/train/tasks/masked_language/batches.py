@@ -1,6 +1,6 @@
-"""BERT's masked batches: a pure function of (seed, step).
+"""BERT's masked batches, each a pure function of seed and step.
 
-A resumed run needs nothing but the step to read on.
+A resumed run therefore needs nothing but its step number to continue reading.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,8 +17,7 @@ MASKED_FRACTION = 0.15  # this and the next two: BERT, arXiv 1810.04805, section
 REPLACED_BY_MASK = 0.8
 REPLACED_BY_RANDOM = 0.1
 
-# Philox counters start at (0, 0, 0, stream), so that what is drawn for one purpose never shares
-# numbers with what is drawn for another.
+# Philox counters start at (0, 0, 0, stream), so that no two purposes share random numbers.
 TRAINING_STREAM = 0
 HELD_OUT_STREAM = 1
 DROPOUT_STREAM = 2
@@ -33,23 +32,36 @@ def masked_batch(
     batch_size: int,
     sequence_length: int,
 ) -> Batch:
-    """BERT's masked batch number `step`: a pure function of the arguments, fast enough per step.
+    """Returns training batch number ``step``.
 
-    A row is a window of consecutive tokens at a random start, written `[CLS] A [SEP] B [SEP]`, cut
-    into A and B at a random place. Exactly `num_masked = max(1, round(0.15 * sequence_length))`
-    positions without a special token are chosen; there 80 % become [MASK], 10 % a random token
-    that is not special, 10 % stay.
+    A row is a window of consecutive tokens that starts at a random position. It is split at a
+    random position into A and B, and written as ``[CLS] A [SEP] B [SEP]``. Exactly
+    ``num_masked = max(1, round(0.15 * sequence_length))`` positions that hold no special token are
+    chosen. Of these, 80 % become [MASK], 10 % become a random token that is not special, and 10 %
+    stay unchanged.
 
-    Random numbers are those of `Philox(key=[seed, step], counter=[0, 0, 0, 0])`; seed and step are
-    in [0, 2**64). Raises ValueError for these, and where the sequence length is below 8 or there
-    are fewer tokens than one window takes.
+    Args:
+      tokens: the training tokens, ``(num_tokens,)``.
+      vocabulary: their vocabulary.
+      seed: the seed of the run, in [0, 2**64). The random numbers are those of
+        ``Philox(key=[seed, step], counter=[0, 0, 0, 0])``.
+      step: the number of the batch, in [0, 2**64).
+      batch_size: the number of rows.
+      sequence_length: the number of tokens of a row, at least 8.
 
     Returns:
-        input_ids         `(batch, sequence)` int32
-        type_ids          `(batch, sequence)` int32, 0 for `[CLS] A [SEP]` and 1 for `B [SEP]`
-        masked_positions  `(batch, num_masked)` int32, rising
-        masked_targets    `(batch, num_masked)` int32, the tokens before masking
-        masked_weights    `(batch, num_masked)` float32, 1, or 0 where a row is short of positions
+      The arrays of the batch, by name:
+
+      - ``input_ids``: ``(batch, sequence)`` int32.
+      - ``type_ids``: ``(batch, sequence)`` int32, 0 for ``[CLS] A [SEP]`` and 1 for ``B [SEP]``.
+      - ``masked_positions``: ``(batch, num_masked)`` int32, in ascending order.
+      - ``masked_targets``: ``(batch, num_masked)`` int32, the tokens before masking.
+      - ``masked_weights``: ``(batch, num_masked)`` float32; 1, or 0 for a special token, which is
+        chosen only where a row has too few others.
+
+    Raises:
+      ValueError: seed, step or sequence length is out of range, or there are fewer tokens than one
+        window needs.
     """
     width = _window(tokens, sequence_length)
     random = generator(seed, step, TRAINING_STREAM)
@@ -66,12 +78,23 @@ def held_out_batches(
     sequence_length: int,
     num_batches: int,
 ) -> Iterator[Batch]:
-    """The evaluation batches, shaped and masked as in `masked_batch`, the same at every evaluation.
+    """Yields the batches of an evaluation, shaped and masked as by `masked_batch`.
 
-    Their windows lie end to end from the start of `tokens`, as many as exist but at most
-    `num_batches * batch_size`; the last batch is filled up with rows of weight 0. Window `i` has
-    the random numbers of `Philox(key=[seed, i], counter=[0, 0, 0, 1])`, whatever the batch size,
-    so that runs of different batch sizes are measured on the same task.
+    The windows follow one another from the start of ``tokens``: as many as exist, but at most
+    ``num_batches * batch_size``. The last batch is padded with rows of weight 0. Window ``i`` has
+    the random numbers of ``Philox(key=[seed, i], counter=[0, 0, 0, 1])`` for every batch size, so
+    that runs of different batch sizes are evaluated on the same data.
+
+    Args:
+      tokens: the held-out tokens, ``(num_tokens,)``.
+      vocabulary: their vocabulary.
+      seed: the seed of the run, in [0, 2**64).
+      batch_size: the number of rows of a batch.
+      sequence_length: the number of tokens of a row, at least 8.
+      num_batches: the largest number of batches.
+
+    Raises:
+      ValueError: see `masked_batch`.
     """
     width = _window(tokens, sequence_length)
     windows = min(len(tokens) // width, num_batches * batch_size)
@@ -86,19 +109,29 @@ def held_out_batches(
             )
             for window in range(first, min(first + batch_size, windows))
         ]
-        # Real text rather than [PAD], which could leave a model's attention nothing to attend to.
+        # Real text instead of [PAD], with which attention might have nothing to attend to.
         filler = {**rows[0], "masked_weights": np.zeros_like(rows[0]["masked_weights"])}
         rows += [filler] * (batch_size - len(rows))
         yield {name: np.concatenate([row[name] for row in rows]) for name in filler}
 
 
 def unigram_loss(train: Tokens, vocabulary: Vocabulary, batches: Iterable[Batch]) -> float:
-    """Cross entropy in nats of predicting each masked target by its frequency in the training part.
+    """Returns the loss of predicting each masked target by its frequency in the training tokens.
 
-        loss = mean of -log p(t),  p(t) = (count(t) + 1) / sum over tokens s of (count(s) + 1)
+    This is the cross entropy in nats, with the mean over the targets ``t`` of weight 1 and the sum
+    over the tokens ``s`` that are not special::
 
-    over the targets of weight 1 and the tokens that are not special. A model that has learned
-    nothing but frequencies has this loss. Raises ValueError where no target has weight.
+        loss = mean of -log p(t),  p(t) = (count(t) + 1) / sum of (count(s) + 1)
+
+    A model that has learned nothing but frequencies has this loss.
+
+    Args:
+      train: the training tokens.
+      vocabulary: their vocabulary.
+      batches: the batches of an evaluation.
+
+    Raises:
+      ValueError: no target has a weight.
     """
     counts = _counts(train, vocabulary) + 1.0
     special = list(vocabulary.special)
@@ -115,7 +148,7 @@ def unigram_loss(train: Tokens, vocabulary: Vocabulary, batches: Iterable[Batch]
 
 
 def window_width(sequence_length: int) -> int:
-    """Tokens of text in a row: the sequence without [CLS] and two [SEP]."""
+    """Returns the number of text tokens in a row: all but [CLS] and two [SEP]."""
     if sequence_length < MIN_SEQUENCE_LENGTH:
         raise ValueError(
             f"sequence_length must be at least {MIN_SEQUENCE_LENGTH}, got {sequence_length}"
@@ -124,7 +157,7 @@ def window_width(sequence_length: int) -> int:
 
 
 def _window(tokens: Tokens, sequence_length: int) -> int:
-    """The width of a window, of which `tokens` must hold at least one."""
+    """The width of a window; checks that there are enough tokens for one."""
     width = window_width(sequence_length)
     if len(tokens) < width:
         raise ValueError(f"tokens must hold a window of {width}, got {len(tokens)}")
@@ -138,15 +171,15 @@ def _masked(
     sequence_length: int,
     random: np.random.Generator,
 ) -> Batch:
-    """The batch of the windows at `starts`, `(batch,)`: see `masked_batch`."""
+    """The batch of the windows that begin at ``starts``, ``(batch,)``; see `masked_batch`."""
     input_ids, type_ids = _rows(tokens, vocabulary, starts, sequence_length, random)
     num_masked = max(1, round(MASKED_FRACTION * sequence_length))
     special = np.zeros(vocabulary.size, bool)
     special[list(vocabulary.special)] = True
     ineligible = special[input_ids]
 
-    # The positions of the smallest random keys are a uniform choice without replacement; special
-    # tokens have keys above all others, so that they come only where nothing else is left.
+    # The positions of the smallest random keys are a uniform choice without replacement. Special
+    # tokens have larger keys than all others, so that they are chosen last.
     keys = random.random(input_ids.shape)
     keys += ineligible
     positions = np.argpartition(keys, num_masked - 1, axis=1)[:, :num_masked]
@@ -177,12 +210,12 @@ def _rows(
     sequence_length: int,
     random: np.random.Generator,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """`[CLS] A [SEP] B [SEP]` and its type ids, `(batch, sequence_length)` int32 each."""
+    """``[CLS] A [SEP] B [SEP]`` and its type ids, each ``(batch, sequence_length)`` int32."""
     width = window_width(sequence_length)
     column = np.arange(sequence_length)
     separator = 1 + random.integers(1, width, size=(len(starts), 1))  # column of the first [SEP]
     second = column > separator
-    offset = np.clip(column - 1 - second, 0, width - 1)  # place in the window; [CLS], [SEP]: any
+    offset = np.clip(column - 1 - second, 0, width - 1)  # in the window; [CLS], [SEP]: any
     ids = tokens[starts[:, None] + offset].astype(np.int32)
     ids[:, 0] = vocabulary.cls
     np.put_along_axis(ids, separator, np.int32(vocabulary.sep), axis=1)
@@ -193,7 +226,10 @@ def _rows(
 def _random_tokens(
     vocabulary: Vocabulary, shape: tuple[int, ...], random: np.random.Generator
 ) -> npt.NDArray[np.int32]:
-    """Uniform ids that are not special: numbers in a range without them, moved past each one."""
+    """Uniform ids of tokens that are not special.
+
+    They are drawn from a range as long as there are such tokens, and moved past each special id.
+    """
     ids = random.integers(0, vocabulary.size - len(vocabulary.special), shape, np.int32)
     for special in vocabulary.special:
         ids += ids >= special
@@ -201,7 +237,10 @@ def _random_tokens(
 
 
 def _counts(tokens: Tokens, vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
-    """How often each token occurs, `(vocabulary.size,)`, a slice at a time for long streams."""
+    """How often each token occurs, ``(vocabulary.size,)``.
+
+    Counts a slice at a time, because the tokens may take more than the memory.
+    """
     counts = np.zeros(vocabulary.size, np.int64)
     for start in range(0, len(tokens), 1 << 24):
         counts += np.bincount(tokens[start : start + (1 << 24)], minlength=vocabulary.size)

@@ -1,4 +1,4 @@
-"""A tokenized text: its training and held-out parts, and the cache that keeps them on disk."""
+"""A tokenized text: its training part, its held-out part, and their cache on disk."""
 
 import os
 import uuid
@@ -18,19 +18,20 @@ from optim_zoo.train.tasks.masked_language.vocabulary import (
     read_vocabulary,
 )
 
-# Raised whenever the same text and vocabulary would give other tokens or another file.
+# Increased whenever the same text and vocabulary give other tokens or another file than before.
 _FORMAT = 1
 _HEADER = np.dtype([("train", "<i8"), ("held_out", "<i8")])
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A tokenized text, [SEP] between documents, cut into a part to train on and a held-out one."""
+    """A tokenized text with [SEP] between documents, split into a training and a held-out part."""
 
     train: Tokens  # (num_train,), memory-mapped
     held_out: Tokens  # (num_held_out,), memory-mapped
     vocabulary: Vocabulary
     digest: str  # hex SHA-256 of text, vocabulary, held_out and format
+    unknown: float  # the share of unknown tokens ([UNK]) in both parts, in [0, 1]
 
 
 def load(
@@ -39,14 +40,24 @@ def load(
     held_out: float,
     cache_folder: str | os.PathLike[str],
     *,
+    field: str = "",
     sequence_length: int = sections.MIN_SEQUENCE_LENGTH,
 ) -> Corpus:
-    """The corpus of `text.read(text_pattern)`, tokenized once and then kept in `cache_folder`.
+    """Returns the corpus of `text.read(text_pattern, field)`, whose tokens `cache_folder` keeps.
 
-    `held_out` is the fraction of the tokens to hold out; "" as `vocabulary_path` is the vocabulary
-    made from the standard library. Raises UserError where text, vocabulary, fraction or folder
-    cannot be used, or a part is too short for one sequence of `sequence_length`, and ValueError
-    where that is below 8.
+    Args:
+      text_pattern: see `text.read`.
+      vocabulary_path: a WordPiece vocabulary; "" for the bundled one, which was made from the
+        standard library.
+      held_out: the fraction of the tokens to hold out, in (0, 1).
+      cache_folder: is created if necessary. The text is tokenized once.
+      field: see `text.read`.
+      sequence_length: each part must have enough tokens for one sequence of this length, which is
+        at least 8.
+
+    Raises:
+      UserError: text, vocabulary, fraction or folder cannot be used, or a part is too short.
+      ValueError: ``sequence_length`` is below 8.
     """
     if not 0 < held_out < 1:
         raise UserError(
@@ -54,7 +65,7 @@ def load(
             "usual."
         )
     vocabulary = read_vocabulary(vocabulary_path)
-    documents = text.read(text_pattern)
+    documents = text.read(text_pattern, field)
     digest = digest_of([str(_FORMAT), repr(float(held_out)), vocabulary.digest, *documents])
     path = Path(cache_folder) / f"{digest[:32]}.tokens"
     if not _is_whole(path, vocabulary.dtype):
@@ -63,19 +74,26 @@ def load(
         _write(path, *parts)
     train, rest = _map(path, vocabulary.dtype)
     _require_windows(train, rest, sequence_length)
-    return Corpus(train, rest, vocabulary, digest)
+    unknown = sum(_count(part, vocabulary.unk) for part in (train, rest))
+    return Corpus(train, rest, vocabulary, digest, unknown / (len(train) + len(rest)))
 
 
 def split(
     documents: Sequence[str], encoded: Sequence[Tokens], vocabulary: Vocabulary, held_out: float
 ) -> tuple[Tokens, Tokens]:
-    """Training and held-out tokens, [SEP] between documents.
+    """Returns the training and the held-out tokens, with [SEP] between documents.
 
-    A document is held out where the hash of its text, as a number in [0, 1), is below `held_out`:
-    text added later moves no other document. The held-out documents stand in the order of their
-    hashes, so that a few windows from the start are a fair sample. Where less than half or more
-    than twice the share wanted would be held out (few documents, or a very long one), the held-out
-    part is instead the end of the whole stream, cut at a token.
+    A document is held out if the hash of its text, as a number in [0, 1), is below ``held_out``.
+    Text that is added later therefore moves no other document. The held-out documents are in the
+    order of their hashes, so that a few windows from the start are a fair sample. If this would
+    hold out less than half or more than twice the fraction (few documents, or a very long one),
+    the held-out part is the end of the whole stream instead, which may begin inside a document.
+
+    Args:
+      documents: the texts.
+      encoded: the tokens of each.
+      vocabulary: their vocabulary.
+      held_out: the fraction of the tokens to hold out, in (0, 1).
     """
     hashes = np.array([_uniform(document) for document in documents])
     lengths = np.array([len(tokens) for tokens in encoded])
@@ -91,20 +109,27 @@ def split(
     return stream[:cut], stream[cut:]
 
 
+def _count(tokens: Tokens, token: int) -> int:
+    """How often a token occurs; a slice at a time, because a stream may be larger than memory."""
+    size = 1 << 24
+    slices = (tokens[start : start + size] for start in range(0, len(tokens), size))
+    return sum(int(np.count_nonzero(part == token)) for part in slices)
+
+
 def _uniform(document: str) -> float:
     """The hash of a text as a number in [0, 1)."""
     return int(digest_of([document])[:13], 16) / 16**13  # 52 bits are exact in a float
 
 
 def _join(encoded: Sequence[Tokens], vocabulary: Vocabulary) -> Tokens:
-    """One stream of the documents' tokens with [SEP] between them."""
+    """The tokens of all documents as one stream, with [SEP] between documents."""
     separator = np.array([vocabulary.sep], vocabulary.dtype)
     pieces = [piece for tokens in encoded for piece in (tokens, separator)][:-1]
     return np.concatenate([np.empty(0, vocabulary.dtype), *pieces])
 
 
 def _is_whole(path: Path, dtype: np.dtype[np.unsignedinteger]) -> bool:
-    """Whether a cache file is there and as long as its header says."""
+    """Whether a cache file exists and has the length that its header gives."""
     try:
         header = np.fromfile(path, _HEADER, count=1)
         size = path.stat().st_size
@@ -117,7 +142,7 @@ def _is_whole(path: Path, dtype: np.dtype[np.unsignedinteger]) -> bool:
 
 
 def _write(path: Path, train: Tokens, held_out: Tokens) -> None:
-    """Write a cache file under a name of its own, then move it into place in one step."""
+    """Writes a cache file under a temporary name, then moves it into place in one step."""
     partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +152,7 @@ def _write(path: Path, train: Tokens, held_out: Tokens) -> None:
                 file.write(train.data)
                 file.write(held_out.data)
                 file.flush()
-                os.fsync(file.fileno())  # or a power cut could leave the name without the bytes
+                os.fsync(file.fileno())  # or a power cut could leave a file without its content
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -141,15 +166,15 @@ def _write(path: Path, train: Tokens, held_out: Tokens) -> None:
 
 
 def _map(path: Path, dtype: np.dtype[np.unsignedinteger]) -> tuple[Tokens, Tokens]:
-    """The two parts of a cache file, read-only and read from disk as they are used."""
+    """The two parts of a cache file, read-only; they are read from disk when they are used."""
     header = np.fromfile(path, _HEADER, count=1)[0]
     stored = np.memmap(path, dtype, mode="r", offset=_HEADER.itemsize)
-    stream = np.asarray(stored)  # a memmap's own indexing is slow; the view still maps the file
+    stream = np.asarray(stored)  # A memmap is slow to index; this view maps the file too.
     return stream[: header["train"]], stream[header["train"] :]
 
 
 def _require_windows(train: Tokens, held_out: Tokens, sequence_length: int) -> None:
-    """Raise UserError where a part does not hold one window."""
+    """Raises `UserError` unless each part has enough tokens for one sequence."""
     needed = batches.window_width(sequence_length)
     for part, tokens in (("training", train), ("held-out", held_out)):
         if len(tokens) < needed:

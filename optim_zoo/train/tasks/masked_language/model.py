@@ -1,8 +1,8 @@
 """BERT with a masked-language head (Devlin et al., arXiv 1810.04805), in Flax linen.
 
-The model is written for one sequence; a batch of them is ``jax.vmap`` over it, so that each
-sequence has a dropout key of its own and its numbers do not depend on how a batch is cut over
-devices. Shapes: T tokens, D hidden size, H heads, K masked positions, V vocabulary size.
+The model is written for one sequence, and ``jax.vmap`` maps it over a batch. Each sequence thus
+has a dropout key of its own, and its numbers do not depend on how a batch is sharded over devices.
+Shapes: T tokens, D hidden size, H heads, K masked positions, V vocabulary size.
 """
 
 from typing import Any
@@ -41,7 +41,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """One post-LayerNorm encoder layer; returns a pair as ``nn.scan`` wants it."""
+    """One post-LayerNorm encoder layer; returns a pair, as ``nn.scan`` requires."""
 
     config: Model
     deterministic: bool
@@ -61,7 +61,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The layers, one after another, or stacked in one array each."""
+    """The encoder's layers: separate modules, or one whose arrays stack the layers."""
 
     config: Model
 
@@ -82,13 +82,13 @@ class Encoder(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Token, position and type embeddings; the token table also decodes."""
+    """Token, position and type embeddings. The token table also serves for decoding."""
 
     config: Model
     vocabulary_size: int
 
     def setup(self) -> None:
-        """The three tables."""
+        """Makes the three tables."""
         size = self.config.hidden_size
         self.word_embeddings = nn.Embed(self.vocabulary_size, size, embedding_init=INIT)
         self.position_embeddings = nn.Embed(self.config.max_positions, size, embedding_init=INIT)
@@ -103,14 +103,14 @@ class Embeddings(nn.Module):
         return self.dropout(x, deterministic=deterministic)
 
     def decode(self, x: jax.Array) -> jax.Array:
-        """``(K, D) -> (K, V)`` float32: similarity to every token's embedding."""
+        """``(K, D) -> (K, V)`` float32: the similarity to every token's embedding."""
         table = self.word_embeddings.embedding.astype(x.dtype)
-        # Not rounded to a narrow x.dtype: the loss is a difference of logits.
+        # Float32 also where x is bfloat16, because the loss is a difference of logits.
         return jnp.matmul(x, table.T, preferred_element_type=jnp.float32)
 
 
 class MaskedLanguageHead(nn.Module):
-    """The transform before the tied decoding."""
+    """The layer before decoding, which uses the token embeddings."""
 
     config: Model
 
@@ -122,13 +122,13 @@ class MaskedLanguageHead(nn.Module):
 
 
 class Bert(nn.Module):
-    """BERT for masked-language pretraining, of one sequence."""
+    """BERT for masked-language pretraining, applied to one sequence."""
 
     config: Model
     vocabulary_size: int
 
     def setup(self) -> None:
-        """Embeddings, encoder and head."""
+        """Makes the embeddings, the encoder and the head."""
         self.embeddings = Embeddings(self.config, self.vocabulary_size)
         self.encoder = Encoder(self.config)
         self.masked_language = MaskedLanguageHead(self.config)
@@ -142,7 +142,7 @@ class Bert(nn.Module):
         *,
         deterministic: bool,
     ) -> jax.Array:
-        """Float32 logits of the masked positions: ``(T,), (T,), (K,) -> (K, V)``."""
+        """Returns float32 logits of the masked positions: ``(T,), (T,), (K,) -> (K, V)``."""
         x = self.embeddings(input_ids, type_ids, deterministic)
         x = self.encoder(x, deterministic)
         x = self.masked_language(x[masked_positions])
@@ -150,7 +150,7 @@ class Bert(nn.Module):
 
 
 def layer_rules(model: Model) -> list[tuple[str, layers.LayerAxis]]:
-    """What a layer is in this model's arrays: ``nn.scan`` stacks along the first axis."""
+    """Returns rules that say what a layer is: ``nn.scan`` stacks layers along the first axis."""
     return [("^encoder/layers/", layers.stacked(0))] if model.scan_layers else []
 
 

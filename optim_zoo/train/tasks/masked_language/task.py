@@ -19,6 +19,8 @@ from optim_zoo.train.tasks.masked_language.model import Bert, layer_rules
 from optim_zoo.train.tasks.masked_language.sections import Data, Model
 from optim_zoo.tree import Tree
 
+_WARNED_UNKNOWN, _REFUSED_UNKNOWN = 0.05, 0.5  # shares of unknown tokens in a text
+
 
 class MaskedLanguage(Task):
     """Predicts masked tokens of text.
@@ -29,12 +31,13 @@ class MaskedLanguage(Task):
 
     sections = MappingProxyType({"data": Data, "model": Model})
     stage_keys = MappingProxyType({"sequence_length": "data"})
+    paths = ("data.text", "data.vocabulary")
     unit = "tokens"  # padding and special tokens included
     loss_unit = "nats"
     essential = ("vocabulary",)
 
     def __init__(self, setup: Setup) -> None:
-        """Reads and encodes the text, or maps the tokens that an earlier run has encoded.
+        """Reads and tokenizes the text, or reads the tokens that an earlier run has saved.
 
         Raises:
           UserError: the text or the vocabulary cannot be used.
@@ -47,8 +50,15 @@ class MaskedLanguage(Task):
             data.vocabulary,
             data.held_out,
             setup.cache,
+            field=data.field,
             sequence_length=max(map(sequence_length, setup.stages)),
         )
+        self.notes = _check_unknown(self.corpus.unknown)
+        self.facts = {
+            "text": f"{len(self.corpus.train):,} tokens to train on, "
+            f"{len(self.corpus.held_out):,} held out",
+            "unknown tokens": f"{self.corpus.unknown:.2%} of the text",
+        }
         self.vocabulary = self.corpus.vocabulary
         self.model = Bert(self.model_sizes, self.vocabulary.size)
         self.layers = layer_rules(self.model_sizes)
@@ -59,18 +69,23 @@ class MaskedLanguage(Task):
                 self.corpus.held_out,
                 self.vocabulary,
                 seed=setup.seed,
-                # One micro-batch at a time, which fits into memory where a training step does.
+                # The size of a micro-batch, which fits into memory if a training step does.
                 batch_size=first.batch_size // first.micro_batches,
                 sequence_length=sequence_length(first),
                 num_batches=setup.evaluation_batches * first.micro_batches,
             )
         )
+        if not any(batch["masked_weights"].any() for batch in self._held_out):
+            raise UserError(
+                "text: expected known tokens in the held-out part, but all that are masked are "
+                "unknown; add text, or raise data.held_out or output.evaluation_batches"
+            )
         frequencies = batches.unigram_loss(self.corpus.train, self.vocabulary, self._held_out)
         self.baseline = Baseline("token frequency", {"loss": frequencies})
 
     @classmethod
     def check(cls, setup: Setup) -> None:
-        """Checks that the position table reaches the longest sequence."""
+        """Checks that the position table has a row for every position of the longest sequence."""
         longest = max(map(sequence_length, setup.stages))
         positions = setup.sections["model"].max_positions
         if longest > positions:
@@ -92,7 +107,7 @@ class MaskedLanguage(Task):
         return {"loss": masked_loss(self.model, params, batch, deterministic=True)}
 
     def batch(self, number: int, stage: Stage) -> Batch:
-        """Returns windows of the text at random places, with a dropout key each where needed."""
+        """Returns windows of the text at random positions, and if needed a dropout key for each."""
         made = batches.masked_batch(
             self.corpus.train,
             self.vocabulary,
@@ -108,12 +123,32 @@ class MaskedLanguage(Task):
         return {**made, "dropout_keys": keys.integers(0, 1 << 32, size, dtype=np.uint32)}
 
     def held_out(self) -> Sequence[Batch]:
-        """Returns windows of the held-out text, end to end."""
+        """Returns consecutive windows of the held-out text."""
         return self._held_out
 
     def units(self, stage: Stage) -> int:
         """Returns the number of tokens of a batch."""
         return stage.batch_size * sequence_length(stage)
+
+
+def _check_unknown(share: float) -> tuple[str, ...]:
+    """Returns a warning if many tokens are unknown.
+
+    Raises:
+      UserError: more than half of them are.
+    """
+    cure = (
+        "data.vocabulary should be a WordPiece vocabulary of the text's language, such as the "
+        "vocab.txt of a BERT that was trained on it"
+    )
+    if share > _REFUSED_UNKNOWN:
+        raise UserError(
+            f"text: expected text that the vocabulary covers, but {share:.1%} of the tokens are "
+            f"unknown ([UNK]): {cure}"
+        )
+    if share > _WARNED_UNKNOWN:
+        return (f"warning: {share:.1%} of the tokens are unknown ([UNK]): {cure}",)
+    return ()
 
 
 def sequence_length(stage: Stage) -> int:

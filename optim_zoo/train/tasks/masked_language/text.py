@@ -1,5 +1,7 @@
 """Text to pretrain on: the user's own UTF-8 files, or the prose of Python's standard library.
 
+A file holds plain text, which is one document, or JSON lines, each of which is one.
+
 The standard library is on every machine that runs Python, so a first run needs no download: its
 help topics, docstrings and comments make about 3 MB of English. They are under the Python Software
 Foundation licence (PSF-2.0), and differ a little between versions of Python.
@@ -7,20 +9,23 @@ Foundation licence (PSF-2.0), and differ a little between versions of Python.
 
 import ast
 import glob
+import gzip
 import inspect
 import io
+import json
 import os
 import re
 import sysconfig
 import tokenize
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from optim_zoo.errors import UserError
 
-# Folders that are not the library's own prose: installed packages, tests, and programs whose
-# comments are mostly test data.
-_LEFT_OUT = {
+# Folders without prose of the library: installed packages, tests, and programs whose comments are
+# mostly test data.
+_EXCLUDED_FOLDERS = {
     "site-packages",
     "dist-packages",
     "test",
@@ -31,17 +36,27 @@ _LEFT_OUT = {
     "pydoc_data",
     "__pycache__",
 }
+_GZIP = b"\x1f\x8b"  # how a file compressed with gzip begins
 _LAYOUT_TOKENS = {tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
 _IGNORED_TOKENS = {tokenize.COMMENT, tokenize.NL}
-# Rules under headings and in tables: a line without a word and with four of one sign in a row.
+# Lines under headings and in tables: no word, and the same sign four times in a row.
 _RULED_LINE = re.compile(r"^(?=.*([^\w\s])\1{3})[^\w\n]*$\n?", re.MULTILINE)
 
 
-def read(pattern: str) -> list[str]:
-    """Documents of the files that match a glob (with `**`), or `standard_library()` for "".
+def read(pattern: str, field: str = "") -> list[str]:
+    """Returns the documents of the files that match a glob.
 
-    One document a file, in the order of the paths; files with only blank text are left out. Raises
-    UserError where nothing matches, a file cannot be read or is not UTF-8, or all text is blank.
+    A file of plain text is one document. With ``field`` every file holds JSON lines, and each line
+    is one document. Documents come in the order of the paths and lines; blank ones are left out.
+
+    Args:
+      pattern: a path or a glob (with ``**``); "" stands for `standard_library`. A file that is
+        compressed with gzip is decompressed.
+      field: the key of a JSON object that holds the text; "" stands for plain text.
+
+    Raises:
+      UserError: nothing matches, a file cannot be read or is not UTF-8, all text is blank, a file
+        of JSON lines is read without ``field``, or a line has no text in that field.
     """
     if pattern == "":
         return standard_library()
@@ -52,7 +67,9 @@ def read(pattern: str) -> list[str]:
             "correct the pattern ('**' reaches into subfolders), or use \"\" for the prose of "
             "Python's standard library."
         )
-    documents = [document for document in map(_read_file, paths) if document.strip()]
+    documents = [
+        document for path in paths for document in _documents(path, field) if document.strip()
+    ]
     if not documents:
         raise UserError(
             f"text: expected text, but the {len(paths)} file(s) that match {pattern!r} hold only "
@@ -62,14 +79,16 @@ def read(pattern: str) -> list[str]:
 
 
 def standard_library() -> list[str]:
-    """The help topics of `pydoc` and, one document a module, docstrings and comments.
+    """Returns the help topics of `pydoc`, and the docstrings and comments of each module.
 
-    The topics come in the order of their names, then the modules in the order of their paths. A
-    paragraph that an earlier document has said already (topics quote one another, licences recur)
-    is left out: it would let a model learn the held-out part by heart. Raises UserError where
-    Python came without its source.
+    The topics are in the order of their names, and the modules follow in the order of their paths.
+    Each is one document. A paragraph that occurs in an earlier document is left out (topics quote
+    one another, and licences recur), because a model could otherwise memorize the held-out part.
+
+    Raises:
+      UserError: Python was installed without its source.
     """
-    from pydoc_data.topics import topics  # half a megabyte, wanted here alone
+    from pydoc_data.topics import topics  # Imported lazily: it takes half a megabyte.
 
     root = Path(sysconfig.get_path("stdlib"))
     modules = [_prose(path) for path in _modules(root)]
@@ -87,20 +106,76 @@ def standard_library() -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """Files that a pattern names, sorted; a file's own name may hold brackets."""
+    """The files that a pattern matches, sorted; a file's own name may contain brackets."""
     pattern = os.path.expanduser(pattern)
     found = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
     return sorted(path for path in set(found) if os.path.isfile(path))
 
 
-def _read_file(path: str) -> str:
-    """The text of one file."""
+def _documents(path: str, field: str) -> list[str]:
+    """The documents of one file."""
+    content = _read_file(path)
+    if field:
+        return [
+            _text_of(line, field, f"line {number} of {path}")
+            for number, line in enumerate(content.split("\n"), 1)
+            if line.strip()
+        ]
+    fields = _json_fields(content)
+    if fields is not None:
+        raise UserError(
+            f"text: expected plain text, but {path} holds JSON lines; name the field of the text "
+            f"by data.field, one of {', '.join(fields) or 'the keys of its objects'}."
+        )
+    return [content]
+
+
+def _json_fields(content: str) -> list[str] | None:
+    """The text fields of the JSON object in the first line that is not blank; None for others."""
+    first = content.lstrip().partition("\n")[0]
+    if not first.startswith("{"):
+        return None
     try:
-        return Path(path).read_bytes().decode("utf-8")
+        record = json.loads(first)
+    except (ValueError, RecursionError):
+        return None
+    return [key for key, value in record.items() if isinstance(value, str)]
+
+
+def _text_of(line: str, field: str, place: str) -> str:
+    """The text in a line of JSON."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"text: expected a JSON object in every line, as data.field={field} is set, but "
+            f"{place} is none; leave the file out of the pattern, or data.field for plain text."
+        ) from error
+    value = record.get(field) if isinstance(record, dict) else None
+    if not isinstance(value, str):
+        keys = ", ".join(map(str, record)) if isinstance(record, dict) else "no fields"
+        raise UserError(
+            f"text: expected text in the field {field!r} of every line, but {place} has {keys}; "
+            "correct data.field."
+        )
+    # A lone surrogate, which JSON can escape, is no character that UTF-8 has.
+    return value.encode("utf-8", "replace").decode("utf-8")
+
+
+def _read_file(path: str) -> str:
+    """The text of one file, decompressed if necessary."""
+    try:
+        content = Path(path).read_bytes()
+        return (gzip.decompress(content) if content.startswith(_GZIP) else content).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
             f"text: expected UTF-8, but {path} has an invalid byte at offset {error.start}; "
             "convert the file or leave it out of the pattern."
+        ) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"text: expected a whole file compressed with gzip, but {path} is damaged ({error}); "
+            "write it again or leave it out of the pattern."
         ) from error
     except OSError as error:
         raise UserError(
@@ -110,13 +185,13 @@ def _read_file(path: str) -> str:
 
 
 def _modules(root: Path) -> list[Path]:
-    """Source files of the library below `root`, sorted by their path inside it."""
+    """The source files of the library under ``root``, sorted by their relative paths."""
     paths = [path.relative_to(root) for path in root.rglob("*.py")]
-    return [root / path for path in sorted(paths) if _LEFT_OUT.isdisjoint(path.parts)]
+    return [root / path for path in sorted(paths) if _EXCLUDED_FOLDERS.isdisjoint(path.parts)]
 
 
 def _prose(path: Path) -> str:
-    """Docstrings and block comments of one module in source order; "" if it does not parse."""
+    """The docstrings and block comments of a module in source order; "" if it does not parse."""
     try:
         with tokenize.open(path) as file:
             source = file.read()
@@ -126,14 +201,14 @@ def _prose(path: Path) -> str:
 
 
 def _paragraphs(source: str) -> Iterator[str]:
-    """Docstrings (any string that is a statement of its own) and joined runs of comment lines.
+    """Yields docstrings (any string that is a statement) and blocks of comment lines, each joined.
 
-    One pass over the tokens: three times faster than `ast`, which drops the comments besides.
+    Reads the tokens once, which takes a third of the time of `ast`; that also drops comments.
     """
     comment: list[str] = []
     last_row = 0
-    opening = True  # the next token begins a statement
-    statement = ""  # a string token that began one
+    opening = True  # whether the next token begins a statement
+    statement = ""  # the string token that began the current statement
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         row, column = token.start
         if token.type == tokenize.COMMENT and not token.line[:column].strip():
@@ -155,7 +230,7 @@ def _paragraphs(source: str) -> Iterator[str]:
 
 
 def _comment_words(comment: str) -> list[str]:
-    """Words of a comment line; none for a separator, a shebang or an encoding declaration."""
+    """The words of a comment; none for a separator, a shebang or an encoding declaration."""
     if comment.startswith("#!") or "-*-" in comment:
         return []
     words = comment.lstrip("#:").split()
@@ -163,15 +238,15 @@ def _comment_words(comment: str) -> list[str]:
 
 
 def _docstring(literal: str) -> Iterator[str]:
-    """The value of a string literal, its indentation removed."""
+    """Yields the value of a string literal without its indentation, unless it is blank."""
     value = ast.literal_eval(literal)
     if isinstance(value, str) and value.strip():
-        # An escape such as "\\ud800" makes half a character, which no file could hold.
+        # An escape such as "\\ud800" makes half a character, which UTF-8 cannot express.
         yield inspect.cleandoc(value).encode("utf-8", "replace").decode("utf-8")
 
 
 def _unseen(document: str, seen: set[str]) -> Iterator[str]:
-    """Paragraphs of a document that are not in `seen`, to which they are added; no rules."""
+    """Yields the paragraphs of a document that are not in ``seen``, and adds them to it."""
     for paragraph in re.split(r"\n\s*\n", _RULED_LINE.sub("", document)):
         words = " ".join(paragraph.split())
         if words and words not in seen:

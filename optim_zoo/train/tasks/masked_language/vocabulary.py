@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-_BLOCK = 1 << 16  # characters encoded at a time: long documents spread over the cores
+_BLOCK = 1 << 16  # characters encoded at a time, so that all cores share a long document
 
 Tokens = npt.NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """WordPiece tokens; the id of a token is its place."""
+    """WordPiece tokens. The id of a token is its index."""
 
     tokens: tuple[str, ...]
     pad: int  # ids of the five special tokens
@@ -36,24 +36,28 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """How many tokens there are."""
+        """The number of tokens."""
         return len(self.tokens)
 
     @property
     def special(self) -> tuple[int, ...]:
-        """The five special ids in rising order."""
+        """The ids of the five special tokens, in ascending order."""
         return tuple(sorted((self.pad, self.unk, self.cls, self.sep, self.mask)))
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
-        """The smaller of uint16 and uint32 that holds every id."""
+        """The smallest of uint16 and uint32 that can hold every id."""
         return np.dtype("<u2") if self.size <= 1 << 16 else np.dtype("<u4")
 
 
 def read_vocabulary(path: str) -> Vocabulary:
-    """The vocabulary of a file with one token a line; "" is the one that comes with optim_zoo.
+    """Returns the vocabulary in a file.
 
-    Raises UserError for a file that cannot be read, lacks a special token or names a token twice.
+    Args:
+      path: a text file with one token per line; "" for the vocabulary bundled with optim_zoo.
+
+    Raises:
+      UserError: the file cannot be read, lacks a special token, or has a token twice.
     """
     if path == "":
         packaged = importlib.resources.files(__package__) / "vocabulary.txt"
@@ -66,13 +70,13 @@ def read_vocabulary(path: str) -> Vocabulary:
     except UnicodeDecodeError as error:
         raise UserError(
             f"vocabulary: expected UTF-8, but {name} has an invalid byte at offset {error.start}; "
-            "name a text file with one WordPiece token a line."
+            "name a text file with one WordPiece token per line."
         ) from error
     place = {token: number for number, token in enumerate(tokens)}
     missing = [token for token in SPECIAL_TOKENS if token not in place]
     if missing:
         raise UserError(
-            f"vocabulary: expected one token a line with {' '.join(SPECIAL_TOKENS)} among them, "
+            f"vocabulary: expected one token per line with {' '.join(SPECIAL_TOKENS)} among them, "
             f"but {name} lacks {' '.join(missing)}; add a line for each."
         )
     if len(place) < len(tokens):
@@ -83,19 +87,19 @@ def read_vocabulary(path: str) -> Vocabulary:
         )
     if len(tokens) == len(SPECIAL_TOKENS):
         raise UserError(
-            f"vocabulary: expected tokens besides the special ones, but {name} has none; add them."
+            f"vocabulary: expected more than the special tokens, but {name} has no other; add some."
         )
     pad, unk, cls, sep, mask = (place[token] for token in SPECIAL_TOKENS)
     return Vocabulary(tokens, pad, unk, cls, sep, mask, digest_of(tokens))
 
 
 def tokenizer(vocabulary: Vocabulary) -> "Tokenizer":
-    """BERT's WordPiece tokenizer, without [CLS] and [SEP] around the text.
+    """Returns BERT's WordPiece tokenizer, which adds no [CLS] and [SEP] to the text.
 
-    Text is lowercased unless the vocabulary has the token "A", as every cased one does. A special
-    token spelled out in the text ("[MASK]") stays plain text.
+    Text is lowercased unless the vocabulary has the token "A", as every cased one does. Where the
+    text itself spells out a special token ("[MASK]"), this is treated as plain text.
     """
-    # Imported here, because a program that encodes no text must run without tokenizers.
+    # Imported lazily: a program that encodes no text works without tokenizers.
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
@@ -106,13 +110,16 @@ def tokenizer(vocabulary: Vocabulary) -> "Tokenizer":
 
 
 def encode(documents: Sequence[str], vocabulary: Vocabulary) -> list[Tokens]:
-    """Token ids of each document, `(length,)` each, uint16 or uint32."""
+    """Returns the token ids of each document, ``(length,)`` of uint16 or uint32."""
     encoder = tokenizer(vocabulary)
     return [_encode_one(document, encoder, vocabulary.dtype) for document in documents]
 
 
 def digest_of(strings: Iterable[str]) -> str:
-    """Hex SHA-256 of a list of strings, each preceded by its length so that no two lists agree."""
+    """Returns the SHA-256 of a list of strings, in hexadecimal.
+
+    The length of each string is hashed too, so that two lists never give the same bytes.
+    """
     sha = hashlib.sha256()
     for string in strings:
         data = string.encode("utf-8")
@@ -127,19 +134,22 @@ def _vocabulary_bytes(path: str) -> bytes:
         return Path(path).expanduser().read_bytes()
     except OSError as error:
         raise UserError(
-            f"vocabulary: expected a file with one WordPiece token a line, but {path} cannot be "
-            f'read ({error.strerror}); correct the path, or use "" for the one that comes along.'
+            f"vocabulary: expected a file with one WordPiece token per line, but {path} cannot "
+            f'be read ({error.strerror}); correct the path, or use "" for the bundled one.'
         ) from error
 
 
 def _encode_one(document: str, encoder: "Tokenizer", dtype: np.dtype[np.unsignedinteger]) -> Tokens:
-    """Token ids of one document: no token crosses a line, so its blocks of lines encode alone."""
+    """The token ids of one document, whose blocks are encoded separately.
+
+    This gives the same tokens, because no token extends over the end of a line.
+    """
     encodings = encoder.encode_batch_fast(list(_blocks(document)), add_special_tokens=False)
     return np.concatenate([np.array(encoding.ids, dtype) for encoding in encodings])
 
 
 def _blocks(document: str) -> Iterator[str]:
-    """Pieces of a document of about `_BLOCK` characters that end at line ends."""
+    """Splits a document into blocks of whole lines, of about ``_BLOCK`` characters each."""
     start = 0
     while start < len(document) or start == 0:
         end = document.find("\n", start + _BLOCK)

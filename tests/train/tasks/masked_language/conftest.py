@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests of the data side."""
+"""Fixtures that the tests of the data share."""
 
 import pytest
 

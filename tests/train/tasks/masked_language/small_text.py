@@ -18,7 +18,7 @@ def write_vocabulary(path: Path, tokens: list[str]) -> str:
 
 
 def write_random_text(folder: Path) -> None:
-    """Thirty documents of random words, `*.txt`, and their `vocabulary`."""
+    """Writes thirty documents of random words, ``*.txt``, and their ``vocabulary``."""
     words = PLAIN_WORDS.split()
     rng = np.random.default_rng(0)
     for number in range(30):
@@ -27,14 +27,14 @@ def write_random_text(folder: Path) -> None:
 
 
 def restored(batch: Batch) -> np.ndarray:
-    """The input ids with the targets written back."""
+    """Returns the input ids with the targets in place of the masked tokens."""
     ids = batch["input_ids"].copy()
     np.put_along_axis(ids, batch["masked_positions"], batch["masked_targets"], axis=1)
     return ids
 
 
 def windows(batch: Batch, vocabulary: Vocabulary) -> list[list[int]]:
-    """The text of each row: the restored row without [CLS] and the [SEP] that end A and B."""
+    """Returns the text of each row, without [CLS] and the [SEP] after A and B."""
     rows = []
     for row, types in zip(restored(batch), batch["type_ids"], strict=True):
         cut = int(np.argmax(types))  # B begins

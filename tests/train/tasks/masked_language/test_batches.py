@@ -27,7 +27,7 @@ from tests.train.tasks.masked_language.small_text import restored, windows, writ
 
 @pytest.fixture(scope="module")
 def tokens(vocabulary: Vocabulary) -> Tokens:
-    """A stream in which every token names its place, but for a [SEP] at every hundredth."""
+    """Returns tokens that are their own positions, with a [SEP] at every hundredth position."""
     ordinary = np.setdiff1d(np.arange(vocabulary.size), vocabulary.special)
     stream = np.tile(ordinary, 3).astype(np.uint16)
     stream[50::100] = vocabulary.sep
@@ -73,7 +73,7 @@ def test_targets_written_back_give_a_window_of_the_text(
     assert any(vocabulary.sep in row for row in rows)
 
 
-def test_windows_start_and_are_cut_everywhere(vocabulary: Vocabulary) -> None:
+def test_windows_start_and_are_split_at_every_position(vocabulary: Vocabulary) -> None:
     stream = np.arange(100, 108, dtype=np.uint16)
     batch = masked_batch(stream, vocabulary, seed=0, step=0, batch_size=500, sequence_length=8)
     assert {row[0] for row in windows(batch, vocabulary)} == {100, 101, 102, 103}
@@ -117,7 +117,7 @@ def test_masked_tokens_are_replaced_80_10_10(tokens: Tokens, vocabulary: Vocabul
         bound = 5 * math.sqrt(expected * (1 - expected) / share.size)
         assert abs(share.mean() - expected) < bound
     assert not np.isin(shown[random], vocabulary.special).any()
-    # Spread over the whole vocabulary: the mean of n uniform ids, five standard deviations.
+    # They come from the whole vocabulary: the mean of n uniform ids, within five deviations.
     bound = 5 * vocabulary.size / math.sqrt(12 * random.sum())
     assert abs(shown[random].mean() - (5 + vocabulary.size - 1) / 2) < bound
 
@@ -133,7 +133,7 @@ def test_random_tokens_are_all_but_the_special_ones(tmp_path: Path) -> None:
     assert (np.abs(counts[[1, 4, 6, 8]] - 1000) < 5 * math.sqrt(4000 * 0.25 * 0.75)).all()
 
 
-def test_rows_short_of_ordinary_tokens_have_weight_zero_there(vocabulary: Vocabulary) -> None:
+def test_special_tokens_that_had_to_be_chosen_have_weight_zero(vocabulary: Vocabulary) -> None:
     stream = np.full(61, vocabulary.sep, np.uint16)
     stream[[10, 20, 30]] = 500
     batch = masked_batch(stream, vocabulary, seed=0, step=0, batch_size=16, sequence_length=64)
@@ -177,7 +177,7 @@ def evaluation(
     )
 
 
-def test_held_out_windows_lie_end_to_end_and_the_last_batch_is_filled_up(
+def test_held_out_windows_are_consecutive_and_the_last_batch_is_padded(
     tokens: Tokens, vocabulary: Vocabulary
 ) -> None:
     stream = tokens[: 29 * 10 + 5]
@@ -222,7 +222,7 @@ def test_unigram_loss_by_hand(tmp_path: Path) -> None:
         {"masked_targets": np.array([[5, 6]]), "masked_weights": np.array([[1.0, 1.0]])},
         {"masked_targets": np.array([[7, 3]]), "masked_weights": np.array([[1.0, 0.0]])},
     ]
-    # Counts and one: a 4, b 2, c 1, of 7; the last target has no weight.
+    # The counts plus one are a 4, b 2, c 1, in all 7. The last target has no weight.
     expected = (math.log(7 / 4) + math.log(7 / 2) + math.log(7 / 1)) / 3
     assert unigram_loss(train, vocabulary, batches) == pytest.approx(expected, rel=1e-12)
     with pytest.raises(ValueError, match="at least one masked target"):

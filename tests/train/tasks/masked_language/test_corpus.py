@@ -1,4 +1,4 @@
-"""The split, and loading with the token cache."""
+"""Splitting a text, and loading it with the token cache."""
 
 import errno
 import math
@@ -25,7 +25,7 @@ Documents = set[tuple[int, ...]]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Sixty short documents and a small vocabulary."""
+    """Returns a folder with sixty short documents and a small vocabulary."""
     for number in range(60):
         (tmp_path / f"{number:02}.txt").write_text(SENTENCE * (20 + number % 7) + "." * number)
     write_vocabulary(tmp_path / "vocabulary", [*SPECIAL_TOKENS, *WORDS])
@@ -51,7 +51,7 @@ def documents(count: int) -> list[str]:
 
 
 def split(texts: list[str], vocabulary: Vocabulary, held_out: float) -> tuple[Documents, Documents]:
-    """The documents of both parts, as tuples of tokens."""
+    """Returns the documents of both parts, as tuples of tokens."""
     parts = corpus.split(texts, encode(texts, vocabulary), vocabulary, held_out)
     pieces = [np.split(part, np.flatnonzero(part == vocabulary.sep)) for part in parts]
     train, rest = (
@@ -60,12 +60,12 @@ def split(texts: list[str], vocabulary: Vocabulary, held_out: float) -> tuple[Do
     return train, rest
 
 
-def test_split_puts_every_document_whole_into_one_part(vocabulary: Vocabulary) -> None:
+def test_split_divides_no_document(vocabulary: Vocabulary) -> None:
     texts = documents(400)
     train, rest = split(texts, vocabulary, 0.1)
     assert train | rest == {tuple(ids.tolist()) for ids in encode(texts, vocabulary)}
     assert not train & rest
-    # Five standard deviations of a binomial count: the hash is as good as a coin.
+    # Within five standard deviations of a binomial count, as if the hash were random.
     assert abs(len(rest) - 40) < 5 * math.sqrt(400 * 0.1 * 0.9)
 
 
@@ -82,7 +82,9 @@ def test_copies_of_a_document_go_to_the_same_part(vocabulary: Vocabulary) -> Non
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_few_documents_are_cut_at_the_end_of_the_stream(vocabulary: Vocabulary, count: int) -> None:
+def test_of_few_documents_the_end_of_the_stream_is_held_out(
+    vocabulary: Vocabulary, count: int
+) -> None:
     texts = [SENTENCE * 100] + ["short text"] * (count - 1)
     encoded = encode(texts, vocabulary)
     train, rest = corpus.split(texts, encoded, vocabulary, 0.05)
@@ -92,7 +94,7 @@ def test_few_documents_are_cut_at_the_end_of_the_stream(vocabulary: Vocabulary, 
     assert len(rest) == round(0.05 * len(stream))
 
 
-def test_a_long_document_does_not_take_the_held_out_part_along(
+def test_a_long_document_does_not_change_the_size_of_the_held_out_part(
     vocabulary: Vocabulary,
 ) -> None:
     held_out_one = next(text for text in documents(100) if corpus._uniform(text) < 0.1)
@@ -128,7 +130,7 @@ def test_load_gives_both_parts_and_the_vocabulary(folder: Path) -> None:
     assert not loaded.train.flags.writeable
 
 
-def test_a_second_load_does_not_encode(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_load_does_not_tokenize(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(folder)
 
     def refuse(*arguments: object) -> None:
@@ -176,7 +178,7 @@ def test_a_change_gives_another_key(
 
 
 @pytest.mark.parametrize("size", [0, 7, 16, 17, -1, -2])
-def test_a_cut_off_cache_file_is_made_again(folder: Path, size: int) -> None:
+def test_an_incomplete_cache_file_is_made_again(folder: Path, size: int) -> None:
     first = load(folder)
     train, held_out = first.train.copy(), first.held_out.copy()
     del first
@@ -189,7 +191,7 @@ def test_a_cut_off_cache_file_is_made_again(folder: Path, size: int) -> None:
     assert path.read_bytes() == content
 
 
-def test_a_kill_before_the_move_leaves_nothing_to_believe(
+def test_a_kill_before_the_move_leaves_no_cache_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):

@@ -1,4 +1,4 @@
-"""BERT against a float64 NumPy forward pass, its parameters, stacking, dropout and bfloat16."""
+"""BERT compared with a float64 NumPy forward pass; parameters, stacking, dropout, bfloat16."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ def make(**changes: Any) -> Bert:
 
 
 def random_params(model: Bert, seed: int = 0) -> Tree:
-    """Parameters of every leaf at random, so that no bias or scale is 0 or 1."""
+    """Returns parameters with random leaves, so that no bias or scale is 0 or 1."""
     shapes = jax.eval_shape(lambda: init_bert(model, LENGTH, jax.random.key(0)))
     rng = np.random.default_rng(seed)
     return jax.tree.map(
@@ -52,7 +52,7 @@ def random_params(model: Bert, seed: int = 0) -> Tree:
 
 
 def stack(params: Tree) -> Tree:
-    """The parameters of an unscanned model as a scanned one has them."""
+    """Returns the parameters of an unscanned model in the layout of a scanned one."""
     encoder = params["encoder"]
     layers = [encoder[f"layer_{i}"] for i in range(len(encoder))]
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
@@ -159,7 +159,7 @@ def test_logits_are_those_of_an_independent_float64_forward_pass() -> None:
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_parameter_paths_are_those_documented(scan_layers: bool) -> None:
-    """Users' patterns and rules are written against them."""
+    """Users write patterns and rules for these paths."""
     names = ["layers"] if scan_layers else ["layer_0", "layer_1", "layer_2"]
     expected = OUTSIDE | {f"encoder/{name}/{path}" for name in names for path in IN_LAYER}
     params = random_params(make(scan_layers=scan_layers))
@@ -170,7 +170,7 @@ def test_parameter_paths_are_those_documented(scan_layers: bool) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_parameters_start_as_bert_starts_and_in_float32(dtype: str) -> None:
-    """Kernels and embeddings truncated normal of scale 0.02, biases 0, LayerNorm scales 1."""
+    """Kernels and embeddings are truncated normal with scale 0.02, biases 0, LayerNorm scales 1."""
     model = make(num_layers=2, hidden_size=64, intermediate_size=256, dtype=dtype)
     init = jax.jit(lambda key: init_bert(model, LENGTH, key))
     for path, x in by_path(init(jax.random.key(0))).items():
@@ -181,8 +181,8 @@ def test_parameters_start_as_bert_starts_and_in_float32(dtype: str) -> None:
         elif kind == "scale":
             np.testing.assert_array_equal(x, 1)
         elif x.size > 1000:
-            # As tf.truncated_normal_initializer(0.02): cut at two standard deviations, which
-            # leaves 0.88 of one.
+            # tf.truncated_normal_initializer(0.02) truncates at two standard deviations, which
+            # leaves a standard deviation of 0.88 times the scale.
             assert np.abs(x).max() <= 0.04
             assert np.std(x) == pytest.approx(0.0176, rel=0.05)
 
@@ -209,13 +209,13 @@ def test_scanned_and_unscanned_models_have_the_same_gradients() -> None:
     apart = by_path(stack(gradients(model, params, batch())))
     for path, x in by_path(gradients(scanned, stack(params), batch())).items():
         size = np.linalg.norm(np.asarray(apart[path]))
-        # Softmax does not see a bias of the keys: its gradient is nothing but rounding errors.
+        # Softmax does not depend on a bias of the keys, whose gradient is only rounding errors.
         tolerance = 1e-4 if path.endswith("key/bias") else 1e-4 * size
         assert np.linalg.norm(np.asarray(x - apart[path])) <= tolerance, path
 
 
 def test_scanned_and_unscanned_models_take_the_same_lamb_steps() -> None:
-    """From the same gradients, so that Adam does not blow rounding errors up."""
+    """The gradients are the same, as Adam would amplify rounding errors."""
     exclude = ["bias", "LayerNorm"]
     start = random_params(make(scan_layers=False))
     rng = np.random.default_rng(3)
@@ -249,7 +249,7 @@ def test_scanned_and_unscanned_models_take_the_same_lamb_steps() -> None:
         assert np.linalg.norm(np.asarray(together[path] - apart[path])) <= 2e-6 * moved, path
 
 
-def test_positions_gather_what_stands_there() -> None:
+def test_positions_gather_their_rows() -> None:
     model, made = make(), batch()
     params = random_params(model)
     everywhere = {**made, "masked_positions": np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))}
@@ -259,7 +259,7 @@ def test_positions_gather_what_stands_there() -> None:
     np.testing.assert_allclose(logits(model, params, made), expected, atol=1e-5)
 
 
-def test_layer_rules_name_the_stacked_leaves_alone() -> None:
+def test_layer_rules_match_only_the_stacked_leaves() -> None:
     assert layer_rules(make(scan_layers=False).config) == []
     tx = optim_zoo.scale_by_trust_ratio(layers=layer_rules(SMALL))
     state: Any = tx.init(random_params(make()))
@@ -291,7 +291,7 @@ def test_dropout_differs_by_key_and_repeats_with_the_same_key() -> None:
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_dropout_does_not_depend_on_the_order_of_the_rows(scan_layers: bool) -> None:
-    """Or on how a batch is cut over devices and micro-batches."""
+    """Nor on how a batch is divided among devices and micro-batches."""
     model = make(dropout=0.3, scan_layers=scan_layers)
     params, made = random_params(model), batch(dropout=True)
     order = np.random.default_rng(5).permutation(ROWS)
@@ -319,18 +319,18 @@ def test_layers_have_dropout_masks_of_their_own(scan_layers: bool) -> None:
         )
     )
     rows = np.round(encode(params, jax.random.key(0)), 3)
-    # Dropped or kept in two layers: four values a row, but two if the masks were the same.
+    # Dropped or kept in two layers: four values per row, and only two if the masks were equal.
     assert max(len(np.unique(row)) for row in rows) == 4
 
 
-def test_bfloat16_computes_narrow_and_keeps_parameters_wide() -> None:
+def test_bfloat16_is_the_dtype_of_the_arithmetic_and_not_of_the_parameters() -> None:
     narrow, full = make(dtype="bfloat16"), make()
     params, made = random_params(full), batch()
     exact = logits(full, params, made)
     rounded = logits(narrow, params, made)
     assert np.isfinite(rounded).all()
     difference = np.abs(rounded - exact).max()
-    # Eight bits a number through three layers: percents of logits of some units, and not nothing.
+    # Eight bits per number through three layers: the difference is some percent, and not zero.
     assert 1e-4 < difference < 0.2
     assert loss(narrow, params, made) == pytest.approx(loss(full, params, made), rel=0.02)
     for path, x in by_path(gradients(narrow, params, made)).items():
@@ -350,7 +350,7 @@ def count(model: Model) -> int:
 
 
 def by_hand(layers: int, size: int, wide: int, vocabulary: int = 30_522) -> int:
-    """Parameters of BERT with the masked-language head and without the pooler."""
+    """Returns the number of parameters of BERT with the masked-language head, without pooler."""
     embeddings = (vocabulary + 512 + 2) * size + 2 * size
     attention = 4 * (size * size + size)
     feed_forward = size * wide + wide + wide * size + size

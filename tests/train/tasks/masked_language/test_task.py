@@ -1,4 +1,4 @@
-"""The masked-language task: its loss by hand, its batches, its held-out set."""
+"""The masked-language task: its loss computed by hand, its batches and its held-out set."""
 
 import functools
 from pathlib import Path
@@ -35,7 +35,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few documents of a few words."""
+    """Returns a folder with a few documents of a few words."""
     folder = tmp_path_factory.mktemp("text")
     write_random_text(folder)
     (folder / "run.toml").write_text("[schedule]\nlearning_rate = 0.01\nwarmup_steps = 2\n")
@@ -127,7 +127,7 @@ def test_every_seed_of_the_config_makes_keys_and_batches(seed: int, folder: Path
     assert task.batch(2**31 - 1, stage())["input_ids"].shape == (8, 16)
 
 
-def test_dropout_keys_come_one_a_sequence_and_only_with_dropout(folder: Path) -> None:
+def test_each_sequence_has_a_dropout_key_if_there_is_dropout(folder: Path) -> None:
     without = make(folder).batch(0, stage())
     keyed = make(folder, "model.dropout=0.1").batch(0, stage())
     assert without.keys() == keyed.keys() - {"dropout_keys"}
@@ -137,7 +137,7 @@ def test_dropout_keys_come_one_a_sequence_and_only_with_dropout(folder: Path) ->
     assert len(np.unique(keyed["dropout_keys"], axis=0)) == 8
 
 
-def test_dropout_is_on_in_training_alone(folder: Path) -> None:
+def test_dropout_is_on_only_in_training(folder: Path) -> None:
     task = make(folder, "model.dropout=0.5")
     params = jax.jit(task.init)(jax.random.key(0))
     batch = task.batch(0, stage())
@@ -195,8 +195,8 @@ def test_held_out_batches_are_always_the_same(folder: Path) -> None:
     assert len(held_out_rows(task)) == 16
 
 
-def test_held_out_batches_are_no_larger_than_what_training_holds_in_memory(folder: Path) -> None:
-    """With micro-batches, a whole batch need not fit: the same windows come in smaller parts."""
+def test_held_out_batches_have_the_size_of_micro_batches(folder: Path) -> None:
+    """A whole batch need not fit into memory. The windows are the same."""
     whole, parts = make(folder), make(folder, "train.micro_batches=4")
     assert {len(batch["input_ids"]) for batch in parts.held_out()} == {2}
     assert held_out_rows(parts) == held_out_rows(whole)
@@ -204,7 +204,7 @@ def test_held_out_batches_are_no_larger_than_what_training_holds_in_memory(folde
 
 
 def test_the_baseline_is_that_of_the_token_frequencies(folder: Path) -> None:
-    """Words are drawn evenly from 17, so knowing the frequencies is worth log(17) nats a token."""
+    """Words are drawn uniformly from 17, so that the loss of the frequencies is log(17) nats."""
     assert baseline_loss(make(folder)) == pytest.approx(
         np.log(len(set(PLAIN_WORDS.split()))), rel=0.02
     )
@@ -240,7 +240,7 @@ def test_zero_weight_gives_zero_loss_not_nan(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_random_numbers_do_not_depend_on_the_default_generator(folder: Path) -> None:
-    """TPU users often set another one, whose keys have another size."""
+    """TPU users often choose another one, whose keys have another size."""
     task = make(folder, "model.dropout=0.5")
     params = task.init(jax.random.key(0, impl=KEYS))
     batch = task.batch(0, stage())
@@ -248,3 +248,31 @@ def test_random_numbers_do_not_depend_on_the_default_generator(folder: Path) -> 
     with jax.default_prng_impl("rbg"):
         after = task.loss(params, batch)[0]
     np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "warned"), [(0, False), (2, False), (10, True), (45, True), (55, None), (100, None)]
+)
+def test_the_share_of_unknown_tokens_is_shown_warned_of_and_refused(
+    unknown: int, warned: bool | None, folder: Path, tmp_path: Path
+) -> None:
+    """Characters that the vocabulary does not have become one unknown token each."""
+    words = ["the"] * (100 - unknown) + ["\u65e5"] * unknown
+    texts = np.random.default_rng(1).permutation(words * 20)
+    (tmp_path / "t.txt").write_text(" ".join(texts), encoding="utf-8")
+    overrides = (f"data.text={tmp_path}/t.txt",)
+    if warned is None:
+        with pytest.raises(
+            UserError, match=rf"{unknown}\.0% of the tokens.*data\.vocabulary should"
+        ):
+            make(folder, *overrides)
+        return
+    task = make(folder, *overrides)
+    assert task.facts["unknown tokens"] == f"{unknown}.00% of the text"
+    assert [note.startswith(f"warning: {unknown}.0% of") for note in task.notes] == [True] * warned
+
+
+def test_a_held_out_part_of_unknown_tokens_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("the " * 900 + "\u65e5" * 300, encoding="utf-8")
+    with pytest.raises(UserError, match="expected known tokens in the held-out part"):
+        make(folder, f"data.text={tmp_path}/t.txt")

@@ -1,5 +1,6 @@
-"""The standard library's prose and the user's own files."""
+"""Reading the prose of the standard library, and the user's own files."""
 
+import gzip
 import re
 import sysconfig
 from pathlib import Path
@@ -65,14 +66,14 @@ def test_a_module_that_does_not_parse_is_skipped(tmp_path: Path, source: str | b
     assert text._prose(write(tmp_path / "module.py", source)) == ""
 
 
-def test_modules_leave_out_tests_and_packages_and_are_sorted(tmp_path: Path) -> None:
+def test_modules_exclude_tests_and_packages_and_are_sorted(tmp_path: Path) -> None:
     names = ["b.py", "a/z.py", "test/c.py", "a/tests/d.py", "site-packages/e.py", "idlelib/f.py"]
     for name in names:
         write(tmp_path / name, "")
     assert text._modules(tmp_path) == [tmp_path / "a/z.py", tmp_path / "b.py"]
 
 
-def test_standard_library_is_megabytes_of_documents_that_say_things_once(
+def test_standard_library_has_megabytes_of_documents_without_repetition(
     library: list[str],
 ) -> None:
     assert sum(map(len, library)) > 2_000_000
@@ -94,7 +95,7 @@ def test_standard_library_holds_topics_docstrings_and_comments(library: list[str
     assert "The child indices of heap index pos are already heaps" in prose  # a comment, of heapq
 
 
-def test_rules_go_and_words_stay() -> None:
+def test_lines_of_signs_are_removed_and_words_stay() -> None:
     document = (
         "Title\n*****\n\nName  Use\n----- ----\na--b  ----- c\n+----+\n=====\n\n>>> ...\n***\n"
     )
@@ -116,7 +117,7 @@ def test_standard_library_without_source_is_an_error(
         text.read("")
 
 
-def test_read_gives_a_document_a_file_in_the_order_of_the_paths(tmp_path: Path) -> None:
+def test_read_returns_one_document_per_file_in_the_order_of_the_paths(tmp_path: Path) -> None:
     write(tmp_path / "b.txt", "second\n\nparagraph")
     write(tmp_path / "a" / "deep" / "x.txt", "first")
     write(tmp_path / "c.txt", " \n")
@@ -135,7 +136,7 @@ def test_no_match_is_an_error(tmp_path: Path) -> None:
         text.read(f"{tmp_path}/*.txt")
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file matches"):
         text.read(str(tmp_path))
 
@@ -162,3 +163,52 @@ def test_only_blank_text_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "b.txt", "")
     with pytest.raises(UserError, match=r"the 2 file\(s\) that match .* hold only blanks"):
         text.read(f"{tmp_path}/*.txt")
+
+
+RECORDS = ['{"id": 1, "text": "first {text}"}', "", '{"text": "second\\nline \\ud800", "id": 2}']
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json", "t.txt", "t.jsonl.gz", "t.gz"])
+def test_json_lines_need_the_field_of_their_text(name: str, tmp_path: Path) -> None:
+    content = "\n".join(RECORDS).encode()
+    path = write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    assert text.read(str(path), "text") == ["first {text}", "second\nline ?"]
+    with pytest.raises(
+        UserError, match=r"holds JSON lines; name the field .* data\.field, one of "
+    ):
+        text.read(str(path))
+
+
+def test_plain_text_may_be_compressed_and_may_begin_with_a_brace(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt.gz", gzip.compress(b"compressed"))
+    write(tmp_path / "b.txt", "{this} is no JSON\n")
+    write(tmp_path / "c.txt", "[1, 2]\n")
+    read = text.read(f"{tmp_path}/*")
+    assert read == ["compressed", "{this} is no JSON\n", "[1, 2]\n"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a"}\nplain\n', "line 2 of .*t.jsonl is none"),
+        ('{"text": "a"}\n{"txt": "b", "id": 1}\n', "line 2 of .*t.jsonl has txt, id"),
+        ('{"text": ["a"]}\n', "line 1 of .*t.jsonl has text"),
+        ('"text"\n', "line 1 of .*t.jsonl has no fields"),
+        ('{"text": " "}\n', "hold only blanks"),
+        (gzip.compress(b"text" * 99)[:-9], "t.jsonl is damaged"),
+        (gzip.compress(b"text" * 99)[:12] + b"\xff" * 40, "t.jsonl is damaged"),
+        (gzip.compress(b"\xff"), "invalid byte at offset 0"),
+    ],
+)
+def test_json_lines_that_cannot_be_read(content: str | bytes, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", content)
+    with pytest.raises(UserError, match=message):
+        text.read(str(path), "text")
+
+
+def test_a_path_may_begin_with_the_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "t.txt", "text")
+    assert text.read("~/t.txt") == text.read("~/*.txt") == ["text"]

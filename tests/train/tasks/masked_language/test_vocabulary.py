@@ -1,4 +1,4 @@
-"""Vocabularies and encoding."""
+"""Reading vocabularies, and tokenizing with them."""
 
 import dataclasses
 import string
@@ -30,7 +30,7 @@ def test_the_packaged_vocabulary_has_the_special_tokens_first_and_all_of_ascii(
     assert inside <= set(vocabulary.tokens)
 
 
-def test_special_tokens_may_stand_anywhere(tmp_path: Path) -> None:
+def test_special_tokens_may_have_any_ids(tmp_path: Path) -> None:
     path = write_vocabulary(tmp_path / "v", ["a", *reversed(SPECIAL_TOKENS), "b"])
     vocabulary = read_vocabulary(path)
     assert (vocabulary.mask, vocabulary.sep, vocabulary.cls) == (1, 2, 3)
@@ -38,7 +38,7 @@ def test_special_tokens_may_stand_anywhere(tmp_path: Path) -> None:
     assert vocabulary.special == (1, 2, 3, 4, 5)
 
 
-def test_digest_depends_on_the_order_and_the_cuts_between_tokens(tmp_path: Path) -> None:
+def test_digest_depends_on_the_order_and_the_boundaries_of_tokens(tmp_path: Path) -> None:
     digests = {
         read_vocabulary(write_vocabulary(tmp_path / "v", [*SPECIAL_TOKENS, *rest])).digest
         for rest in (["ab", "c"], ["a", "bc"], ["c", "ab"])
@@ -59,7 +59,7 @@ def test_ids_take_two_bytes_while_they_fit(vocabulary: Vocabulary) -> None:
         (None, "cannot be read"),
         (b"[PAD]\n[UNK]\n[CLS]\nword\n", r"lacks \[SEP\] \[MASK\]"),
         (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nx\ny\nx\n", "'x' on lines 6 and 8"),
-        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n", "besides the special ones"),
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n", "expected more than the special tokens"),
         (b"[PAD]\n\xff", "invalid byte at offset 6"),
     ],
 )
@@ -95,7 +95,7 @@ def test_special_tokens_spelled_out_in_the_text_are_plain_text(vocabulary: Vocab
     assert not set(ids.tolist()) & set(vocabulary.special)
 
 
-def test_long_documents_encode_as_if_in_one_piece(
+def test_long_documents_give_the_same_tokens_as_in_one_piece(
     vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     document = "A line of text.\n\r\n\tAnother, longer line.\u0301\nunbelievably\u2028so" * 20
