@@ -1,17 +1,27 @@
-"""Stopping a run on SIGTERM or Ctrl-C, after the current step and with everything saved.
+"""Stopping a run on a signal, after the current step and with everything saved.
 
-The training loop enters `Signals` (one process) or `SharedSignals` (several), asks after each step
-whether a signal has arrived, saves, and raises `Stopped`.
+The signals are SIGTERM, Ctrl-C, SIGHUP (a closed terminal) and SIGUSR1 (Slurm's warning before the
+time limit, ``sbatch --signal=USR1@60``). The training loop enters `Signals` (one process) or
+`SharedSignals` (several), asks after each step whether a signal has arrived, saves, and raises
+`Stopped`.
 """
 
+import contextlib
 import os
 import signal
+import socket
 import threading
 import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from jax.experimental import multihost_utils
+
+from optim_zoo.train.distributed import agreement
+
+# Sent by a program or a shell, often twice, so that a second one must not end the saving.
+_REPEATED = (signal.SIGHUP, signal.SIGUSR1)
 
 
 class Stopped(Exception):
@@ -37,23 +47,33 @@ class Stopped(Exception):
 
 
 class Signals:
-    """A context manager that records SIGTERM and Ctrl-C instead of ending the process.
+    """A context manager that records a signal instead of ending the process.
 
-    Only the first signal is recorded. The second one has its usual effect, so that a run that is
-    stuck can be interrupted. Leaving the context restores the previous handlers.
+    Only the first signal is recorded. A second Ctrl-C or SIGTERM has its usual effect, so that a
+    run that is stuck can be interrupted. Process 0 answers Ctrl-C at once on
+    standard error. Leaving the
+    context restores the previous handlers.
+
+    Args:
+      last_step: the number of steps of the run, for the answer to Ctrl-C.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last_step: int | None = None) -> None:
         self._received: int | None = None
         self._previous: dict[int, Any] = {}  # signal number -> handler before this context
+        self._leaving = contextlib.ExitStack()
+        self._last_step = last_step
+        self._next_step: int | None = None  # the step that is saved if a signal arrives now
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def __enter__(self) -> Self:
-        self._catch(signal.SIGTERM, signal.SIGINT)
+        self._catch(signal.SIGTERM, signal.SIGINT, *_REPEATED)
         return self
 
     def __exit__(self, *error: Any) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._leaving.close()
 
     def requested(self, step: int) -> int | None:
         """Returns the signal because of which to stop after this step, or None.
@@ -61,33 +81,96 @@ class Signals:
         Args:
           step: the number of steps made.
         """
+        if self._received is None:
+            self._next_step = step + 1
+        elif self._received == signal.SIGHUP:
+            self._leave_closed_terminals()
         return self._received
 
     def _catch(self, *numbers: int) -> None:
         # Python allows only the main thread to set handlers.
-        if threading.current_thread() is threading.main_thread():
-            for number in numbers:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in numbers:
+            # `nohup` ignores SIGHUP, which has to stay so.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._record)
+        self._leaving.enter_context(_watching(self._answer))
 
     def _record(self, number: int, frame: types.FrameType | None) -> None:
-        self._received = number
-        signal.signal(number, self._previous[number])
+        if self._received is None:
+            self._received = number
+        if number == signal.SIGHUP:
+            self._leave_closed_terminals()
+        if number not in _REPEATED:
+            signal.signal(number, self._previous[number])
+
+    def _answer(self, number: int) -> bool:
+        """Says what Ctrl-C leads to; returns whether this was the signal to answer.
+
+        It runs in a thread of its own: the main thread may be compiling for another minute.
+        """
+        if number != signal.SIGINT or not agreement.is_first():
+            return False
+        clear = "\r\x1b[2K" if 2 in self._terminals else ""  # of the progress bar
+        line = f"{clear}optim-zoo: {self._what_is_saved()}, then leaving; Ctrl-C again leaves now\n"
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode())  # `print` may be interrupted in the middle of another one
+        return True
+
+    def _what_is_saved(self) -> str:
+        if self._next_step is None:
+            return "saving the first step"
+        return f"saving step {min(self._next_step, self._last_step or self._next_step)}"
+
+    def _leave_closed_terminals(self) -> None:
+        """Redirects output to nowhere where its terminal is gone; writing to it would fail."""
+        for number in self._terminals:
+            if not os.isatty(number):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
+@contextlib.contextmanager
+def _watching(answer: Callable[[int], bool]) -> Iterator[None]:
+    """Calls ``answer`` with each signal that Python handles, at once and in another thread.
+
+    The thread ends when ``answer`` returns true, or with the block.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        while received := reader.recv(1):
+            if answer(received[0]):
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writer.close()
+        thread.join()
+        reader.close()
 
 
 class SharedSignals(Signals):
     """The same for several processes: a signal to one stops all of them after the same step.
 
     JAX catches SIGTERM in C++ and agrees with the other processes on a step that none of them has
-    reached yet. `requested` asks JAX after every step whether this is the step. Ctrl-C is turned
-    into a SIGTERM to this process, so that it takes the same way.
+    reached yet. `requested` asks JAX after every step whether this is the step. The other signals
+    are turned into a SIGTERM to this process, so that they take the same way.
     """
 
     def __enter__(self) -> Self:
-        self._catch(signal.SIGINT)
+        self._catch(signal.SIGINT, *_REPEATED)
         return self
 
     def requested(self, step: int) -> int | None:
         """See `Signals.requested`."""
+        super().requested(step)
         if not multihost_utils.reached_preemption_sync_point(step):
             return None
         # JAX's handler would ignore a second SIGTERM.
@@ -97,3 +180,6 @@ class SharedSignals(Signals):
     def _record(self, number: int, frame: types.FrameType | None) -> None:
         super()._record(number, frame)
         os.kill(os.getpid(), signal.SIGTERM)
+
+    def _what_is_saved(self) -> str:
+        return "saving the next step that all processes reach"

@@ -3,8 +3,12 @@
 import copy
 import os
 import pickle
+import pty
 import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,98 @@ import pytest
 from optim_zoo.train.distributed import Signals, Stopped
 
 BOTH = (signal.SIGTERM, signal.SIGINT)
+REPEATED = (signal.SIGHUP, signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("number", REPEATED)
+def test_sighup_and_sigusr1_may_be_repeated(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with Signals() as signals:
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.requested(1) == number  # the first one counts
+    assert signal.getsignal(number) == before
+
+
+def test_a_run_under_nohup_ignores_sighup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.requested(1) is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def answer(capfd: pytest.CaptureFixture[str]) -> str:
+    """Waits for text on standard error, and returns it."""
+    said, limit = "", time.monotonic() + 20
+    while not said and time.monotonic() < limit:
+        said = capfd.readouterr().err
+        time.sleep(0.01)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("made", "saved"), [(None, "the first step"), (6, "step 7"), (9, "step 9")]
+)
+def test_ctrl_c_is_answered_while_the_main_thread_is_busy(
+    made: int | None, saved: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The answer comes from another thread than the main one."""
+    with Signals(last_step=9) as signals:
+        if made is not None:
+            assert signals.requested(made) is None
+        os.kill(os.getpid(), signal.SIGINT)
+        said = answer(capfd)
+        assert signals.requested(10) == signal.SIGINT
+    assert said == f"optim-zoo: saving {saved}, then leaving; Ctrl-C again leaves now\n"
+
+
+def test_the_other_signals_are_not_answered(capfd: pytest.CaptureFixture[str]) -> None:
+    with Signals():
+        for number in (signal.SIGTERM, *REPEATED):
+            os.kill(os.getpid(), number)
+    assert capfd.readouterr().err == ""
+
+
+# A process whose terminal is closed. It continues to print, as a progress bar would.
+CLOSED = """
+import fcntl, os, sys, termios, time
+from optim_zoo.train.distributed.signals import Signals
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+with Signals() as signals:
+    print("ready", flush=True)
+    while signals.requested(1) is None:
+        time.sleep(0.01)
+    for _ in range(3):
+        print("step", flush=True)
+    print("step", file=sys.stderr, flush=True)
+os.write(int(sys.argv[1]), str(signals.requested(2)).encode())
+"""
+
+
+def test_a_closed_terminal_stops_the_run_and_not_its_saving() -> None:
+    reader, writer = os.pipe()
+    terminal, side_of_process = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLOSED, str(writer)],
+        stdin=side_of_process,
+        stdout=side_of_process,
+        stderr=side_of_process,
+        pass_fds=[writer],
+        start_new_session=True,
+    )
+    os.close(writer)
+    os.close(side_of_process)
+    seen = b""
+    while b"ready" not in seen:
+        seen += os.read(terminal, 1024)
+    os.close(terminal)
+    with os.fdopen(reader, "rb") as file:
+        assert file.read() == str(int(signal.SIGHUP)).encode()
+    assert process.wait(timeout=60) == 0
 
 
 @pytest.mark.parametrize("number", BOTH)
