@@ -7,10 +7,10 @@ from optim_zoo.train.sinks.base import RunInfo
 
 
 def summarize(run: RunInfo) -> dict[str, str]:
-    """Returns the figures in which a run ends, by name, the most important first.
+    """Returns the headline figures of a run by name, the most important first.
 
-    They are read from ``metrics.jsonl``, so a resumed run reports its whole course; empty before
-    the first evaluation.
+    They are read from ``metrics.jsonl``, so that those of a resumed run cover all of its steps.
+    There are none before the first evaluation.
     """
     seen = records.read(run.folder / "metrics.jsonl")
     if not seen.held_out:
@@ -23,7 +23,8 @@ def summarize(run: RunInfo) -> dict[str, str]:
             figures[f"{name} by {run.baseline.name}"] = _with_unit(run, name, value)
         if "loss" in run.baseline.metrics:
             gain = run.baseline.metrics["loss"] - last["loss"]
-            figures["gain"] = _with_unit(run, "loss", gain)
+            behind = f" (no better than {run.baseline.name} yet)" if gain <= 0 else ""
+            figures["gain"] = _with_unit(run, "loss", gain) + behind
     figures["steps"] = f"{step:,} of {run.total_steps:,}"
     units = seen.train.get(run.unit, (np.empty(0), np.empty(0)))[1]
     if units.size:

@@ -1,4 +1,4 @@
-"""What a run writes as it goes: metrics, progress, plots and a report."""
+"""What a run writes while it trains: metrics, progress, plots and a report."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -24,7 +24,7 @@ def check(names: Sequence[str]) -> None:
       ArgumentValueError: see `make`.
     """
     for name in names:
-        if name not in SINKS:  # those import matplotlib, which only a run needs
+        if name not in SINKS:  # those need matplotlib, which is not imported before a run
             import_paths.find("sink", name, SINKS, argument="sinks")
 
 
@@ -32,7 +32,7 @@ def make(names: Sequence[str]) -> list[Sink]:
     """Returns the sinks of ``output.sinks``, preceded by the one that writes ``metrics.jsonl``.
 
     Raises:
-      ArgumentValueError: a name is neither in `SINKS` nor the import path of something.
+      ArgumentValueError: a name is neither in `SINKS` nor an import path that can be imported.
     """
     return [
         JsonLines(),

@@ -1,4 +1,4 @@
-"""The interface of a sink: something that a run writes to as it goes.
+"""The interface of a sink, to which a run writes while it trains.
 
 ``docs/your_own_sink.md`` shows how to write one and name it in a config.
 """
@@ -14,26 +14,29 @@ from optim_zoo.train.tasks.base import Baseline
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """What a sink may want to know of a run."""
+    """What a sink may need to know about a run."""
 
     folder: Path  # the run folder, which exists
     task: str  # task.name
     config: Mapping[str, Mapping[str, Any]]  # section -> key -> value
     machine: Mapping[str, str]  # devices, cores and versions
-    start: int  # the number of steps made before; 0 for a new run
+    start: int  # the number of steps made before this start; 0 for a new run
     total_steps: int
     unit: str  # what the task counts: "tokens"
     loss_unit: str  # "nats", or ""
     baseline: Baseline | None
     notes: Sequence[str]  # sentences about the start, such as what the run resumes from
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the data: name -> text
+    parameters: int = 0  # the number of parameters
+    total_units: int = 0  # the units of all steps
 
 
 class Sink(Protocol):
-    """Receives what a run logs. A sink lives in the process that writes, and only there.
+    """Receives what a run logs. Only process 0 has sinks.
 
-    The methods are called in the order ``open``, then ``log`` and ``evaluate`` as they become due,
-    then ``close``. A line of step n reaches a sink before the checkpoint of step n is saved. After
-    a kill the steps since the last checkpoint are run, and logged, again.
+    The methods are called in this order: ``open``, then ``log`` and ``evaluate`` whenever they are
+    due, then ``close``. A sink receives the figures of step n before the checkpoint of step n is
+    saved. After a kill the steps since the last checkpoint are run and logged again.
     """
 
     def open(self, run: RunInfo) -> None:
@@ -53,7 +56,7 @@ class Sink(Protocol):
         """Is called after every evaluation, with the held-out metrics of the task."""
 
     def close(self, finished: bool) -> None:
-        """Is called once; ``finished`` is false where the run ends before its last step."""
+        """Is called once; ``finished`` is false if the run ends before its last step."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The metrics file: one JSON object per line, appended as the run goes.
+"""The sink that appends one JSON object per line to the metrics file.
 
 `optim_zoo.train.records` describes the format and reads it.
 """
@@ -20,7 +20,7 @@ class JsonLines:
         """Opens the file for appending.
 
         Raises:
-          UserError: the file cannot be written, or it holds a line that is no record.
+          UserError: the file cannot be written, or it has a line that is not a record.
         """
         path = run.folder / "metrics.jsonl"
         kept = []
@@ -29,7 +29,7 @@ class JsonLines:
         replace_file(path, b"".join(kept))
         self._path = path
         try:
-            # Unbuffered: what a full disk refused is not tried again when the file is closed.
+            # Unbuffered, so that closing the file does not retry a write that a full disk refused.
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise cannot_write(path, error) from error
@@ -47,7 +47,7 @@ class JsonLines:
         self._file.close()
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        """Appends one line, which the operating system has received when this returns."""
+        """Appends one line, and returns after the operating system has received it."""
         plain = {name: records.plain(name, value) for name, value in record.items()}
         rest = memoryview(json.dumps(plain, allow_nan=False).encode() + b"\n")
         try:
@@ -58,6 +58,6 @@ class JsonLines:
 
 
 def has_evaluation(folder: Path) -> bool:
-    """Returns whether the metrics file of a run folder holds an evaluation."""
+    """Returns whether the metrics file of a run folder has an evaluation."""
     path = folder / "metrics.jsonl"
     return path.exists() and bool(records.read(path).held_out)

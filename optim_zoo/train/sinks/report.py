@@ -1,4 +1,4 @@
-"""The sink that writes the report of a run: one HTML file that contains everything it shows."""
+"""The sink that writes the report of a run: one HTML file without references to other files."""
 
 import base64
 import html
@@ -6,6 +6,7 @@ import json
 import pathlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from optim_zoo import errors
@@ -35,6 +36,7 @@ class Report:
             title=f"{run.task}: {run.folder.name}",
             config=run.config,
             machine=run.machine,
+            data=run.facts,
             figures=summarize(run),
             plots=[path for path in plots if path.exists()],
         )
@@ -53,6 +55,7 @@ def write(
     machine: Mapping[str, str],
     figures: Mapping[str, str],
     plots: Sequence[pathlib.Path],
+    data: Mapping[str, str] = MappingProxyType({}),
 ) -> pathlib.Path:
     """Writes ``report.html`` into a folder and returns its path.
 
@@ -63,6 +66,7 @@ def write(
       machine: the devices and versions of the run, by name.
       figures: the final figures of the run by name, the most important one first.
       plots: PNG files, which the page shows in this order.
+      data: facts about the data, by name.
 
     Raises:
       UserError: a plot cannot be read or the report cannot be written.
@@ -71,6 +75,7 @@ def write(
         _section("Result", _cards(figures)) if figures else "",
         _section("Course", _plots(plots)) if plots else "",
         _section("Configuration", _tables(config)) if config else "",
+        _section("Data", f'<div class="tables">{_table("", data)}</div>') if data else "",
         _section("Machine", f'<div class="tables">{_table("", machine)}</div>') if machine else "",
     ]
     page = _PAGE.format(title=html.escape(title), style=_STYLE, body="".join(sections))

@@ -1,4 +1,4 @@
-"""What tests of sinks open them with."""
+"""The `RunInfo` with which tests open a sink."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Sinks are opened in order, closed in reverse order, and told how the run ended."""
+"""Sinks are opened in order, closed in reverse order, and learn whether the run has finished."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.train.sinks.run_info import run_info
 
 
 class Recorder:
-    """Notes the calls it receives, in a list that several of them share."""
+    """Records its calls in a list that several sinks share."""
 
     def __init__(self, name: str, calls: list[str], fails: str = "") -> None:
         self.name, self.calls, self.fails = name, calls, fails
@@ -82,7 +82,7 @@ def test_sinks_are_made_by_name_after_the_metrics_file() -> None:
         ("a b:Sink", "be the import path of a sink"),
     ],
 )
-def test_a_sink_that_is_not_there_is_named(name: str, said: str) -> None:
+def test_a_sink_that_does_not_exist_is_named(name: str, said: str) -> None:
     with pytest.raises(ArgumentValueError) as caught:
         sinks.make([name])
     assert said in str(caught.value)

@@ -1,4 +1,4 @@
-"""The metrics file as a run writes it: whole lines, and none twice after a resume."""
+"""The metrics file has complete lines, and no line twice after a resume."""
 
 import contextlib
 import pathlib
@@ -15,7 +15,7 @@ from tests.train.sinks.run_info import run_info
 
 
 def run_steps(sink: JsonLines, first: int, last: int) -> None:
-    """Logs steps first to last of a run whose numbers depend on the step alone."""
+    """Logs steps first to last of a run whose numbers depend only on the step."""
     for step in range(first, last + 1):
         ratios = np.random.default_rng(step).uniform(size=3).astype(np.float32)
         sink.log(step, {"loss": 6 / step, "trust_ratio/kernel": ratios})
@@ -32,7 +32,7 @@ def lines(folder: pathlib.Path, start: int = 0) -> Iterator[JsonLines]:
 
 
 @pytest.mark.parametrize("tear", [0, 1, 5, 60])
-def test_killed_and_resumed_run_leaves_the_file_of_an_unbroken_one(
+def test_a_killed_and_resumed_run_leaves_the_file_of_an_uninterrupted_one(
     tmp_path: pathlib.Path, tear: int
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -90,7 +90,9 @@ def test_a_folder_that_is_missing_is_named(tmp_path: pathlib.Path) -> None:
         JsonLines().open(run_info(tmp_path / "absent"))
 
 
-def test_full_disk_is_said_and_the_whole_lines_stay_readable(tmp_path: pathlib.Path) -> None:
+def test_a_full_disk_is_one_sentence_and_complete_lines_stay_readable(
+    tmp_path: pathlib.Path,
+) -> None:
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     path = tmp_path / "metrics.jsonl"

@@ -22,12 +22,12 @@ class Terminal(io.StringIO):
         return True
 
 
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 120) -> Terminal:
     """Makes standard output a terminal; in the test itself, or pytest would take it back."""
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", str(columns))
     made = Terminal()
     monkeypatch.setattr(sys, "stdout", made)
     return made
@@ -45,12 +45,28 @@ def test_a_pipe_gets_a_line_for_each_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sink = progress.Progress()
-    with opened([JsonLines(), sink], run_info(tmp_path, start=5, notes=["a [bold]note[/bold]"])):
+    about = run_info(
+        tmp_path,
+        start=5,
+        notes=["a [bold]note[/bold]"],
+        machine={"devices": "8 x TPU"},
+        facts={"unknown tokens": "2.00% of the text"},
+        parameters=1234,
+        total_units=5678,
+    )
+    with opened([JsonLines(), sink], about):
         sink.log(6, figures(1.5, skipped_steps=0))
         sink.log(20, figures(1.0, 1234.5, skipped_steps=2))
         sink.evaluate(20, {"loss": 0.5, "accuracy": 0.25})
     assert capsys.readouterr().out.splitlines() == [
         "a [bold]note[/bold]",
+        "devices: 8 x TPU",
+        "parameters: 1,234",
+        "unknown tokens: 2.00% of the text",
+        "tokens: 5,678 in all steps",
+        "steps: 20, 5 of them made",
+        f"run folder: {tmp_path}",
+        "compiling",
         "step 6/20  loss 1.5000  learning rate 1.00e-02",
         "step 20/20  loss 1.0000  learning rate 1.00e-02  1,234 tokens/s  2 skipped",
         "step 20: held-out loss 0.5000 nats, held-out accuracy 0.2500",
@@ -67,7 +83,7 @@ def test_a_finished_run_ends_with_its_headline_figures(
         for sink in both:
             sink.log(20, {"loss": 1.0, "learning_rate": 0.0, "images": 1280})
             sink.evaluate(20, {"loss": 0.5, "accuracy": 0.25})
-    assert capsys.readouterr().out.splitlines()[2:] == [
+    assert capsys.readouterr().out.splitlines()[8:] == [
         "held-out loss: 0.5000 nats",
         "held-out accuracy: 0.2500",
         "loss by class frequency: 2.0000 nats",
@@ -99,8 +115,41 @@ def test_a_terminal_gets_a_bar_with_figures_and_lines_above_it(
     assert "a [bold] note\n" in shown
     assert "training" in shown
     assert "20/20" in shown
-    assert shown.rstrip().endswith("loss 1.0000  learning rate 1.00e-02")
+    assert "loss 1.0000" in shown
     assert "\x1b[?25h" in screen.getvalue()  # the cursor is shown again
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_the_bar_fits_its_terminal_and_leaves_nothing_behind(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = terminal(monkeypatch, columns)
+    sink = progress.Progress()
+    with opened([JsonLines(), sink], run_info(tmp_path, total_steps=15_625)):
+        for step in (5_000, 15_000):
+            sink.log(step, figures(12.3456, 123_456.7, skipped_steps=3))
+    drawn = [plain(line) for line in re.split(r"[\r\n]", screen.getvalue())]
+    bars = [line for line in drawn if "training" in line]
+    assert bars
+    assert max(map(len, bars)) <= columns
+    if columns >= 80:
+        assert "15000/15625" in bars[-1]
+        assert "loss 12.3456  123,457 tokens/s  3 skipped" in bars[-1]
+    # The last line, on which the bar was, is erased.
+    assert re.search(r"\x1b\[2K[^\w]*$", screen.getvalue().replace("\x1b[?25h", ""))
+
+
+def test_a_gain_that_is_none_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both: list[Sink] = [JsonLines(), progress.Progress()]
+    baseline = Baseline("token frequency", {"loss": 6.25})
+    with opened(both, run_info(tmp_path, baseline=baseline)):
+        for sink in both:
+            sink.log(20, {"loss": 1.0, "learning_rate": 0.0, "tokens": 1280})
+            sink.evaluate(20, {"loss": 6.5})
+    expected = "gain: -0.2500 nats (no better than token frequency yet)"
+    assert expected in capsys.readouterr().out.splitlines()
 
 
 def test_the_bar_is_left_in_order_after_an_error(
