@@ -1,10 +1,10 @@
-"""Checkpoints of a run: orbax, asynchronous, the last few kept.
+"""Checkpoints of a run: saved asynchronously by Orbax, which keeps the last few.
 
-Beside the arrays stand what they are (`saved_state.describe`) and a checksum of each, since the
-format itself does not notice a bit of an array that has changed. A checkpoint that cannot be read,
-or not with these checksums, is damaged: a run goes on from the one before it.
+Each checkpoint also has a description of its arrays (`saved_state.describe`) and a checksum of each
+array, because the format itself does not detect a changed bit. A checkpoint that cannot be read, or
+whose checksums differ, is damaged: the run resumes from the one before it.
 
-Where a run has several processes all of them save, restore and wait together.
+If a run has several processes, all of them save, restore and wait together.
 """
 
 import contextlib
@@ -12,17 +12,17 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from optim_zoo import saved_state
 from optim_zoo.errors import ArgumentValueError, UserError
 from optim_zoo.train import foreign_errors
+from optim_zoo.train.checksums import checksums
 from optim_zoo.train.distributed import Stopped
 from optim_zoo.train.run_folder import saved_steps
 from optim_zoo.tree import Tree
@@ -31,15 +31,23 @@ from optim_zoo.tree import Tree
 class Restored(NamedTuple):
     """What `Checkpoints.restore` has read."""
 
-    step: int  # steps made
+    step: int  # the number of steps made
     params: Tree
     state: Tree
-    info: Mapping[str, Any]  # what `Checkpoints.save` was given
-    notes: list[str]  # a sentence for the user about each damaged checkpoint that was moved away
+    info: Mapping[str, Any]  # as it was passed to `Checkpoints.save`
+    notes: list[str]  # a sentence about each damaged checkpoint that was moved away
 
 
 class Checkpoints:
-    """The folder ``checkpoints`` of a run; a context manager that waits for the last save."""
+    """The folder ``checkpoints`` of a run; a context manager that waits for the last save.
+
+    Args:
+      folder: the run folder.
+      keep: the number of checkpoints to keep.
+
+    Raises:
+      UserError: the folder cannot be made.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder.absolute() / "checkpoints"
@@ -49,12 +57,12 @@ class Checkpoints:
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=keep,
-                    cleanup_tmp_directories=True,  # what a killed save has left
+                    cleanup_tmp_directories=True,  # left by a killed save
                     async_options=ocp.AsyncOptions(
-                        # Else a folder that cannot be made is waited for, for twenty minutes.
+                        # Otherwise Orbax waits for twenty minutes for a folder it cannot make.
                         create_directories_asynchronously=False,
-                        # Orbax goes by the wall clock: one that is put forward by more than this
-                        # during a save would end the run, as would a slow disk.
+                        # A limit by the wall clock, which may be set forward during a save. A
+                        # slow disk must not end the run either.
                         timeout_secs=100 * 365 * 86400,
                     ),
                 ),
@@ -72,11 +80,19 @@ class Checkpoints:
 
     @property
     def last_step(self) -> int | None:
-        """Steps made by the last whole checkpoint; None where there is none."""
+        """The step of the last checkpoint that was saved as a whole; None without any."""
         return self._manager.latest_step()
 
     def save(self, step: int, params: Tree, state: Tree, info: Mapping[str, Any]) -> None:
-        """Starts saving what a run needs to go on after ``step`` steps; a step is saved once.
+        """Starts to save what a run needs to resume after ``step`` steps.
+
+        Does nothing if this step is saved already.
+
+        Args:
+          step: the number of steps made.
+          params: the parameters.
+          state: the optimizer state.
+          info: what else to record, as JSON values.
 
         Raises:
           UserError: this or an earlier save could not be written.
@@ -84,22 +100,22 @@ class Checkpoints:
         if step == self.last_step:
             return
         training = {"params": params, "state": state}
-        told = {
+        record = {
             "info": dict(info),
             "description": saved_state.describe(training),
-            "checksums": _checksums(training),
+            "checksums": checksums(training),
         }
         with self._writing():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     training=ocp.args.StandardSave(training),
-                    info=ocp.args.JsonSave({**told, "sha256": _digest(told)}),
+                    info=ocp.args.JsonSave({**record, "sha256": _digest(record)}),
                 ),
             )
 
     def wait(self) -> None:
-        """Returns when everything is on disk.
+        """Returns once everything is on disk.
 
         Raises:
           UserError: a save could not be written.
@@ -112,27 +128,33 @@ class Checkpoints:
         params: Tree,
         state: Tree,
         *,
+        changes: Sequence[str] = (),
         check: Callable[[int, Mapping[str, Any]], None] = lambda step, info: None,
     ) -> Restored:
-        """The last checkpoint that is whole; damaged ones after it are moved to ``damaged``.
+        """Returns the last checkpoint that is not damaged.
 
-        There must be a `last_step`. The arrays have the shapes, dtypes and shardings of ``params``
-        and ``state``. Several processes do not fall back: they might, to different steps.
+        Damaged ones after it are moved to the folder ``damaged``. There must be a `last_step`. The
+        arrays have the shapes, dtypes and shardings of ``params`` and ``state``. With several
+        processes a damaged checkpoint is an error, because they might restore different steps.
 
         Args:
-          params: as they are in the run that goes on; their numbers do not matter.
-          state: the same.
-          check: called with the step and the info of a checkpoint before its arrays are read; a
-            `UserError` that it raises goes to the caller.
+          params: parameters of the resumed run; their values are not used.
+          state: its optimizer state; its values are not used.
+          changes: how the config has changed since, for the message about another optimizer.
+          check: called with the step and the info of a checkpoint before its arrays are read. It
+            may raise a `UserError`.
 
         Raises:
-          UserError: no checkpoint is whole, the last whole one is of another model or optimizer,
-            or ``check`` raised it: then nothing is moved. Or a damaged one could not be moved.
+          UserError: all checkpoints are damaged, the last undamaged one is of another model or
+            optimizer, or ``check`` raised it. In these cases nothing is moved. Or a damaged
+            checkpoint cannot be moved.
         """
         damaged: dict[int, str] = {}  # step -> what is wrong
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                info, training = self._read(step, {"params": params, "state": state}, check)
+                info, training = self._read(
+                    step, {"params": params, "state": state}, changes, check
+                )
             except _Damaged as error:
                 if jax.process_count() > 1:
                     raise self._damaged(step, error.reason) from error
@@ -146,48 +168,53 @@ class Checkpoints:
                 return Restored(step, training["params"], training["state"], info, notes)
         tried = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
         raise UserError(
-            f"no checkpoint in {self.folder} can be read ({tried}), and all are left where they "
-            f"are: move that folder away to start anew by the same command, or choose another "
-            f"folder with run.dir"
+            f"no checkpoint in {self.folder} can be read ({tried}); none was moved. Move "
+            f"that folder away and run the same command to start anew, or choose another folder "
+            f"with run.dir"
         )
 
     def _read(
-        self, step: int, training: Tree, check: Callable[[int, Mapping[str, Any]], None]
+        self,
+        step: int,
+        training: Tree,
+        changes: Sequence[str],
+        check: Callable[[int, Mapping[str, Any]], None],
     ) -> tuple[Mapping[str, Any], Tree]:
-        """Info and arrays of a checkpoint; raises `_Damaged` or `UserError`."""
+        """Returns info and arrays of a checkpoint; raises `_Damaged` or `UserError`."""
         with _reading():
             read = self._manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))
-            told = dict(read["info"])
-        if not told.keys() & {"description", "sha256"}:
+            record = dict(read["info"])
+        if not record.keys() & {"description", "sha256"}:
             raise UserError(
                 f"the checkpoint {self.folder / str(step)} was saved by an earlier version of "
-                f"optim_zoo: go on with that version, or choose another folder with run.dir"
+                f"optim_zoo: continue with that version, or choose another folder with run.dir"
             )
-        if told.pop("sha256", None) != _digest(told):
-            raise _Damaged("what it says of itself has changed since it was saved")
-        check(step, told["info"])
+        if record.pop("sha256", None) != _digest(record):
+            raise _Damaged("its description has changed since it was saved")
+        check(step, record["info"])
         try:
-            saved_state.check(told["description"], training)
+            saved_state.check(record["description"], training)
         except ArgumentValueError as error:
+            since = f"{'; '.join(changes)}; " if changes else ""
             raise UserError(
                 f"the checkpoint {self.folder / str(step)} is of another model or optimizer: "
-                f"{error}, or choose another folder with run.dir"
+                f"{since}{error}, or choose another folder with run.dir"
             ) from None
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, training)
         with _reading():
             restore = ocp.args.Composite(training=ocp.args.StandardRestore(like))
             restored = self._manager.restore(step, args=restore)["training"]
-            # Of a key without its metadata orbax reads the words, as an array.
-            saved_state.check(told["description"], restored)
-        sums = _checksums(restored)
-        changed = [path for path, value in told["checksums"].items() if sums[path] != value]
+            # A random key that has lost its metadata is read as an array of its words.
+            saved_state.check(record["description"], restored)
+        sums = checksums(restored)
+        changed = [path for path, value in record["checksums"].items() if sums[path] != value]
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            raise _Damaged(f"the numbers of {changed[0]}{more} are not those that were saved")
-        return told["info"], restored
+            raise _Damaged(f"the values of {changed[0]}{more} have changed since they were saved")
+        return record["info"], restored
 
     def _move_away(self, step: int, instead: int) -> Path:
-        """Moves a damaged checkpoint out of the way of a later save of its step."""
+        """Moves a damaged checkpoint away, because its step will be saved again."""
         path, folder = self.folder / str(step), self.folder.parent / "damaged"
         names = itertools.chain([f"{step}"], (f"{step}.{i}" for i in itertools.count(1)))
         try:
@@ -197,14 +224,14 @@ class Checkpoints:
         except OSError as error:
             raise UserError(
                 f"the checkpoint {path} is damaged and cannot be moved to {folder}: "
-                f"{error.strerror}; remove it to go on from step {instead}"
+                f"{error.strerror}; remove it to resume from step {instead}"
             ) from error
         self._manager.reload()
         return target
 
     def _damaged(self, step: int, reason: str) -> UserError:
         before = [s for s in self._manager.all_steps() if s < step]
-        instead = f"go on from step {max(before)}" if before else "start anew"
+        instead = f"resume from step {max(before)}" if before else "start anew"
         return UserError(
             f"cannot read the checkpoint {self.folder / str(step)}, it is damaged ({reason}): "
             f"remove it to {instead}"
@@ -214,10 +241,12 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # orbax and tensorstore raise many kinds for a failed write
-            # From the disk: orbax's own list runs ahead of what is written.
+        except Exception as error:  # Orbax and TensorStore raise many types here.
+            # Read from the disk, because Orbax lists a step before it is written.
             whole = saved_steps(self.folder.parent)
-            saved = f"the last whole one is of step {whole[-1]}" if whole else "none is saved yet"
+            saved = (
+                f"the last complete one is of step {whole[-1]}" if whole else "none is saved yet"
+            )
             raise UserError(
                 f"cannot write a checkpoint to {self.folder}: "
                 f"{foreign_errors.why_not_written_or_read(error)}; {saved}: make room, or make "
@@ -237,42 +266,12 @@ class _Damaged(Exception):
 def _reading() -> Iterator[None]:
     try:
         yield
-    except jax.errors.JaxRuntimeError:  # of the device, such as too little memory
+    except jax.errors.JaxRuntimeError:  # about a device, such as too little memory
         raise
-    except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+    except Exception as error:  # Orbax and TensorStore raise many types for a damaged file.
         raise _Damaged(foreign_errors.why_not_written_or_read(error)) from error
 
 
-def _digest(told: Mapping[str, Any]) -> str:
-    as_read = json.loads(json.dumps(told))  # a key that was a number is text then, and sorted so
+def _digest(record: Mapping[str, Any]) -> str:
+    as_read = json.loads(json.dumps(record))  # JSON turns keys into strings
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
-
-
-def _checksums(tree: Tree) -> dict[str, int]:
-    """Of every array by its path in `saved_state.describe`."""
-    # Each is waited for: of many programs at once, whose devices wait for one another, some would
-    # find no thread on a CPU of few cores, and all stand still.
-    sums = [int(_checksum(x)) for x in jax.tree.leaves(tree)]
-    return dict(zip(saved_state.describe(tree)["arrays"], sums, strict=True))
-
-
-@jax.jit
-def _checksum(x: jax.Array) -> jax.Array:
-    """The sum over an array of its words, each mixed with its place, mod 2^32: (), uint32.
-
-    The mixing has an inverse, so that any change of one word shows; of others one in 2^32 does
-    not. A sum is the same however the array is sharded.
-    """
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jax.random.key_data(x)
-    if jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize > 4:
-        unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
-        x = jax.lax.bitcast_convert_type(x, unsigned)
-    words = x.astype(jnp.uint32)
-    index = jnp.uint32(0)
-    for axis, size in enumerate(words.shape):
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    words += index * jnp.uint32(0x9E3779B9)  # any odd number
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # the last mixing of MurmurHash3
-        words = (words ^ (words >> shift)) * jnp.uint32(factor)
-    return jnp.sum(words ^ (words >> 16), dtype=jnp.uint32)

@@ -1,4 +1,4 @@
-"""Checkpoints: bit for bit, the last few, foreign ones refused, damaged ones left behind."""
+"""Checkpoints restore every bit; those of other models are refused, damaged ones are moved away."""
 
 import functools
 import gc
@@ -26,7 +26,7 @@ from optim_zoo.train.checkpoints import Checkpoints, Restored
 from optim_zoo.tree import Tree
 from optim_zoo.wrappers.precision import StochasticRoundingState
 
-# Where Orbax fails it leaves coroutines and closed event loops behind, which Python then reports.
+# After a failure Orbax leaves coroutines and event loops, about which Python warns.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
@@ -36,13 +36,16 @@ INFO = {"machine": {"cores": "2"}, "identity": {"text": "abc"}}
 
 @pytest.fixture(autouse=True, scope="module")
 def _collected() -> Iterator[None]:
-    """What Orbax left behind is reported here, not in some later module."""
+    """Collects garbage here, so that Python's warnings do not appear in another module."""
     yield
     gc.collect()
 
 
 def parameters(size: int = 16, seed: int = 0) -> Tree:
-    """Large enough for files of numbers alone: those of small arrays stand in the index."""
+    """Returns parameters that are large enough for files of their own.
+
+    Orbax writes small arrays into its index.
+    """
     rng = np.random.default_rng(seed)
     shapes = {
         "encoder": {"layers": {"kernel": (3, size, size), "bias": (3, size)}},
@@ -56,7 +59,7 @@ def parameters(size: int = 16, seed: int = 0) -> Tree:
 
 
 def optimizer(name: str = "lamb") -> optax.GradientTransformation:
-    """LAMB as the job makes it, with what is masked (decay) and left out (adaptation)."""
+    """Returns LAMB with exclusions, as the job makes it."""
     exclude = ["bias", "LayerNorm"]
     schedule = optim_zoo.schedules.mixed_batch(
         [
@@ -103,14 +106,14 @@ def begun(size: int = 16) -> tuple[Tree, Tree]:
 
 @functools.cache
 def fresh() -> tuple[Tree, Tree]:
-    """What a run that goes on begins with: other numbers of the same shapes."""
+    """Returns what a resumed run starts with: other values of the same shapes."""
     params = parameters(seed=9)
     return params, optimizer().init(params)
 
 
 @functools.cache
 def expected(step: int) -> tuple[Tree, Tree]:
-    """The numbers of steps 4 and 6, on the host."""
+    """Returns parameters and state after a step, on the host."""
     return on_host(*train(*begun(), 4, step - 4))
 
 
@@ -161,8 +164,8 @@ def test_awkward_numbers_keep_their_bits(tmp_path: Path) -> None:
     assert_same_bits((restored.params, restored.state), on_host(params, state))
 
 
-def test_keys_low_precision_and_gaps_keep_bits_and_sharding(tmp_path: Path) -> None:
-    """Of two parameters only the one in bfloat16 has a master; both states lie on eight devices."""
+def test_keys_bfloat16_and_masked_nodes_keep_their_bits_and_sharding(tmp_path: Path) -> None:
+    """Only the bfloat16 parameter has master weights; the state is sharded over eight devices."""
     mesh = Mesh(np.array(jax.devices()), ("data",))
     cut, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     tx = optim_zoo.precision.master_weights(optim_zoo.adam(0.1))
@@ -212,7 +215,7 @@ def test_a_checkpoint_of_an_earlier_layout_of_states_is_refused_and_left_alone(
 
 
 def words(tree: Tree) -> Tree:
-    """Keys as the numbers they are made of."""
+    """Returns a tree with the key data in place of each random key."""
 
     def of_leaf(x: jax.Array) -> jax.Array:
         return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
@@ -220,24 +223,7 @@ def words(tree: Tree) -> Tree:
     return jax.tree.map(of_leaf, tree)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
-def test_a_checksum_sees_every_bit_and_not_the_sharding(dtype: str) -> None:
-    x = np.random.default_rng(0).integers(0, 2, (8, 6)).astype(jnp.dtype(dtype))
-    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
-    placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec("a", "b")))
-    seen = [int(checkpoints_module._checksum(x))]
-    assert int(checkpoints_module._checksum(placed)) == seen[0]
-    for position in [(0, 0), (3, 5), (7, 5)]:
-        for bit in range(1 if dtype == "bool" else x.dtype.itemsize * 8):
-            other = x.copy()
-            bits = other.view(f"uint{x.dtype.itemsize * 8}")
-            bits[position] ^= bits.dtype.type(1 << bit)
-            seen.append(int(checkpoints_module._checksum(other)))
-    seen.append(int(checkpoints_module._checksum(x[::-1])))
-    assert len(set(seen)) == len(seen)
-
-
-def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_resumed_training_gives_the_same_bits(tmp_path: Path) -> None:
     """Across the boundary of two stages of the schedule, at step 5."""
     unbroken = on_host(*train(*begun(), 4, 4))
     with Checkpoints(tmp_path, 1) as checkpoints:
@@ -247,8 +233,8 @@ def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     assert_same_bits(on_host(*train(params, state, 4, 4)), unbroken)
 
 
-def test_steps_that_donate_their_buffers_do_not_reach_what_is_being_saved(tmp_path: Path) -> None:
-    """A save goes on in the background while the next steps write into the same memory."""
+def test_donating_steps_do_not_change_what_is_being_saved(tmp_path: Path) -> None:
+    """A save runs in the background while the next steps write to the same memory."""
     params, state = begun(size=400)  # 480 k numbers: slow enough to be overtaken
     old = jax.tree.leaves(params)
     params, state = train(params, state, 4, 1)
@@ -310,7 +296,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_another_model_or_optimizer_is_told_path_by_path_and_nothing_is_touched(
+def test_another_model_or_optimizer_is_described_by_path_and_nothing_is_changed(
     name: str, whole: Path
 ) -> None:
     before = digests(whole)
@@ -325,7 +311,7 @@ def test_another_model_or_optimizer_is_told_path_by_path_and_nothing_is_touched(
     assert digests(whole) == before
 
 
-def test_what_the_caller_finds_wrong_is_said_before_the_arrays_are_read(whole: Path) -> None:
+def test_the_check_of_the_caller_runs_before_the_arrays_are_read(whole: Path) -> None:
     before = digests(whole)
     seen = []
 
@@ -342,8 +328,10 @@ def test_what_the_caller_finds_wrong_is_said_before_the_arrays_are_read(whole: P
     assert digests(whole) == before
 
 
-def test_a_checkpoint_of_an_earlier_version_is_left_alone(whole: Path, tmp_path: Path) -> None:
-    """Its JSON is what is called info now."""
+def test_a_checkpoint_of_an_earlier_version_is_refused_and_kept(
+    whole: Path, tmp_path: Path
+) -> None:
+    """Its JSON file holds only what is now called info."""
     folder = copied(whole, tmp_path)
     (folder / "checkpoints" / "6" / "info" / "metadata").write_text(json.dumps(INFO))
     before = digests(folder)
@@ -355,7 +343,7 @@ def test_a_checkpoint_of_an_earlier_version_is_left_alone(whole: Path, tmp_path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with checkpoints of the steps 4 and 6; not to be changed."""
+    """Returns a run folder with checkpoints of steps 4 and 6; tests must not change it."""
     folder = tmp_path_factory.mktemp("whole")
     params, state = begun()
     with Checkpoints(folder, 2) as checkpoints:
@@ -369,7 +357,7 @@ def copied(whole: Path, parent: Path) -> Path:
 
 
 def kinds(folder: Path) -> list[Path]:
-    """The files of checkpoint 6."""
+    """Returns the files of checkpoint 6."""
     step = folder / "checkpoints" / "6"
     return [path for path in sorted(step.rglob("*")) if path.is_file() and path.stat().st_size]
 
@@ -382,7 +370,7 @@ def read(folder: Path) -> Restored:
 
 
 def read_all(folder: Path) -> tuple[Any, ...]:
-    """What a resume reads."""
+    """Restores a checkpoint as a resumed run does."""
     restored = read(folder)
     return restored.info, restored.step, on_host(restored.params, restored.state)
 
@@ -402,10 +390,10 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["emptied", "cut in half", "flipped", "removed"])
-def test_a_damaged_checkpoint_is_never_read_as_other_numbers(
+def test_a_damaged_checkpoint_is_never_restored_with_wrong_values(
     how: str, whole: Path, tmp_path: Path
 ) -> None:
-    """Every file: the right numbers, or those of the step before and a note.
+    """Damages every file in turn: either the values are right, or step 4 is restored with a note.
 
     (Orbax keeps some files, such as the shardings, that a restore can do without.)
     """
@@ -436,11 +424,11 @@ def test_a_damaged_checkpoint_is_never_read_as_other_numbers(
         assert len(note) < 700, name
     assert "checkpoints/6/info/metadata" in notes
     if how == "flipped":  # in a file that has nothing but numbers, which all can be read
-        assert any("(the numbers of " in note for note in notes.values())
+        assert any("(the values of " in note for note in notes.values())
 
 
 def test_after_a_damaged_checkpoint_its_step_is_saved_again(whole: Path, tmp_path: Path) -> None:
-    """Also a second time, and with several damaged ones; the empty folder is one too."""
+    """This also holds a second time, with several damaged checkpoints, and with an empty folder."""
     folder = copied(whole, tmp_path)
     for times, name in enumerate(["6", "6.1", "6.2"], start=1):
         damage(folder / "checkpoints" / "6" / "info" / "metadata", "emptied")
@@ -462,10 +450,10 @@ def test_after_a_damaged_checkpoint_its_step_is_saved_again(whole: Path, tmp_pat
 
 
 @pytest.mark.parametrize("place", ["checksums", "description", "info"])
-def test_one_digit_of_the_description_that_has_changed_is_damage(
+def test_a_changed_digit_of_the_description_is_damage(
     place: str, whole: Path, tmp_path: Path
 ) -> None:
-    """Not another model, although that is what it then says."""
+    """It is not taken for another model, although the description is now that of one."""
     folder = copied(whole, tmp_path)
     path = folder / "checkpoints" / "6" / "info" / "metadata"
     text = path.read_text()
@@ -475,11 +463,11 @@ def test_one_digit_of_the_description_that_has_changed_is_damage(
     path.write_text(text[: digit.start()] + changed + text[digit.end() :])
     restored = read(folder)
     assert restored.step == 4
-    assert "(what it says of itself has changed since it was saved)" in restored.notes[0]
+    assert "(its description has changed since it was saved)" in restored.notes[0]
 
 
 def test_a_key_whose_metadata_is_lost_is_damage(tmp_path: Path) -> None:
-    """Orbax gives its words then, as an array."""
+    """Orbax then returns an array of the key's words."""
     params = {"x": jnp.ones(3, jnp.bfloat16)}
     state = StochasticRoundingState(jax.random.key(5), optim_zoo.sgd(0.1).init(params))
     with Checkpoints(tmp_path, 2) as checkpoints:
@@ -492,7 +480,7 @@ def test_a_key_whose_metadata_is_lost_is_damage(tmp_path: Path) -> None:
     assert_same_bits(words(restored.state), words(state))
 
 
-def test_where_all_are_damaged_nothing_is_moved(whole: Path, tmp_path: Path) -> None:
+def test_if_all_checkpoints_are_damaged_none_is_moved(whole: Path, tmp_path: Path) -> None:
     folder = copied(whole, tmp_path)
     damage(folder / "checkpoints" / "6" / "info" / "metadata", "emptied")
     shutil.rmtree(folder / "checkpoints" / "4" / "training")
@@ -505,13 +493,13 @@ def test_where_all_are_damaged_nothing_is_moved(whole: Path, tmp_path: Path) -> 
     assert said.startswith(f"no checkpoint in {folder / 'checkpoints'} can be read (step 6: ")
     assert "; step 4: " in said
     assert said.endswith(
-        "), and all are left where they are: move that folder away to start anew by the same "
-        "command, or choose another folder with run.dir"
+        "); none was moved. Move that folder away and run the same command to start anew, or "
+        "choose another folder with run.dir"
     )
     assert digests(folder) == before
 
 
-def test_a_whole_one_of_another_model_below_a_damaged_one_moves_nothing(
+def test_if_the_last_undamaged_checkpoint_is_of_another_model_none_is_moved(
     whole: Path, tmp_path: Path
 ) -> None:
     folder = copied(whole, tmp_path)
@@ -525,7 +513,9 @@ def test_a_whole_one_of_another_model_below_a_damaged_one_moves_nothing(
     assert digests(folder) == before
 
 
-def test_a_damaged_one_that_cannot_be_moved_is_one_sentence(whole: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_that_cannot_be_moved_is_one_sentence(
+    whole: Path, tmp_path: Path
+) -> None:
     folder = copied(whole, tmp_path)
     damage(folder / "checkpoints" / "6" / "info" / "metadata", "emptied")
     (folder / "damaged").write_text("a file")
@@ -534,7 +524,7 @@ def test_a_damaged_one_that_cannot_be_moved_is_one_sentence(whole: Path, tmp_pat
         read_all(folder)
     assert str(caught.value) == (
         f"the checkpoint {folder / 'checkpoints' / '6'} is damaged and cannot be moved to "
-        f"{folder / 'damaged'}: File exists; remove it to go on from step 4"
+        f"{folder / 'damaged'}: File exists; remove it to resume from step 4"
     )
     assert digests(folder) == before
 
@@ -543,7 +533,7 @@ def test_several_processes_do_not_fall_back(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class SeveralProcesses:
-        """JAX for this module alone: Orbax would wait for the others."""
+        """Stands for JAX in this module only, because Orbax would wait for other processes."""
 
         process_count = staticmethod(lambda: 2)
 
@@ -560,13 +550,13 @@ def test_several_processes_do_not_fall_back(
         said = str(caught.value)
     path = folder / "checkpoints" / "6"
     assert said.startswith(f"cannot read the checkpoint {path}, it is damaged (")
-    assert said.endswith("): remove it to go on from step 4")
+    assert said.endswith("): remove it to resume from step 4")
     assert digests(folder) == before
     shutil.rmtree(path)
     assert read_all(folder)[1] == 4
 
 
-def test_what_a_killed_save_leaves_behind_is_no_checkpoint(whole: Path, tmp_path: Path) -> None:
+def test_a_killed_save_leaves_no_checkpoint(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     half = folder / "checkpoints" / "8.orbax-checkpoint-tmp-3"
@@ -593,7 +583,7 @@ def test_a_file_in_the_way_is_one_sentence(where: str, tmp_path: Path) -> None:
     assert "none is saved yet" in said
 
 
-def test_a_full_disk_is_one_sentence_and_what_was_saved_before_is_whole(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay_complete(tmp_path: Path) -> None:
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path], capture_output=True
     )
@@ -612,13 +602,13 @@ def test_a_full_disk_is_one_sentence_and_what_was_saved_before_is_whole(tmp_path
             save()
         assert str(caught.value) == (
             f"cannot write a checkpoint to {tmp_path / 'checkpoints'}: No space left on device; "
-            f"the last whole one is of step 4: make room, or make the folder writable, and start "
-            f"again"
+            f"the last complete one is of step 4: make room, or make the folder writable, and "
+            f"start again"
         )
         _, step, trees = read_all(tmp_path)
         assert step == 4
         assert_same_bits(trees, on_host(params, state))
-        # What the failed save took is free again.
+        # The space that the failed save took is free again.
         assert shutil.disk_usage(tmp_path).free > 700_000
         with Checkpoints(tmp_path, 2) as checkpoints:
             checkpoints.save(6, params, state, INFO)
@@ -627,7 +617,7 @@ def test_a_full_disk_is_one_sentence_and_what_was_saved_before_is_whole(tmp_path
         subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
-def test_a_folder_that_goes_away_is_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_is_removed_is_one_sentence(tmp_path: Path) -> None:
     params, state = begun()
 
     def save() -> None:
