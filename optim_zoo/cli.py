@@ -1,4 +1,7 @@
-"""The command line: ``optim-zoo train | list | show | verify``. Parses and calls."""
+"""The command line: ``optim-zoo train | list | show | verify``.
+
+It parses the arguments, calls the rest of the package, and turns errors into exit codes.
+"""
 
 import argparse
 import logging
@@ -11,19 +14,27 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import optim_zoo
+
 USER_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    It is 0 for success, 1 if `verify` finds a difference, 2 for a user's mistake, 75 if another
-    process of the run is lost, and 128 + n for signal n.
+    Args:
+      arguments: the arguments of the command line; those of this process by default.
+
+    Returns:
+      0 for success, 1 if `verify` finds a difference, 2 for a user's mistake, 75 if another process
+      of the run is lost, and 128 + n for signal n.
     """
+    if arguments is None:
+        _use_utf8()
     parsed = _parser().parse_args(arguments)
     trains = parsed.command == "train"
     try:
-        return _train(parsed.config, parsed.overrides) if trains else _look(parsed)
+        return _train(parsed.config, parsed.overrides) if trains else _print(parsed)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "optim_zoo" or not trains:
             raise
@@ -33,55 +44,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(*_explain(error, trains))
 
 
+def _use_utf8() -> None:
+    """Starts Python again in its UTF-8 mode where file names would have to be ASCII.
+
+    This is the case under ``LC_ALL=C PYTHONUTF8=0``: Python could not open ``text/ä.txt`` there.
+    """
+    if sys.getfilesystemencoding() == "ascii" and not sys.flags.utf8_mode:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="optim-zoo", description="Large-batch training in JAX whose optimizer you can trust."
     )
+    parser.add_argument("--version", action="version", version=f"optim-zoo {optim_zoo.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser(
         "train",
-        help="train what a config says; the same command on the same folder resumes",
-        description="Trains what a TOML config says and writes a run folder with metrics, plots, "
-        "checkpoints and report.html. The same command on the same folder resumes.",
+        help="train what a config describes, or resume such a run",
+        description="Trains what a TOML config describes, and writes a run folder with metrics, "
+        "plots, checkpoints and report.html. The same command on the same folder resumes the run.",
     )
     train.add_argument("config", type=Path, help="a TOML file, such as configs/smoke.toml")
     train.add_argument(
         "overrides",
         nargs="*",
         metavar="section.key=value",
-        help="overrides the file, such as train.steps=100 run.dir=runs/trial",
+        help="overrides a key of the file, such as train.steps=100 or run.dir=runs/trial; "
+        "key=unset removes it, so that its default applies",
     )
     commands.add_parser(
         "list",
-        help="the optimizers, and the ports of other libraries'",
+        help="list the optimizers, and the ports of other libraries' optimizers",
         description="Lists the optimizers with their papers, and the ports by library.",
     )
     show = commands.add_parser(
         "show",
-        help="what an optimizer computes, its arguments and what it agrees with",
+        help="show the formula and the arguments of an optimizer, and what it agrees with",
         description="Shows the formula, the paper and the arguments of an optimizer, and the "
-        "recorded trajectories that it follows.",
+        "recorded trajectories that it reproduces.",
     )
     show.add_argument("name", metavar="NAME", help="such as lamb, torch.AdamW or torch")
     verify = commands.add_parser(
         "verify",
-        help="run recorded trajectories of other libraries' optimizers on this machine",
-        description="Runs recorded trajectories of other libraries' optimizers on this machine and "
-        "its default device, and prints how far each is missed. The exit code is 1 where one "
-        "differs by more than its tolerance.",
+        help="compare optimizers with recorded trajectories on this machine",
+        description="Compares optimizers with recorded trajectories of other libraries, on this "
+        "machine and its default device, and prints the largest difference from each. The exit "
+        "code is 1 if one exceeds its tolerance.",
     )
     verify.add_argument(
         "names",
         nargs="*",
         metavar="NAME",
         help="an optimizer (lamb), a port (torch.AdamW), a library (torch) or a recorded case "
-        "(torch_adamw_sched), the first of these that has the name; all cases if there is none",
+        "(torch_adamw_sched); by default all cases",
     )
     return parser
 
 
-def _look(parsed: argparse.Namespace) -> int:
-    """Runs the commands that only print."""
+def _print(parsed: argparse.Namespace) -> int:
+    """Runs a command that only prints, and returns the exit code."""
     # Imported lazily: importing jax takes a second.
     from optim_zoo import catalogue, verify
     from optim_zoo.errors import UserError
@@ -107,16 +129,18 @@ def _train(path: Path, overrides: Sequence[str]) -> int:
     from optim_zoo.train import config_file, distributed, loop
 
     _quiet_orbax()
-    sys.path.append(os.getcwd())  # for a task or a sink of the user's own, as with `python -m`
+    sys.path.append(os.getcwd())  # to find the user's own tasks and sinks, as `python -m` does
+    notes: list[str] = []
     try:
-        config = config_file.load(path, overrides)
-        folder = Path(config.run.dir or Path("runs") / path.stem).expanduser()
+        _check_text(str(path), *overrides)
+        config = config_file.load(path, overrides, notes)
+        folder = _run_folder(path, config.run.dir, overrides)
         processes = distributed.start(config.distributed, folder)
     except UserError as error:
         return _say(USER_ERROR, _line(error))
     with processes:
         try:
-            return processes.leave(*_ending(lambda: loop.run(config, folder)))
+            return processes.leave(*_ending(lambda: loop.run(config, folder, notes)))
         except (KeyboardInterrupt, OSError) as error:
             return processes.leave(*_explain(error, trains=True))
         except Exception:
@@ -126,8 +150,40 @@ def _train(path: Path, overrides: Sequence[str]) -> int:
             return processes.leave(1)
 
 
+def _run_folder(path: Path, configured: str, overrides: Sequence[str]) -> Path:
+    """Returns the folder to write to.
+
+    The saved config of a run folder resumes its own run, also after the folder has been moved,
+    unless the command line names another folder.
+    """
+    from optim_zoo.train import saved_config
+
+    own = saved_config.folder_of(path)
+    if own is not None and not any(override.startswith("run.dir=") for override in overrides):
+        return own
+    return Path(configured or Path("runs") / path.stem).expanduser()
+
+
+def _check_text(*arguments: str) -> None:
+    """Checks that arguments are Unicode, as the files of a run folder are written in UTF-8.
+
+    Raises:
+      UserError: one has bytes that are not UTF-8.
+    """
+    from optim_zoo.errors import UserError
+
+    for argument in arguments:
+        raw = os.fsencode(argument)
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"expected arguments in UTF-8, got {raw!r}; rename the file or the folder"
+            ) from error
+
+
 def _ending(run: Callable[[], object]) -> tuple[int, str]:
-    """Calls a function that trains; returns exit code and last line, empty if all went well."""
+    """Calls a function that trains; returns the exit code and the last line, which may be empty."""
     from optim_zoo.errors import UserError
     from optim_zoo.train import distributed
 
@@ -143,13 +199,13 @@ def _ending(run: Callable[[], object]) -> tuple[int, str]:
 
 
 def _explain(error: KeyboardInterrupt | OSError, trains: bool) -> tuple[int, str]:
-    """Returns exit code and last line for Ctrl-C, a closed output, or a disk that fails."""
+    """Returns the exit code and the last line for Ctrl-C, a closed pipe, or a full disk."""
     resumes = "; the same command resumes from what is saved" if trains else ""
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, _line(f"interrupted{resumes}")
     _abandon_output()
     if isinstance(error, BrokenPipeError) and not trains:
-        return 128 + signal.SIGPIPE, ""  # as in `list | head -1`: the reader has enough
+        return 128 + signal.SIGPIPE, ""  # as in `list | head -1`
     return USER_ERROR, _line(f"{error.strerror or error}{resumes}")
 
 
@@ -165,7 +221,7 @@ def _say(code: int, line: str) -> int:
 
 
 def _abandon_output() -> None:
-    """Redirects a broken standard output to nowhere; Python would complain when it ends."""
+    """Redirects a closed standard output to nowhere, or Python would print an error at its end."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -173,7 +229,7 @@ def _abandon_output() -> None:
 
 
 def _quiet_orbax() -> None:
-    """Silences the tracebacks of Orbax's threads; the main thread raises the same errors."""
+    """Silences the tracebacks of Orbax's threads. The main thread raises the same errors."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)

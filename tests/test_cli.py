@@ -1,4 +1,4 @@
-"""The command line: one sentence and an exit code for every mistake, and no noise otherwise."""
+"""The command line answers every mistake with one sentence and an exit code."""
 
 import dataclasses
 import os
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+import optim_zoo
 from optim_zoo import catalogue, cli, recorded, verify
-from optim_zoo.train import loop
+from optim_zoo.train import config_file, loop, saved_config
 from optim_zoo.train.run_folder import saved_steps
 from tests.train.tasks.masked_language.small_text import write_random_text
 
@@ -51,7 +52,7 @@ checkpoint_every = 3
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A config, with a little text and a vocabulary beside it."""
+    """Returns a config file, in a folder that also has a little text and a vocabulary."""
     folder = tmp_path_factory.mktemp("tiny")
     write_random_text(folder)
     (folder / "tiny.toml").write_text(TINY.format(folder=folder))
@@ -59,9 +60,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Of a user's process, with the cache of this module and without XLA's optimizations.
+    """Returns the environment of a user's process, with this module's cache of programs.
 
-    What a run prints does not depend on them, and most of its time would go into compiling.
+    XLA's optimizations are off: compiling would take most of the time, and the output of a run does
+    not depend on them.
     """
     kept = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
     own = {
@@ -98,7 +100,7 @@ def said(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., str]:
-    """A function from overrides to the one sentence that a mistake is answered with."""
+    """Returns a function from overrides to the sentence that answers a mistake in them."""
     monkeypatch.setattr(cli, "_quiet_orbax", lambda: None)  # it changes the whole process
     monkeypatch.setattr(loop.jax, "device_count", lambda: 1)
 
@@ -130,7 +132,10 @@ def said(
             ("optimizer.exclude_from_weight_decay=['biass']",),
             "'biass' matches no leaf; the nearest paths are .*/bias",
         ),
-        (("schedule.warmup_steps=100",), "warmup_steps must be at most total_steps, got 100 of 6"),
+        (
+            ("schedule.warmup_steps=100",),
+            "schedule.warmup_steps must be at most train.steps, got 100 and 6",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_two(
@@ -146,10 +151,10 @@ def test_a_missing_config(said: Callable[..., str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "tokens", "checkpoints", "config.toml"])
-def test_something_in_the_way_of_the_run_folder(
+def test_a_run_folder_that_cannot_be_made(
     name: str, said: Callable[..., str], tmp_path: Path
 ) -> None:
-    """As a folder that may not be written, which the superuser's tests cannot make."""
+    """Stands for a folder without write permission, which tests of the superuser cannot make."""
     if name == "config.toml":
         (tmp_path / "run" / "config.toml").mkdir(parents=True)
     else:
@@ -172,14 +177,14 @@ def test_something_in_the_way_of_the_run_folder(
         ["verify", "--all"],
     ],
 )
-def test_a_command_that_is_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("usage: optim-zoo")
 
 
-def test_help_names_what_can_be_done(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     commands = ("train", "list", "show", "verify")
     for arguments in (["--help"], *([command, "--help"] for command in commands)):
         with pytest.raises(SystemExit) as caught:
@@ -189,6 +194,72 @@ def test_help_names_what_can_be_done(capsys: pytest.CaptureFixture[str]) -> None
     assert "section.key=value" in out
     assert "resumes" in out
     assert all(f"\n    {command} " in out for command in commands)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"optim-zoo {optim_zoo.__version__}\n"
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The run folders of commands, none of which trains."""
+    folders: list[Path] = []
+    monkeypatch.setattr(cli, "_quiet_orbax", lambda: None)  # it changes the whole process
+    monkeypatch.setattr(loop, "run", lambda config, folder, notes: folders.append(folder))
+    return folders
+
+
+def test_a_saved_config_resumes_its_own_run(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[Path]
+) -> None:
+    """From any directory, with a relative or default folder, and after the folder has moved."""
+    monkeypatch.chdir(tmp_path)
+    for overrides in (["run.dir=here/one"], []):
+        loaded = config_file.load(tiny, overrides)
+        folder = tmp_path / (loaded.run.dir or "runs/tiny")
+        folder.mkdir(parents=True)
+        saved = folder / "config.toml"
+        saved.write_text(saved_config.of_run(loaded, folder.relative_to(tmp_path)))
+        monkeypatch.chdir("/")
+        assert cli.main(["train", str(saved)]) == 0
+        (folder / "metrics.jsonl").touch()
+        moved = folder.rename(tmp_path / f"moved{len(overrides)}")
+        monkeypatch.chdir(moved)
+        assert cli.main(["train", "config.toml"]) == 0
+        assert cli.main(["train", "config.toml", "run.dir=other"]) == 0
+        assert trained[-3:] == [folder, moved, Path("other")]
+        monkeypatch.chdir(tmp_path)
+
+
+def test_a_path_that_is_not_ascii(tiny: Path, tmp_path: Path) -> None:
+    """Under a locale without it and with Python's UTF-8 mode off."""
+    own = {**environment(), "LC_ALL": "C", "PYTHONUTF8": "0"}
+    path = tmp_path / "\u00fcber.toml"
+    path.write_text(tiny.read_text() + '[run]\ndir = "\u00e4"\n', encoding="utf-8")
+    program = (
+        "import sys; from optim_zoo import cli; from optim_zoo.train import loop, saved_config\n"
+        "loop.run = lambda c, f, n: print(saved_config.of_run(c, f).count(chr(228)))\n"
+        "sys.exit(cli.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", path, f"data.text={tmp_path}/\u00e4.txt"],
+        capture_output=True,
+        text=True,
+        env=own,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
+
+
+def test_a_path_that_is_not_utf8_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: list[Path]
+) -> None:
+    assert cli.main(["train", os.fsdecode(os.fsencode(tmp_path) + b"/\xff.toml")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("optim-zoo: expected arguments in UTF-8, got b'")
+    assert err.count("\n") == 1
 
 
 def test_ctrl_c_before_training_has_begun(
@@ -203,7 +274,7 @@ def test_ctrl_c_before_training_has_begun(
 
 
 EXTRAS = ("flax", "orbax", "rich", "tokenizers", "tomli_w")
-# One process imports what all need, which starts no thread of JAX, and is copied for each extra.
+# One process imports what all need, without starting a thread of JAX, and is forked for each extra.
 WITHOUT_EXTRAS = """
 import os, sys, warnings
 import optim_zoo
@@ -234,7 +305,7 @@ for extra in extras:
 def without_extras(
     tiny: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[int, str]]:
-    """How training ends where an extra is missing: exit code and standard error."""
+    """Returns exit code and standard error of training without each of the extras."""
     folder = tmp_path_factory.mktemp("without")
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_EXTRAS, tiny, folder, *EXTRAS],
@@ -262,7 +333,7 @@ def test_a_missing_extra_names_what_to_install(
     assert err.count("\n") == 1
 
 
-# What the zoo has, and whether it is right
+# The commands `list`, `show` and `verify`
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,7 +358,7 @@ def test_show(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert (out, err) == (catalogue.page(name) + "\n", "")
 
 
-def test_verify_says_with_its_exit_code_whether_one_differs(
+def test_the_exit_code_of_verify_is_1_if_a_trajectory_differs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli.main(["verify", "tf1_momentum", "torch_sgd"]) == 0
@@ -307,7 +378,7 @@ def test_verify_says_with_its_exit_code_whether_one_differs(
 @pytest.mark.parametrize(
     "arguments", [["show", "lamp"], ["verify", "lamp"], ["verify", "sgd", "lamp"]]
 )
-def test_a_name_that_is_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -326,8 +397,8 @@ def test_ctrl_c_while_verifying(
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["show", "lamb"], ["verify", "sgd"]])
-def test_a_reader_who_has_enough_is_no_error(arguments: list[str]) -> None:
-    """As in `optim-zoo list | head -1`, with a reader that is quicker."""
+def test_a_closed_pipe_is_no_error_for_commands_that_print(arguments: list[str]) -> None:
+    """As in `optim-zoo list | head -1`; here the pipe is closed before anything is written."""
     process = subprocess.Popen(
         [sys.executable, "-m", "optim_zoo.cli", *arguments],
         stdout=subprocess.PIPE,
@@ -343,8 +414,8 @@ def test_a_reader_who_has_enough_is_no_error(arguments: list[str]) -> None:
     assert process.wait(timeout=60) == 128 + signal.SIGPIPE
 
 
-def test_a_platform_that_is_not_there_is_one_sentence() -> None:
-    """And is not asked for by the commands that compute nothing."""
+def test_a_missing_platform_is_one_sentence() -> None:
+    """Commands that compute nothing do not need the platform."""
     nowhere = {**environment(), "JAX_PLATFORMS": "nowhere"}
     start = [sys.executable, "-m", "optim_zoo.cli"]
     done = subprocess.run([*start, "verify", "sgd"], capture_output=True, text=True, env=nowhere)
@@ -355,7 +426,7 @@ def test_a_platform_that_is_not_there_is_one_sentence() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_what_the_zoo_has_is_shown_without_the_extras() -> None:
+def test_list_show_and_verify_work_without_the_extras() -> None:
     program = (
         "import sys\n"
         "extras = ('flax', 'orbax', 'matplotlib', 'tokenizers', 'rich', 'tomli_w')\n"
@@ -389,7 +460,12 @@ def test_a_run_prints_plain_lines_into_a_pipe_and_nothing_else(
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert "\r" not in done.stdout
-    printed = done.stdout.splitlines()
+    block, _, after = done.stdout.partition("compiling\n")
+    names = ["devices", "parameters", "text", "unknown tokens", "tokens", "steps", "run folder"]
+    assert [line.partition(": ")[0] for line in block.splitlines()] == names
+    assert f"run folder: {folder}\n" in block
+    assert "unknown tokens: 0.00% of the text\n" in block
+    printed = after.splitlines()
     assert [line.split("  ")[0] for line in printed[:6]] == [f"step {i}/6" for i in range(1, 7)]
     assert re.fullmatch(
         r"step 2/6  loss \d\.\d{4}  learning rate 1\.50e-03  [\d,]+ tokens/s", printed[1]
@@ -398,7 +474,7 @@ def test_a_run_prints_plain_lines_into_a_pipe_and_nothing_else(
     assert printed[-1] == f"report: {folder / 'report.html'}"
 
 
-def test_a_finished_run_says_so_and_exits_with_zero(
+def test_a_finished_run_that_is_started_again_exits_with_zero(
     tiny: Path, finished: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:
     folder, first = finished
@@ -453,6 +529,7 @@ def test_a_terminal_gets_a_bar(tiny: Path, tmp_path: Path) -> None:
         assert process.stderr.read() == b""
     assert b"\x1b[" in shown
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert "compiling" in text
     assert "training" in text
     assert "6/6" in text
     assert "report: " in text
@@ -496,7 +573,7 @@ def test_an_output_on_a_full_disk_is_one_sentence(tiny: Path, tmp_path: Path) ->
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk of its own."""
+    """Mounts a small file system, and returns its folder."""
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=20m", "none", tmp_path], capture_output=True, text=True
     )
@@ -507,7 +584,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> Path:
-    """Takes all the room there is."""
+    """Writes a file that takes all the free space, and returns its path."""
     path = disk / "filler"
     with path.open("wb", buffering=0) as file:
         try:
@@ -529,7 +606,7 @@ RARELY = ("output.log_every=1000", "output.evaluate_every=1000", "output.checkpo
         ((*RARELY, "output.evaluate_every=200"), "report.html", ".png"),
     ],
 )
-def test_a_disk_that_fills_up_is_one_sentence_and_the_run_goes_on_later(
+def test_a_disk_that_fills_up_is_one_sentence_and_the_run_resumes_later(
     overrides: tuple[str, ...], first: str, named: str, tiny: Path, disk: Path, tmp_path: Path
 ) -> None:
     steps = ("train.steps=800", "schedule.warmup_steps=5")

@@ -1,12 +1,14 @@
 """What a run computes, prepared from its config: the task, the training steps, the evaluation."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from optim_zoo import sharding
@@ -20,7 +22,7 @@ from optim_zoo.tree import Tree
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What stays the same from the first step to the last."""
+    """Everything that stays the same from the first step to the last."""
 
     config: Config
     folder: Path
@@ -30,7 +32,7 @@ class Job:
     machine: Mapping[str, str]
 
     def init(self) -> tuple[Tree, Tree]:
-        """Returns the initial parameters and optimizer state, as the steps take them."""
+        """Returns the initial parameters and optimizer state, in the layout of `step`."""
         return self.steps[0].init(initial_params(self.config, self.task))
 
     def plain(self, tree: Tree) -> Tree:
@@ -40,8 +42,8 @@ class Job:
     def step(self, number: int, params: Tree, state: Tree) -> tuple[Tree, Tree, jax.Array]:
         """Returns parameters and state after step ``number`` (from 0), and its loss.
 
-        With accumulation the loss is the mean over the batches of the step by their weight, as the
-        optimizer state holds it: without batches that were left out.
+        With accumulation the loss is the weighted mean over the batches of the step. The optimizer
+        state holds it; batches that were skipped are not counted.
         """
         stage, every = self.config.stage_of(number), self.config.accumulation.every
         for index in range(number * every, (number + 1) * every):
@@ -59,17 +61,18 @@ class Job:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What a checkpoint records of the machine and the data."""
+        """What a checkpoint records about the machine and the data."""
         return {"machine": dict(self.machine), "identity": dict(self.task.identity)}
 
 
 def prepare(config: Config, folder: Path) -> Job:
-    """Returns the job of a config: everything that can fail before the first step.
+    """Returns the job of a config.
 
-    Nothing is written but the cache of the task.
+    Whatever can fail before the first step fails here. Only the cache of the task is written.
 
     Raises:
-      UserError: the data, the batch sizes or the optimizer's rules do not fit.
+      UserError: the data cannot be used, a batch cannot be divided among the devices, a pattern
+        of the optimizer matches nothing, or the model does not fit into memory.
     """
     with distributed.first_process_first("the task is prepared"):
         task = config_file.make_task(config, folder / "tokens")
@@ -80,10 +83,10 @@ def prepare(config: Config, folder: Path) -> Job:
 
 
 def check_batches(config: Config, devices: int) -> None:
-    """Checks that every stage's batch divides over the devices and micro-batches.
+    """Checks that the batch of each stage can be divided among devices and micro-batches.
 
     Raises:
-      UserError: one does not.
+      UserError: a batch size is not a multiple of their product.
     """
     for index, stage in enumerate(config.stages):
         divisor = devices * stage.micro_batches
@@ -107,19 +110,29 @@ def initial_params(config: Config, task: Task) -> Tree:
 
 def _make_steps(config: Config, task: Task, mesh: Mesh) -> list[sharding.DataParallelStep]:
     """The step of each stage; they share the optimizer and its state."""
+    _check_memory(jax.eval_shape(lambda: initial_params(config, task)))
     bare = optimization.make_optimizer(config, task.layers)
     tx = optimization.wrapped(config, bare)
-    # A path pattern that matches nothing, and a field that the state does not have.
-    for section, each in (("optimizer", bare), ("precision", tx)):
+
+    def one_step(tx: optax.GradientTransformation) -> Tree:
+        params = initial_params(config, task)
+        return tx.update(params, tx.init(params), params)
+
+    # Finds path patterns that match nothing, optimizers that need sparse gradients, and fields that
+    # the state does not have.
+    for section, trial in (
+        ("optimizer", lambda: one_step(bare)),
+        ("precision", lambda: tx.init(initial_params(config, task))),
+    ):
         try:
-            jax.eval_shape(lambda each=each: each.init(initial_params(config, task)))
-        except (TypeError, ValueError) as error:
+            jax.eval_shape(trial)
+        except (TypeError, ValueError, NotImplementedError) as error:
             raise UserError(f"[{section}] {error}") from error
     if config.parallel.mode == "pmap" and distributed.several():
         raise UserError("parallel.mode=pmap is for one process: use jit or shard_map for several")
 
     def loss(params: Tree, batch: Tree) -> sharding.WeightedLoss:
-        return sharding.WeightedLoss(*task.loss(params, batch))  # of a task that returns a pair
+        return sharding.WeightedLoss(*task.loss(params, batch))  # a task may return a plain pair
 
     return [
         sharding.data_parallel(
@@ -132,6 +145,24 @@ def _make_steps(config: Config, task: Task, mesh: Mesh) -> list[sharding.DataPar
         )
         for stage in config.stages
     ]
+
+
+def _check_memory(params: Tree) -> None:
+    """Checks that the parameters of a model, given as shapes, fit into the memory of this machine.
+
+    Otherwise the operating system would kill the process, or XLA would end it.
+
+    Raises:
+      UserError: they do not fit.
+    """
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(params))
+    available = machine.memory()
+    if available is not None and size > available * jax.process_count():
+        raise UserError(
+            f"the model has {count:,} parameters, which take {size / 2**30:,.0f} GiB; this machine "
+            f"has {available / 2**30:,.0f} GiB of memory: lower the sizes in [model]"
+        )
 
 
 def _evaluation(task: Task, mesh: Mesh) -> Callable[[Tree], Mapping[str, float]]:

@@ -1,12 +1,12 @@
-"""The training loop: one run from its config to the last step, resumed where it was stopped.
+"""The training loop: one run from its config to its last step, resumed if it was stopped.
 
-With several processes all of them run this, each on its own devices. Every process makes whole
-batches, which are therefore the same on any number of processes, and computes the same numbers;
-process 0 alone has sinks.
+If a run has several processes, all of them run this, each on its own devices. Every process makes
+whole batches, so that these do not depend on the number of processes, and computes the same
+numbers. Only process 0 has sinks.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,41 +28,49 @@ from optim_zoo.train.throughput import Throughput
 from optim_zoo.tree import Tree
 
 
-def run(config: Config, folder: Path) -> Mapping[str, str]:
+def run(config: Config, folder: Path, notes: Sequence[str] = ()) -> Mapping[str, str]:
     """Trains what ``config`` describes in ``folder``, and returns the headline figures.
 
-    Where the folder holds a checkpoint, the run resumes from the last whole one. On the same number
+    If the folder has a checkpoint, the run resumes from the last undamaged one. On the same number
     of cores its losses are bit for bit those of a run that was never stopped. Processes other than
-    the first return no figures.
+    process 0 return no figures.
+
+    Args:
+      config: what to train.
+      folder: the run folder; it is created.
+      notes: sentences for the user about the config, which are shown at the start.
 
     Raises:
-      UserError: a mistake of the user's, or a loss that is not finite.
-      Stopped: SIGTERM or Ctrl-C reached any process; a checkpoint was saved first.
+      UserError: the user has made a mistake, or the loss is not finite.
+      Stopped: SIGTERM, Ctrl-C, SIGHUP or SIGUSR1 reached any process; a checkpoint was saved first.
       distributed.Lost: another process has failed or is gone.
     """
     check_batches(config, jax.device_count())
     with _memory_advice(), distributed.watched(folder), distributed.alone_in(folder):
         distributed.check_shared(folder)
-        if distributed.is_first():  # it soon writes its own config there
+        if distributed.is_first():  # before it writes its own config there
             resume.check_config(config, folder)
         job = prepare(config, folder)
-        with _signals() as signals, Checkpoints(folder, config.output.keep_checkpoints) as saved:
-            info = _train(job, signals, saved)
+        with (
+            _signals(config) as signals,
+            Checkpoints(folder, config.output.keep_checkpoints) as saved,
+        ):
+            info = _train(job, signals, saved, notes)
         distributed.wait_for_all("the end")
         return summarize(info) if distributed.is_first() else {}
 
 
-def _train(job: Job, signals: Signals, checkpoints: Checkpoints) -> RunInfo:
-    """Makes the steps that are left, and what is due after each of them."""
-    done, params, state, notes = resume.start(job, checkpoints)
-    info, outputs = _info(job, done, notes), _outputs(job)
+def _train(job: Job, signals: Signals, checkpoints: Checkpoints, notes: Sequence[str]) -> RunInfo:
+    """Makes the remaining steps, and after each of them whatever is due."""
+    done, params, state, more = resume.start(job, checkpoints)
+    info, outputs = _info(job, done, params, [*notes, *job.task.notes, *more]), _outputs(job)
     health, speed = Health(job, checkpoints), Throughput(job.units_after)
     with opened(outputs, info):
         while done < info.total_steps:
             params, state, loss = job.step(done, params, state)
             done += 1
             speed.start(done, loss)
-            stop = signals.requested(done)  # asked once per step: it may come at any moment
+            stop = signals.requested(done)  # Asked once per step, because the answer may change.
             due = _due(job.config, done, stopping=stop is not None)
             if any(due):
                 figures = _figures(job, done, loss, state)
@@ -88,7 +96,7 @@ def _train(job: Job, signals: Signals, checkpoints: Checkpoints) -> RunInfo:
 
 
 class _Due(NamedTuple):
-    """What has to be done after a step."""
+    """What is due after a step."""
 
     log: bool
     evaluate: bool
@@ -105,7 +113,7 @@ def _due(config: Config, done: int, *, stopping: bool) -> _Due:
 
 
 def _figures(job: Job, done: int, loss: jax.Array, state: Tree) -> dict[str, Any]:
-    """The figures of a step: units used, loss, and what the optimizer state holds."""
+    """The figures of a step: the units used, the loss, and the metrics in the optimizer state."""
     seen = {"loss": loss, **job.plain(metrics.read(state))}
     return {job.task.unit: job.units_after(done), **jax.device_get(seen)}
 
@@ -119,19 +127,20 @@ def _evaluate(job: Job, done: int, params: Tree, health: Health, outputs: list[s
 
 
 def _lacks_evaluation(job: Job) -> bool:
-    """Whether the metrics file, which only process 0 reads, has been removed since."""
+    """Whether the metrics file has been removed since. Only process 0 reads it."""
     return distributed.is_first() and not has_evaluation(job.folder)
 
 
 def _outputs(job: Job) -> list[sinks.Sink]:
-    """The sinks of this process; writes the config that a resumed run compares its own with."""
+    """Returns the sinks of this process, and saves the config to compare a resumed run with."""
     if not distributed.is_first():
         return []
-    replace_file(job.folder / "config.toml", saved_config.to_toml(job.config).encode())
+    path = job.folder / saved_config.CONFIG_FILE
+    replace_file(path, saved_config.of_run(job.config, job.folder).encode())
     return sinks.make(job.config.output.sinks)
 
 
-def _info(job: Job, start: int, notes: list[str]) -> RunInfo:
+def _info(job: Job, start: int, params: Tree, notes: list[str]) -> RunInfo:
     return RunInfo(
         folder=job.folder,
         task=job.config.task.name,
@@ -143,16 +152,20 @@ def _info(job: Job, start: int, notes: list[str]) -> RunInfo:
         loss_unit=job.task.loss_unit,
         baseline=job.task.baseline,
         notes=notes,
+        facts=job.task.facts,
+        parameters=sum(x.size for x in jax.tree.leaves(job.plain(params))),
+        total_units=job.units_after(job.config.total_steps),
     )
 
 
-def _signals() -> Signals:
-    return SharedSignals() if distributed.several() else Signals()
+def _signals(config: Config) -> Signals:
+    kind = SharedSignals if distributed.several() else Signals
+    return kind(config.total_steps)
 
 
 @contextlib.contextmanager
 def _memory_advice() -> Iterator[None]:
-    """Says what to do where a device has too little memory for a step."""
+    """Says what to do if a device has too little memory for a step."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -1,4 +1,4 @@
-"""The machine that a run is on: its numbers may depend on it to the last bit."""
+"""Describes the machine of a run, on which the last bits of its numbers may depend."""
 
 import importlib.metadata
 import os
@@ -8,7 +8,7 @@ import jax
 
 
 def describe() -> dict[str, str]:
-    """Returns devices, cores, processor and versions, by name."""
+    """Returns the devices, the number of cores, the processor and the versions, by name."""
     devices = jax.devices()
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "optax", "flax")]
     count = jax.process_count()
@@ -23,13 +23,21 @@ def describe() -> dict[str, str]:
     }
 
 
+def memory() -> int | None:
+    """Returns the bytes of main memory, where the system says so."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
 def _own_version() -> str:
     try:
         return importlib.metadata.version("optim-zoo")
-    except importlib.metadata.PackageNotFoundError:  # used by PYTHONPATH, without being installed
+    except importlib.metadata.PackageNotFoundError:  # found by PYTHONPATH, but not installed
         return "from a checkout"
 
 
 def _cores() -> int | None:
-    """The cores this process may use, where the system says so."""
+    """The number of cores that this process may use, where the system says so."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,5 +1,6 @@
-"""Starting from what a run folder holds: nothing, or a checkpoint that fits."""
+"""Starts a run anew, or resumes it from the last checkpoint in its folder."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +18,13 @@ class Start(NamedTuple):
     """Where a run starts."""
 
     step: int  # the number of steps made before
-    params: Tree  # as the job's step takes them
-    state: Tree
+    params: Tree  # in the layout of `Job.step`
+    state: Tree  # the optimizer state, in the same layout
     notes: list[str]  # sentences for the user
 
 
 def start(job: Job, checkpoints: Checkpoints) -> Start:
-    """Returns the initial state of a new run, or that of the last whole checkpoint.
+    """Returns the initial state of a new run, or that of the last undamaged checkpoint.
 
     Raises:
       UserError: the checkpoint is of another model, optimizer or data, or cannot be read.
@@ -33,6 +34,7 @@ def start(job: Job, checkpoints: Checkpoints) -> Start:
         return Start(0, params, state, [])
     found = checkpoints.restore(
         *job.plain((params, state)),
+        changes=_accepted_changes(job.config, job.folder),
         check=lambda step, before: _check_data(job, step, before),
     )
     params, state = job.steps[0].place(found.params, found.state)
@@ -47,14 +49,26 @@ def check_config(config: Config, folder: Path) -> None:
     Raises:
       UserError: it does, and ``run.accept_changes`` is not set.
     """
-    path = folder / "config.toml"
-    if path.exists() and saved_steps(folder) and not config.run.accept_changes:
-        changed = saved_config.differences(saved_config.load(path), config)
+    if saved_steps(folder) and not config.run.accept_changes:
+        changed = _config_changes(config, folder)
         if changed:
             raise UserError(
                 f"{folder} holds a run of another config ({'; '.join(changed)}): choose another "
                 f"folder with run.dir, or continue with the new values by run.accept_changes=true"
             )
+
+
+def _accepted_changes(config: Config, folder: Path) -> list[str]:
+    """How the config differs, where this is allowed; empty if the saved one cannot be read."""
+    with contextlib.suppress(UserError):
+        return _config_changes(config, folder) if config.run.accept_changes else []
+    return []
+
+
+def _config_changes(config: Config, folder: Path) -> list[str]:
+    """How the config differs from the one in the run folder."""
+    path = folder / saved_config.CONFIG_FILE
+    return saved_config.differences(saved_config.load(path), config) if path.exists() else []
 
 
 def _check_data(job: Job, step: int, before: Mapping[str, Any]) -> None:
@@ -70,20 +84,20 @@ def _check_data(job: Job, step: int, before: Mapping[str, Any]) -> None:
     if essential:
         raise UserError(
             f"the {' and '.join(essential)} is not the one this checkpoint was trained with, so "
-            f"its parameters mean something else: restore it, or choose another folder with run.dir"
+            f"its parameters have another meaning: restore it, or choose another folder by run.dir"
         )
     if changed and not job.config.run.accept_changes:
         raise UserError(
             f"the {' and '.join(changed)} is not what this checkpoint was trained on: restore it, "
-            f"choose another folder with run.dir, or continue by run.accept_changes=true"
+            f"choose another folder with run.dir, or continue with run.accept_changes=true"
         )
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What a resumed run says about a change of the machine."""
+    """A note about each change of the machine."""
     return [
-        f"note: {name} was {before.get(name)} and is {value} now, so the last bits may differ from "
-        f"an unbroken run's"
+        f"note: {name} was {before.get(name)} and is {value} now, so that the last bits may "
+        f"differ from those of an uninterrupted run"
         for name, value in now.items()
         if before.get(name) != value
     ]

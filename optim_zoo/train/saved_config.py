@@ -1,28 +1,68 @@
-"""The config of a run as its folder keeps it: written, read back and compared."""
+"""The config in a run folder: writing it, reading it back, and comparing it with another."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from optim_zoo.train import config_file
+from optim_zoo.train import config_file, config_values
 from optim_zoo.train.config import Choice, Config
 
+CONFIG_FILE = "config.toml"  # the name of the config in a run folder
 _UNCOMPARED = ("run.dir", "run.accept_changes", "output.sinks")
 
 
 def to_toml(config: Config) -> str:
-    """Returns the config as a TOML file that `load` reads back.
+    """Returns the config as the text of a TOML file that `load` reads back.
 
-    What is None, which TOML cannot express, is left out, and so is what `sections` leaves out.
+    Values that are None, which TOML cannot express, are left out, as is what `sections` leaves out.
     """
     tree: dict[str, Any] = sections(config)
     tables = [tree.pop(f"stages.{index}", {}) for index in range(len(config.stages))]
     if any(tables) or len(tables) > 1:
         tree["stages"] = tables
     return tomli_w.dumps(tree)
+
+
+def of_run(config: Config, folder: Path) -> str:
+    """Returns the config that a run folder keeps, with which the run resumes from any directory.
+
+    Relative paths become absolute: ``run.dir`` and what the task names in its ``paths``.
+    """
+    task = config_values.find_task(config.task.name)
+    own = dict(config.task_sections)
+    for name in task.paths:
+        section, _, key = name.partition(".")
+        own[section] = dataclasses.replace(
+            own[section], **{key: _absolute(getattr(own[section], key))}
+        )
+    of_stages = [
+        key for key, section in task.stage_keys.items() if f"{section}.{key}" in task.paths
+    ]
+    stages = tuple(
+        dataclasses.replace(
+            stage,
+            table={k: _absolute(v) if k in of_stages else v for k, v in stage.table.items()},
+        )
+        for stage in config.stages
+    )
+    run = dataclasses.replace(config.run, dir=os.path.abspath(folder))
+    return to_toml(dataclasses.replace(config, run=run, task_sections=own, stages=stages))
+
+
+def _absolute(path: str) -> str:
+    """An absolute path; "" stays "", which means a default."""
+    return os.path.abspath(os.path.expanduser(path)) if path else path
+
+
+def folder_of(path: Path) -> Path | None:
+    """Returns the run folder whose saved config ``path`` is; None where it is another file."""
+    folder = path.absolute().parent
+    is_saved = path.name == CONFIG_FILE and (folder / "metrics.jsonl").exists()
+    return folder if is_saved else None
 
 
 def load(path: Path) -> Config:
@@ -35,7 +75,7 @@ def load(path: Path) -> Config:
 
 
 def _updated(tree: dict[str, Any]) -> dict[str, Any]:
-    """A config of version 0.1 as it is written since 0.2: [[stages]] instead of [second_stage]."""
+    """Turns a config of version 0.1 into one of 0.2: [[stages]] instead of [second_stage]."""
     second = tree.pop("second_stage", {})
     if second.get("steps", 0):
         tree["stages"] = [{}, second]
@@ -45,7 +85,7 @@ def _updated(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def sections(config: Config) -> dict[str, dict[str, Any]]:
-    """Returns the config by section, in values that TOML has.
+    """Returns the config by section, in the types of values that TOML has.
 
     A ``[[stages]]`` table is the section ``stages.0`` or higher; a stage that sets nothing has
     none. [distributed] is left out, because a run may be resumed on other processes.
@@ -75,18 +115,32 @@ def _values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(before: Config, now: Config) -> list[str]:
-    """Returns the keys in which two configs differ, as ``key: before -> now``."""
+    """Returns the keys in which two configs differ, as ``key: before -> now``.
+
+    Where the name of a constructor differs, arguments that only one of the two has are left out.
+    Where the run and its data are is not compared; the task compares the data itself.
+    """
     flat = [_flat(config) for config in (before, now)]
-    keys = [key for key in {**flat[0], **flat[1]} if key not in _UNCOMPARED]
+    uncompared = {*_UNCOMPARED, *config_values.find_task(now.task.name).paths}
+    renamed = [
+        section
+        for section in ("optimizer", "schedule")
+        if flat[0][f"{section}.name"] != flat[1][f"{section}.name"]
+    ]
     return [
         f"{key}: {flat[0].get(key, 'unset')} -> {flat[1].get(key, 'unset')}"
-        for key in keys
-        if flat[0].get(key) != flat[1].get(key)
+        for key in {**flat[0], **flat[1]}
+        if key not in uncompared
+        and flat[0].get(key) != flat[1].get(key)
+        and not (key.partition(".")[0] in renamed and (key in flat[0]) != (key in flat[1]))
     ]
 
 
 def _flat(config: Config) -> dict[str, Any]:
-    """Every value by ``section.key``; several stages by the values in use, however they are set."""
+    """Every value, keyed by ``section.key``.
+
+    Several stages are given by the values in use, whether their tables set these or not.
+    """
     tree = {name: own for name, own in sections(config).items() if not name.startswith("stages.")}
     if len(config.stages) > 1:
         tree |= {f"stages.{i}": _values(s.settings) for i, s in enumerate(config.stages)}

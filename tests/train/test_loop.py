@@ -187,7 +187,9 @@ def test_a_run_leaves_metrics_plots_report_config_and_checkpoints(unbroken: Path
 
 
 def test_config_toml_is_the_config(unbroken: Path, tiny: Path) -> None:
-    assert saved_config.load(unbroken / "config.toml") == config_file.load(tiny / "tiny.toml")
+    saved = saved_config.load(unbroken / "config.toml")
+    assert saved_config.differences(saved, config_file.load(tiny / "tiny.toml")) == []
+    assert saved.run.dir == str(unbroken)
 
 
 def test_metrics_are_what_the_optimizer_computed(unbroken: Path, tiny: Path) -> None:
@@ -272,6 +274,8 @@ def test_a_finished_run_started_again_changes_nothing(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
+    config = folder / "config.toml"
+    config.write_text(config.read_text().replace(str(unbroken), str(folder)))  # run.dir
     before = digests(folder)
     train(tiny, folder, PICTURES)
     assert f"resuming from the checkpoint of step 12 in {folder}" in capsys.readouterr().out
@@ -736,7 +740,14 @@ def long_run(tiny: Path, compiled: None, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    "number",
+    [
+        signal.SIGTERM,
+        *(
+            pytest.param(number, marks=pytest.mark.slow)
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+        ),
+    ],
 )
 def test_a_signal_saves_and_leaves_with_a_sentence(
     number: signal.Signals, tiny: Path, tmp_path: Path, long_run: Path
@@ -748,6 +759,7 @@ def test_a_signal_saves_and_leaves_with_a_sentence(
     code, _, err = finish(process)
     assert code == 128 + number, err
     said = re.fullmatch(
+        r"(?:optim-zoo: saving step \d+, .*\n)?"  # the answer to Ctrl-C
         rf"optim-zoo: stopped by {number.name}; step (\d+) is saved in {folder}, and the same "
         r"command resumes from there\n",
         err,
