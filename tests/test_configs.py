@@ -1,4 +1,4 @@
-"""The configs that come along: they load, they say what they are, and their sizes are right."""
+"""The configs of the repository: they load, describe themselves, and have the published sizes."""
 
 import math
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_a_config_opens_with_its_command_its_time_and_its_result(path: Path) -> 
 
 
 def shapes(loaded: config.Config) -> tuple[Tree, Tree]:
-    """Parameters and optimizer state of a run, nothing of it computed."""
+    """Returns the shapes of the parameters and of the optimizer state of a run."""
     sizes = loaded.task_sections["model"]
     model = Bert(sizes, BERT_VOCABULARY)
     length = sequence_length(loaded.stages[-1])
@@ -75,7 +75,7 @@ def test_pod_sized_models_have_the_published_sizes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PODS)
-def test_pod_sized_runs_have_one_trust_ratio_a_layer(name: str) -> None:
+def test_pod_sized_runs_have_one_trust_ratio_per_layer(name: str) -> None:
     loaded = named(name)
     _, state = shapes(loaded)
     ratios = {k: v.shape for k, v in metrics.read(state).items() if k.startswith("trust_ratio/")}
@@ -86,7 +86,7 @@ def test_pod_sized_runs_have_one_trust_ratio_a_layer(name: str) -> None:
 
 
 def test_bert_base_follows_the_recipe_of_its_batch_size() -> None:
-    """Table 4 of arXiv 1904.00962 at 32,768; each stage's warmup is the same share of it."""
+    """Follows table 4 of arXiv 1904.00962 at batch size 32,768, with the same warmup ratio."""
     loaded = named("bert_base_lamb_32k")
     recipe = schedules.lamb_recipe(32_768)
     assert {stage.batch_size for stage in loaded.stages} == {32_768}
