@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole."""
+"""Replaces files as a whole."""
 
 import contextlib
 import os
@@ -8,7 +8,9 @@ from optim_zoo.errors import UserError
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a whole file in one step: a reader, or a kill, finds the old content or the new one.
+    """Writes a file in one step.
+
+    A reader, also after a kill, finds either the old content or the new one.
 
     Raises:
       UserError: the file cannot be written.
@@ -27,7 +29,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
-    """Returns the error of a file of the run folder that could not be written."""
+    """Returns the error about a file of the run folder that could not be written."""
     return UserError(
         f"expected to write {path}, got {error.strerror}; make room or choose another run folder,"
         " then start the same command again to resume"

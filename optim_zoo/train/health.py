@@ -1,4 +1,4 @@
-"""Checks that end a run with a sentence, instead of training on numbers that are beyond repair."""
+"""Checks that end a run with a sentence when it can no longer produce useful parameters."""
 
 import math
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from optim_zoo.tree import Tree
 
 
 class Health:
-    """The checks of one run. Every process makes them on the same numbers."""
+    """The checks of one run. Every process applies them to the same numbers."""
 
     def __init__(self, job: Job, checkpoints: Checkpoints) -> None:
         self._job, self._checkpoints = job, checkpoints
 
     def check_figures(self, done: int, figures: Mapping[str, Any]) -> None:
-        """Checks loss and gradient norm of step ``done``, unless a guard skips such steps.
+        """Checks the loss and the gradient norm of step ``done``, unless a guard skips such steps.
 
         Raises:
           UserError: one is not finite.
@@ -34,10 +34,11 @@ class Health:
 
         Args:
           done: the number of steps made.
-          state: the optimizer state as the step returned it, with every copy of mode pmap.
+          state: the optimizer state as returned by the step, with one copy per device in mode
+            "pmap".
 
         Raises:
-          UserError: too many.
+          UserError: more than ``guards.max_consecutive`` allows.
         """
         try:
             guards.check(state)
@@ -57,10 +58,10 @@ class Health:
         self.check_finite({f"held-out {name}": value for name, value in metrics.items()}, done)
 
     def check_parameters(self, done: int, params: Tree) -> None:
-        """Checks parameters before they are saved.
+        """Checks the parameters before they are saved.
 
-        A finite loss and gradient may have led to parameters that are not finite, or so large that
-        the norms of the next step will not be.
+        A finite loss and gradient can lead to parameters that are not finite, or to parameters so
+        large that the norms of the next step overflow.
 
         Raises:
           UserError: their norm is not finite.
@@ -77,7 +78,7 @@ class Health:
                 )
 
     def _kept(self) -> str:
-        """The step that the same command would resume from."""
-        self._checkpoints.wait()  # one may still be being written
+        """Says which step is saved."""
+        self._checkpoints.wait()  # for a save in progress
         saved = saved_steps(self._job.folder)
         return f"step {saved[-1]} is saved" if saved else "no checkpoint was saved"

@@ -1,4 +1,4 @@
-"""Things that a config names: by a name of this package, or by an import path of the user's own."""
+"""Finds what a config names, by a name of this package or by the user's own import path."""
 
 import importlib
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from optim_zoo.errors import ArgumentValueError
 
 
 def find(kind: str, name: str, known: Mapping[str, str], *, argument: str) -> Any:
-    """Imports what ``name`` stands for.
+    """Imports and returns what a name stands for.
 
     Args:
-      kind: what it is, for messages: ``task``.
+      kind: what it is, for messages, such as ``task``.
       name: a key of ``known``, or an import path ``package.module:attribute``.
-      known: name -> import path.
-      argument: the key of the config.
+      known: the names of this package -> their import paths.
+      argument: the key of the config, for messages.
 
     Raises:
       ArgumentValueError: there is no such name, module or attribute.

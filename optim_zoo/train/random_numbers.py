@@ -1,11 +1,11 @@
-"""Random numbers of a run: each is a function of the seed and of what it is drawn for.
+"""Random numbers of a run, each a function of the seed and of its purpose.
 
-A resumed run then needs no generator state: the step number is enough.
+A resumed run therefore needs no generator state; the step number is enough.
 """
 
 import numpy as np
 
-KEYS = "threefry2x32"  # the implementation of every JAX key, whatever JAX's default is
+KEYS = "threefry2x32"  # the implementation of all JAX keys, also where JAX's default differs
 
 
 def generator(seed: int, number: int, stream: int) -> np.random.Generator:
@@ -15,8 +15,8 @@ def generator(seed: int, number: int, stream: int) -> np.random.Generator:
 
     Args:
       seed: the seed of the run, in [0, 2**64).
-      number: what the numbers are drawn for, such as the batch number, in [0, 2**64).
-      stream: a constant for each purpose, so that no two purposes share numbers.
+      number: such as the number of the batch, in [0, 2**64).
+      stream: a constant for each purpose, so that no two purposes share random numbers.
 
     Raises:
       ValueError: the seed or the number is out of range.

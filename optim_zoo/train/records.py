@@ -1,9 +1,9 @@
-"""Reads the metrics of a run, one JSON object per line, as columns.
+"""Reads the metrics of a run, one JSON object per line, into columns.
 
-A line is `{"kind": "train", "step": 50, "loss": 6.1, "trust_ratio/<path>": [1.1, 0.9], ...}` or
-`{"kind": "held_out", "step": 100, "loss": 5.9}`. A name with a slash is a quantity of one parameter
-leaf: a number, or a list where the leaf holds several stacked layers. NaN and the infinities, which
-JSON lacks, are written as null and read as NaN.
+A line is ``{"kind": "train", "step": 50, "loss": 6.1, "trust_ratio/<path>": [1.1, 0.9], ...}`` or
+``{"kind": "held_out", "step": 100, "loss": 5.9}``. A name with a slash is a quantity of one leaf of
+the parameters: a number, or a list if the leaf holds several stacked layers. NaN and the
+infinities, which JSON cannot express, are written as null and read as NaN.
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ Floats = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One quantity of one parameter leaf."""
+    """One quantity of one leaf of the parameters."""
 
-    rows: npt.NDArray[np.int64]  # (n,) which training lines hold it
+    rows: npt.NDArray[np.int64]  # (n,): the indices of the training lines that have it
     values: Floats  # (n, layers)
-    stacked: bool  # whether a line holds a list
+    stacked: bool  # whether each line has a list
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """What a metrics file holds."""
+    """The content of a metrics file."""
 
     steps: Floats  # (training lines,)
     train: Mapping[str, tuple[Floats, Floats]]  # name without a slash: steps and values, each (n,)
@@ -41,11 +41,17 @@ class Records:
     leaves: Mapping[str, Leaf]  # by quantity/path, in the order of the file
 
     def layers(self, quantity: str) -> tuple[list[str], Floats]:
-        """Names of the layers that have `quantity`, and its values, (layers, steps).
+        """Returns the names of the layers that have a quantity, and its values.
 
-        Layer 3 of a stacked leaf is `encoder/layers[3]/attention/query/kernel` where the path has
-        a segment `layers`, else `path[3]`. The steps are those of `layer_steps`; where a line lacks
-        a layer the value is NaN.
+        Layer 3 of a stacked leaf is called ``encoder/layers[3]/attention/query/kernel`` if its path
+        has a segment ``layers``, and ``path[3]`` otherwise.
+
+        Args:
+          quantity: such as ``trust_ratio``.
+
+        Returns:
+          The names, and an array ``(layers, steps)`` of the values. The steps are those of
+          `layer_steps`. The value is NaN where a line does not have a layer.
         """
         rows = self._layer_rows(quantity)
         names: list[str] = []
@@ -59,7 +65,7 @@ class Records:
         return names, np.concatenate(values)
 
     def layer_steps(self, quantity: str) -> Floats:
-        """Steps of the training lines that hold `quantity` of any layer, (steps,)."""
+        """Returns the steps of the lines that have a quantity of any layer, ``(steps,)``."""
         return self.steps[self._layer_rows(quantity)]
 
     def _leaves_of(self, quantity: str) -> list[tuple[str, Leaf]]:
@@ -76,9 +82,12 @@ class Records:
 
 
 def read(path: pathlib.Path) -> Records:
-    """Read a metrics file; a last line that a kill left half-written is ignored.
+    """Returns the content of a metrics file.
 
-    Raises UserError where the file is missing, or a line before the last is no record.
+    A last line that a kill left incomplete is ignored.
+
+    Raises:
+      UserError: the file cannot be read, or an earlier line is not a record.
     """
     steps = {"train": array("d"), "held_out": array("d")}
     columns: dict[str, dict[str, _Column]] = {"train": {}, "held_out": {}}
@@ -88,12 +97,12 @@ def read(path: pathlib.Path) -> Records:
             column = columns[kind].setdefault(name, _Column(isinstance(value, list)))
             try:
                 if column.stacked and not (kind == "train" and "/" in name):
-                    raise TypeError("a list where nothing has layers")
+                    raise TypeError("a list for a quantity that has no layers")
                 column.append(len(steps[kind]), value)
             except (TypeError, ValueError) as error:
                 raise errors.UserError(
                     f"{path}, {kind} line of step {step}: expected {name} to be a number or a list"
-                    f" of as many numbers as before, got {value!r:.80}; mend the line or delete it"
+                    f" of as many numbers as before, got {value!r:.80}; correct or delete the line"
                 ) from error
         steps[kind].append(step)
     by_kind = {kind: np.array(values) for kind, values in steps.items()}
@@ -108,7 +117,7 @@ def read(path: pathlib.Path) -> Records:
 
 
 class _Column:
-    """The values of one name as they are read, packed: a long run holds millions of them."""
+    """The values of one name, in packed arrays because a long run has millions of them."""
 
     def __init__(self, stacked: bool) -> None:
         self.rows = array("q")
@@ -133,27 +142,27 @@ class _Column:
 
 
 def lines(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Yields each whole line, with its newline, and the record in it.
+    """Yields each complete line, with its newline, and the record in it.
 
-    A last line that a kill left half-written is skipped.
+    A last line that a kill left incomplete is skipped.
 
     Raises:
-      UserError: the file cannot be read, or an earlier line is no record.
+      UserError: the file cannot be read, or an earlier line is not a record.
     """
-    torn = False
+    incomplete = False
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if torn:
+                if incomplete:
                     raise _no_record(path, number - 1)
                 try:
                     record = json.loads(line)
                 except ValueError:
-                    torn = True  # Only the last line may be.
+                    incomplete = True  # allowed for the last line only
                     continue
                 if not _is_record(record):
                     raise _no_record(path, number)
-                # A kill between the record and its newline leaves a whole record.
+                # A kill between a record and its newline leaves a complete record.
                 yield line.rstrip(b"\n") + b"\n", record
     except OSError as error:
         raise errors.UserError(
@@ -177,7 +186,7 @@ def _no_record(path: pathlib.Path, number: int) -> errors.UserError:
 
 
 def plain(name: str, value: object) -> str | bool | int | float | list[Any] | None:
-    """Returns a value as JSON has it.
+    """Returns a value in the types that JSON has.
 
     Args:
       name: its name, for the message.
@@ -199,7 +208,7 @@ def _number(value: Any) -> bool | int | float | None:
     if isinstance(value, np.bool_ | np.integer):
         plain: bool | int = value.item()
         return plain
-    # The shortest digits that give back the same float32: 0.1, not 0.10000000149011612.
+    # The shortest digits that give the same float32: 0.1, not 0.10000000149011612.
     number = float(str(value))
     return number if math.isfinite(number) else None
 

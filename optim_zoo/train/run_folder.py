@@ -1,4 +1,4 @@
-"""What a run folder says about its run without reading a checkpoint."""
+"""Finds what is saved in a run folder, without reading it."""
 
 from pathlib import Path
 

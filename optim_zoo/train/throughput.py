@@ -1,4 +1,4 @@
-"""How fast a run is, in units of its task per second."""
+"""Measures how many units of its task a run processes per second."""
 
 import contextlib
 import math
@@ -9,7 +9,7 @@ import jax
 
 
 class Throughput:
-    """Units per second of training alone: without compilation, evaluation and saving.
+    """The units per second of training, without the time of compiling, evaluating and saving.
 
     Args:
       units_after: the units (such as tokens) used after a number of steps.
@@ -30,7 +30,7 @@ class Throughput:
             self._step, self._since = done, time.perf_counter()
 
     def since_last(self, done: int) -> float:
-        """Returns the rate since this was last called; NaN where no step was timed."""
+        """Returns the rate since the last call; NaN if no step was timed."""
         units = self._units_after(done) - self._units_after(self._step)
         now = time.perf_counter()
         seconds, self._step, self._since = now - self._since, done, now

@@ -96,8 +96,8 @@ def test_sigterm(tried: dict[str, Any]) -> None:
 def test_a_full_disk_during_a_save(tried: dict[str, Any]) -> None:
     assert tried["exit_code"] == 2
     assert tried["said"].startswith(
-        "cannot write a checkpoint to run/checkpoints: No space left on device; the last whole one "
-        "is of step 5: make room, "
+        "cannot write a checkpoint to run/checkpoints: No space left on device; the last "
+        "complete one is of step 5: make room, "
     )
     assert_went_on(tried, 5)
     # A failed save is noticed at the next save at the latest.

@@ -1,4 +1,4 @@
-"""A run on one device, in a test process that has eight."""
+"""Lets a run use one device, in a test process that has eight."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from optim_zoo.train import job, loop, machine
 
 
 class OneDevice:
-    """jax, for a run, with one device: eight virtual ones would be many times slower."""
+    """Stands for the module jax in a run. It has one device; eight would be many times slower."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(jax, name)

@@ -1,4 +1,4 @@
-"""The tasks and sinks of a user's own, as the pages in docs show them."""
+"""The user's own tasks and sinks, as the pages in ``docs`` show them."""
 
 import json
 import os
@@ -18,7 +18,7 @@ DOCS = ROOT / "docs"
 
 
 def block(page: str, language: str, number: int = 0) -> str:
-    """The contents of a code block of a page."""
+    """Returns the content of a code block of a page."""
     text = (DOCS / page).read_text("utf-8")
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)[number]
 
@@ -38,7 +38,7 @@ def run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files of the page about tasks."""
+    """Returns a folder with the files of the page about tasks."""
     folder = tmp_path_factory.mktemp("line")
     (folder / "line_task.py").write_text(block("your_own_task.md", "python"))
     (folder / "line.toml").write_text(block("your_own_task.md", "toml"))
@@ -98,7 +98,7 @@ def test_a_task_may_return_a_plain_pair_as_its_loss(
     assert steps[0] == steps[1]
 
 
-def test_the_command_exits_with_2_where_a_task_is_not_there(line: Path) -> None:
+def test_the_command_exits_with_2_if_a_task_does_not_exist(line: Path) -> None:
     done = run(line, "optim-zoo train line.toml task.name=lime_task:Line")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("optim-zoo: command line (task.name=lime_task:Line): [task] ")
@@ -130,7 +130,7 @@ def test_the_sink_of_the_page_receives_what_a_run_logs(tmp_path: Path) -> None:
         ("json:", "must be the import path of a task, package.module:Class"),
     ],
 )
-def test_a_task_that_is_not_there_is_named(name: str, said: str) -> None:
+def test_a_task_that_does_not_exist_is_named(name: str, said: str) -> None:
     with pytest.raises(ValueError if "JSON" not in name else TypeError) as caught:
         tasks.find(name)
     assert said in str(caught.value)

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole."""
+"""Replacing files as a whole."""
 
 import pathlib
 
@@ -8,7 +8,7 @@ from optim_zoo import errors
 from optim_zoo.train import files
 
 
-def test_file_that_cannot_be_replaced_keeps_its_content_and_leaves_nothing_behind(
+def test_a_file_that_cannot_be_replaced_keeps_its_content_and_no_other_file_is_left(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "loss.png"

@@ -1,4 +1,4 @@
-"""What the texts of other libraries' errors are taken to mean, on errors that they really raise."""
+"""The interpretation of other libraries' errors, tested with errors that they really raise."""
 
 import subprocess
 import sys

@@ -14,7 +14,7 @@ TABLE = "trust_ratio/embeddings/word_embeddings/embedding"
 
 
 def run_lines(first: int, last: int) -> Iterator[Mapping[str, object]]:
-    """The lines of steps first to last of a run whose numbers depend on the step alone."""
+    """Returns the lines of steps first to last of a run whose numbers depend only on the step."""
     for step in range(first, last + 1):
         ratios = np.random.default_rng(step).uniform(size=3).astype(np.float32)
         yield {"kind": "train", "step": step, "loss": 6 / step, QUERY: ratios, TABLE: 2.0}
@@ -37,7 +37,7 @@ def path(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path / "metrics.jsonl"
 
 
-def test_columns_come_back_as_steps_and_values(path: pathlib.Path) -> None:
+def test_columns_are_read_as_steps_and_values(path: pathlib.Path) -> None:
     read = records.read(write(path, *run_lines(1, 8)))
     steps, losses = read.train["loss"]
     np.testing.assert_array_equal(steps, np.arange(1, 9))
@@ -46,7 +46,7 @@ def test_columns_come_back_as_steps_and_values(path: pathlib.Path) -> None:
     np.testing.assert_array_equal(read.held_out["loss"], [[4, 8], [7 / 4, 7 / 8]])
 
 
-def test_stacked_leaves_become_one_row_a_layer_in_file_order(path: pathlib.Path) -> None:
+def test_stacked_leaves_become_one_row_per_layer_in_file_order(path: pathlib.Path) -> None:
     read = records.read(write(path, *run_lines(1, 8)))
     names, values = read.layers("trust_ratio")
     assert names == [
@@ -63,13 +63,13 @@ def test_stacked_leaves_become_one_row_a_layer_in_file_order(path: pathlib.Path)
     np.testing.assert_array_equal(read.layer_steps("trust_ratio"), np.arange(1, 9))
 
 
-def test_index_of_a_stack_without_a_segment_layers_stands_at_the_end(path: pathlib.Path) -> None:
+def test_the_index_is_at_the_end_of_a_path_without_a_segment_layers(path: pathlib.Path) -> None:
     line = {"kind": "train", "step": 1, "update_norm/blocks/qkv/kernel": [1.0, 2.0]}
     names, _ = records.read(write(path, line)).layers("update_norm")
     assert names == ["blocks/qkv/kernel[0]", "blocks/qkv/kernel[1]"]
 
 
-def test_quantity_nobody_wrote_has_no_rows(path: pathlib.Path) -> None:
+def test_a_quantity_that_was_not_logged_has_no_rows(path: pathlib.Path) -> None:
     read = records.read(write(path, *run_lines(1, 3)))
     names, values = read.layers("parameter_norm")
     assert names == []
@@ -91,7 +91,7 @@ def test_layers_missing_on_some_lines_are_nan_there_and_keep_their_steps(
     np.testing.assert_array_equal(read.layer_steps("trust_ratio"), [1, 3])
 
 
-def test_arrays_become_plain_numbers_that_give_back_the_same_float32(path: pathlib.Path) -> None:
+def test_arrays_become_numbers_that_are_read_as_the_same_float32(path: pathlib.Path) -> None:
     third = np.float32(1) / np.float32(3)
     line = {
         "kind": "train",
@@ -112,7 +112,9 @@ def test_arrays_become_plain_numbers_that_give_back_the_same_float32(path: pathl
     )
 
 
-def test_what_is_not_finite_is_null_in_the_file_and_nan_when_read(path: pathlib.Path) -> None:
+def test_values_that_are_not_finite_are_null_in_the_file_and_nan_when_read(
+    path: pathlib.Path,
+) -> None:
     line = {"kind": "train", "step": 1, "loss": float("nan"), QUERY: jnp.array([1.0, -jnp.inf])}
     write(path, line)
     plain = json.loads(path.read_text(), parse_constant=pytest.fail)
@@ -123,7 +125,7 @@ def test_what_is_not_finite_is_null_in_the_file_and_nan_when_read(path: pathlib.
     np.testing.assert_array_equal(read.layers("trust_ratio")[1], [[1.0], [np.nan]])
 
 
-def test_torn_last_line_is_ignored(path: pathlib.Path) -> None:
+def test_an_incomplete_last_line_is_ignored(path: pathlib.Path) -> None:
     content = write(path, *run_lines(1, 3)).read_bytes()
     path.write_bytes(content[:-9])
     np.testing.assert_array_equal(records.read(path).steps, [1, 2])
