@@ -482,6 +482,8 @@ def test_a_finished_run_that_is_started_again_exits_with_zero(
     assert (again.returncode, again.stderr) == (0, "")
     opening, *rest = again.stdout.splitlines()
     assert opening == f"resuming from the checkpoint of step 6 in {folder}"
+    assert rest[5:7] == ["steps: 6, 6 of them made", f"run folder: {folder}"]
+    del rest[:7]
     assert rest == first.stdout.splitlines()[-len(rest) :]
 
 
