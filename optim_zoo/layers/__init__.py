@@ -1,7 +1,7 @@
 """Layers: what one is inside an array, and norms for each of them.
 
-`specs` says what a layer is, `mesh_axes` which mesh axes an array is sharded over, and `norms`
-computes one norm for each layer.
+`specs` says what a layer is, `mesh_axes` which mesh axes an array is sharded over, `norms` computes
+one norm for each layer, and `wide_range` keeps its squares from overflowing.
 """
 
 from optim_zoo.layers.specs import LayerAxis, Layers, assign, from_scan, ranks, split, stacked

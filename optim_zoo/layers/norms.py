@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,28 +10,75 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from optim_zoo import rows
 from optim_zoo.errors import ArgumentValueError
+from optim_zoo.layers import wide_range
 from optim_zoo.layers.mesh_axes import AxisName, assign_axis_names
 from optim_zoo.layers.specs import Layers
 from optim_zoo.tree import Tree, varying_axes, wide
 
 
-def squared_norm(x: jax.Array, layers: Layers = (), axis_names: Sequence[str] = ()) -> jax.Array:
-    """sum(x^2) of each layer, in float32 or wider, in one pass over ``x``.
+def norm(x: jax.Array, layers: Layers = (), axis_names: Sequence[str] = ()) -> jax.Array:
+    """Returns the Euclidean norm of each layer of ``x``; see `norms_of`."""
+    return norms_of([x], layers, axis_names)[0]
+
+
+def norms_of(
+    arrays: Sequence[jax.Array], layers: Layers = (), axis_names: Sequence[str] = ()
+) -> list[jax.Array]:
+    """Returns the Euclidean norm of each layer of several arrays, in float32 or wider.
+
+    ::
+
+        sqrt(sum of x^2)   of each layer, in one pass over the array
+
+    In float32 and bfloat16 the norm is right for entries from 1e-28 to 1e25; see `wide_range`.
 
     Args:
-      x: any shape.
-      layers: what a layer is in ``x``.
-      axis_names: mesh axes ``x`` is sharded over, besides those that its type records.
+      arrays: of one shape, such as a parameter and its update. Together they take one branch.
+      layers: the layers of each array.
+      axis_names: mesh axes that the arrays are sharded over, besides those that their types record.
 
     Returns:
-      Shape ``()`` for one layer, else ``(layers,)`` in row-major order of the array's axes.
+      For each array a norm of shape ``()`` for one layer, else ``(layers,)``, in row-major order of
+      the axes of the array.
 
     Raises:
-      ValueError: in a mapped context, layers are spread over a mesh axis that there is not.
+      ArgumentValueError: in a mapped context, stacked layers name a mesh axis that does not exist.
+    """
+    arrays = [jnp.asarray(x) for x in arrays]
+    if any(isinstance(x, jax.core.Tracer) for x in arrays):
+        return _traced(arrays, layers, tuple(axis_names))
+    return _norms_of(arrays, layers, axis_names)
+
+
+def _norms_of(
+    arrays: Sequence[jax.Array], layers: Layers, axis_names: Sequence[str]
+) -> list[jax.Array]:
+    def sums(arrays: Sequence[jax.Array], factors: Sequence[jax.Array] | None) -> list[jax.Array]:
+        return [
+            _sum_of_squares(x, factors[i] if factors else None, layers, axis_names)
+            for i, x in enumerate(arrays)
+        ]
+
+    return wide_range.roots(sums, arrays)
+
+
+# Leaves of the same shape are traced once.
+_traced = jax.jit(_norms_of, static_argnums=(1, 2))
+
+
+def _sum_of_squares(
+    x: jax.Array, factor: jax.Array | None, layers: Layers, axis_names: Sequence[str]
+) -> jax.Array:
+    """Returns the sum of (factor x)^2 of each layer; see `norms_of`.
+
+    The factor is None, a scalar, or one for each layer.
     """
     kept = [layer.axis for layer in layers]
-    square = jnp.square(wide(_with_own_conversion(x)))
-    total = jnp.sum(square, axis=[i for i in range(x.ndim) if i not in kept])
+    scaled = wide(x)
+    if factor is not None:
+        factor = factor.astype(scaled.dtype)
+        scaled *= expand(factor, x.shape, layers) if factor.ndim else factor
+    total = jnp.sum(jnp.square(scaled), axis=[i for i in range(x.ndim) if i not in kept])
     if layers:
         # Blocks are summed last, on the small remainder: a reshape of x itself would make XLA
         # gather an array that is sharded along the axis.
@@ -40,39 +88,19 @@ def squared_norm(x: jax.Array, layers: Layers = (), axis_names: Sequence[str] = 
             count = layer.count(x.shape)
             blocks += [count, size // max(count, 1)]
         total = total.reshape(blocks).sum(axis=range(1, len(blocks), 2)).reshape(-1)
-    apart = {layer.mesh_axis for layer in layers if layer.mesh_axis}
-    cut = varying_axes(x) | set(axis_names)
+    separate = {layer.mesh_axis for layer in layers if layer.mesh_axis}
+    sharded = varying_axes(x) | set(axis_names)
     known = jax.sharding.get_abstract_mesh().axis_names
-    unknown = sorted(apart.difference(known))
-    if cut and known and unknown:  # a misspelt name would be ignored, and these layers share a norm
+    unknown = sorted(separate.difference(known))
+    if sharded and known and unknown:  # a misspelt name would be ignored, and they share a norm
         raise ArgumentValueError(
             "mesh_axis",
             f"be one of {known}",
             unknown,
             sentence=f"stacked: {{argument}} must be one of {known}, got {', '.join(unknown)}",
         )
-    axes = tuple(sorted(cut - apart))
+    axes = tuple(sorted(sharded - separate))
     return jax.lax.psum(total, axes) if axes else total
-
-
-def _with_own_conversion(x: jax.Array) -> jax.Array:
-    """Returns ``x``. On a CPU its conversion to float32 is not shared with other uses of it.
-
-    An update reads a bfloat16 array twice, for its norm and then entry by entry. Where both share
-    the conversion, XLA on a CPU writes the float32 array to memory, in LARS for the parameters and
-    for the gradients at once. XLA removes the barrier, but only after it has looked for equal
-    operations. Other devices fuse a shared conversion into each of its uses; there a barrier
-    would prevent that.
-
-    A barrier does not help float16, whose conversion XLA on a CPU never fuses into a sum.
-    """
-    if x.dtype != jnp.bfloat16 or not isinstance(x, jax.core.Tracer):
-        return x
-    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=_unchanged)
-
-
-def _unchanged(x: jax.Array) -> jax.Array:
-    return x
 
 
 def _gathered(x: jax.Array) -> jax.Array:
@@ -86,22 +114,30 @@ def _gathered(x: jax.Array) -> jax.Array:
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
-def norm(x: jax.Array, layers: Layers = (), axis_names: Sequence[str] = ()) -> jax.Array:
-    """The Euclidean norm of each layer: the square root of `squared_norm`."""
-    return jnp.sqrt(squared_norm(x, layers, axis_names))
-
-
 def global_norm(tree: Tree, axis_name: AxisName = None) -> jax.Array:
-    """The Euclidean norm of all leaves together: (), float32 or wider.
+    """Returns the Euclidean norm of all leaves together: (), float32 or wider.
+
+    In float32 and bfloat16 it is right for entries from 1e-28 to 1e25; see `wide_range`.
 
     Args:
       tree: arrays and `SparseRows`; rows of the same id count as one, their sum.
-      axis_name: the mesh axes leaves are sharded over, besides those that their types record.
+      axis_name: the mesh axes that leaves are sharded over, besides those that their types record.
+
+    Raises:
+      ArgumentValueError: the type of a leaf says that it is not sharded over one of these axes.
     """
-    arrays = rows.summed(tree)
-    axis_names = assign_axis_names(axis_name, arrays)
-    squares = jax.tree.map(lambda x, names: squared_norm(x, (), names), arrays, axis_names)
-    return jnp.sqrt(sum(jax.tree.leaves(squares), jnp.zeros((), jnp.float32)))
+    summed = rows.summed(tree)
+    structure: Any = jax.tree.structure(summed)
+    names = structure.flatten_up_to(assign_axis_names(axis_name, summed))
+
+    def sums(arrays: Sequence[jax.Array], factors: Sequence[jax.Array] | None) -> list[jax.Array]:
+        squares = [
+            _sum_of_squares(x, factors[i] if factors else None, (), names[i])
+            for i, x in enumerate(arrays)
+        ]
+        return [sum(squares, jnp.zeros((), jnp.float32))]
+
+    return wide_range.roots(sums, jax.tree.leaves(summed))[0]
 
 
 def norm_shape(shape: Sequence[int], layers: Layers) -> tuple[int, ...]:

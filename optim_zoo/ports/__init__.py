@@ -4,6 +4,9 @@ One module a library: ``ports.torch.AdamW(lr=1e-3, betas=(0.9, 0.95), weight_dec
 rates may be schedules. An argument that a source has and its port does not support raises
 ``NotImplementedError``. Known defects of a source are reproduced; the docstring begins with them
 and names the repaired spelling. `from_state_dict` carries a torch run over.
+
+Norms are those of this library. They equal a source's norms as long as the squares fit into the
+dtype of the source. Beyond that, where a source's norm is zero or infinite, a port's is right.
 """
 
 from optim_zoo.ports import (

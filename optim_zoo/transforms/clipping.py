@@ -31,8 +31,9 @@ def clip_by_global_norm(
         g <- min(1, max_norm / (G + eps)) g,   G = sqrt(sum over all leaves of |g|^2)
 
     as ``tf.clip_by_global_norm`` in BERT's ``create_optimizer``. G is float32 or wider, where
-    ``optax.clip_by_global_norm`` sums in the gradients' own dtype, and is kept in the state. Of
-    `SparseRows` the rows of the same id count as one, their sum.
+    ``optax.clip_by_global_norm`` sums in the gradients' own dtype, and is kept in the state. It is
+    right for float32 and bfloat16 entries from 1e-28 to 1e25, whose squares may not fit into
+    float32. Rows of `SparseRows` with the same id count as one row, their sum.
 
     Args:
       max_norm: > 0; ``inf`` clips nothing and only keeps G.

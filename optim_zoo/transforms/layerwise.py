@@ -97,8 +97,7 @@ def scale_by_layer(
             return direction, state
         mesh_axes.check_averaged(path, u, x)
         spec = specs.layers_of(layers, path, x)
-        parameter_norm = norms.norm(x, spec, axis_names)
-        update_norm = norms.norm(u, spec, axis_names)
+        parameter_norm, update_norm = norms.norms_of([x, u], spec, axis_names)
         trust_ratio = ratio(parameter_norm, update_norm, decay)
         scaled = wide(direction) * norms.expand(trust_ratio, u.shape, spec)
         return scaled, state._replace(

@@ -26,9 +26,10 @@ def scale_by_trust_ratio(
         u <- ratio u,   ratio = clip(trust_coefficient phi(|x|) / (|u| + eps), *ratio_bounds)
         phi(z) = clip(z, *phi_bounds);   ratio = 1 where phi(|x|) or |u| is 0
 
-    Norms are Euclidean, in float32 or wider, one pass over each array; a layer without entries
-    has norm 0 and so ratio 1. ``optax.scale_by_trust_ratio`` takes two passes and a masked copy,
-    and knows no layers inside an array.
+    Norms are Euclidean, in float32 or wider, and take one pass over each array. They are right for
+    float32 and bfloat16 entries from 1e-28 to 1e25, whose squares may not fit into float32. A layer
+    without entries has norm 0 and so ratio 1. ``optax.scale_by_trust_ratio`` takes two passes and a
+    masked copy, and has no layers inside an array.
 
     Args:
       phi_bounds: (low, high) of phi, None where a side is open; None: phi is the identity.
