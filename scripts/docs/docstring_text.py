@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from griffe import Attribute, Docstring, Extension, Function, Object
+from griffe import Attribute, Class, Docstring, Extension, Function, Object
 
 _FOR_TOOLS = re.compile(r"^#\s*(type:|noqa|fmt:|pragma)")
 _ITEM_OF_SEVERAL = re.compile(
@@ -33,6 +33,8 @@ class DocstringText(Extension):
         """Rewrites the docstring of one object; Griffe calls this after it has read the object."""
         if not obj.path.startswith("optim_zoo"):
             return
+        if isinstance(obj, Class) and obj.docstring is not None:
+            obj.docstring.value = _with_fields(obj, obj.docstring.value)
         if isinstance(obj, Attribute) and obj.docstring is None and obj.lineno and obj.endlineno:
             source = Path(str(obj.filepath)).read_text("utf-8").splitlines()
             if text := comment(source, obj.lineno, obj.endlineno):
@@ -42,6 +44,20 @@ class DocstringText(Extension):
             if isinstance(obj, Function) and obj.returns is not None:
                 text = typed(text, str(obj.returns))
             obj.docstring.value = markdown(text, self.targets)
+
+
+def _with_fields(described: Class, docstring: str) -> str:
+    """The docstring of a class, whose section "Attributes:" has the types of the fields.
+
+    The fields that the section describes are not shown a second time.
+    """
+    section = re.search(r"^Attributes:\n((?: .*\n?|\n)*)", docstring, re.MULTILINE)
+    for name in re.findall(r"^ +(\w+):", section[1] if section else "", re.MULTILINE):
+        field = described.members.get(name)
+        if isinstance(field, Attribute) and field.docstring is None:
+            docstring = docstring.replace(f" {name}:", f" {name} ({field.annotation}):", 1)
+            described.del_member(name)
+    return docstring
 
 
 def comment(source: Sequence[str], first: int, last: int) -> str:

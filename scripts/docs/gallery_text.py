@@ -54,24 +54,26 @@ def overview(entries: Iterable[Entry], numbers: Mapping[str, Numbers]) -> str:
             (
                 f"[{entry.name}]({entry.name}.md)",
                 _sentence(entry.description),
-                _worst(of_entry, "float64"),
-                _worst(of_entry, "float32"),
+                _worst(of_entry),
                 compared.replace(" 1 results", " 1 result"),
                 f"{memory.state:g}",
                 f"{memory.moved:g}",
             )
         )
-    header = (
-        *("Optimizer", "What it does", "Digits in float64", "Digits in float32"),
-        *("Its sources", "State", "Moved"),
-    )
+    header = ("Optimizer", "What it does", "Digits", "Its sources", "State", "Moved")
     return _table(header, rows)
 
 
-def _worst(numbers: Numbers, dtype: str) -> str:
-    """The digits to which all recordings in this precision are followed."""
-    found = [f.difference for f in numbers.followed if recorded.get(f.case).dtype == dtype]
-    return _digits(max(found)) if found else "none"
+def _worst(numbers: Numbers) -> str:
+    """The digits to which all recordings of each precision are followed: ``14; 6 in float32``."""
+    by_dtype: dict[str, float] = {}
+    for followed in numbers.followed:
+        dtype = recorded.get(followed.case).dtype
+        by_dtype[dtype] = max(followed.difference, by_dtype.get(dtype, 0.0))
+    digits = {dtype: _digits(difference) for dtype, difference in by_dtype.items()}
+    shown = [digits[dtype] for dtype in digits if dtype == "float64"]
+    shown += [f"{digits[dtype]} in {dtype}" for dtype in digits if dtype != "float64"]
+    return "; ".join(shown) or "none recorded"
 
 
 def example(entry: Entry) -> str:

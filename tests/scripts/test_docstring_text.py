@@ -68,3 +68,29 @@ def test_links_lead_to_the_reference(module: ModuleType, tmp_path: Path) -> None
     targets = module.targets(tmp_path)
     assert targets["split"] == targets["optim_zoo.split"] == "optim_zoo.split"
     assert targets["layers.split"] == "optim_zoo.layers.split"
+
+
+def test_fields_that_a_class_describes_are_shown_once_with_their_types(
+    module: ModuleType, tmp_path: Path
+) -> None:
+    griffe = pytest.importorskip("griffe")
+    code = '''
+class State:
+    """State.
+
+    Attributes:
+      count: Of steps, as an array.
+    """
+
+    count: int = 0
+    other: dict[str, int]  # by name
+'''
+    path = tmp_path / "optim_zoo.py"
+    path.write_text(code)
+    state = griffe.visit("optim_zoo", path, code)["State"]
+    extension = module.DocstringText()
+    extension.on_object(obj=state)
+    extension.on_object(obj=state.members["other"])
+    assert "  count (int): Of steps" in state.docstring.value
+    assert list(state.members) == ["other"]
+    assert state.members["other"].docstring.value == "By name."
