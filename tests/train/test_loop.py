@@ -1,4 +1,4 @@
-"""The training job: what a run writes, and that a broken run goes on as if it had not been."""
+"""The training job: what a run writes, and that a stopped run resumes with the same bits."""
 
 import hashlib
 import json
@@ -103,7 +103,7 @@ PICTURES = 'output.sinks=["progress", "plots", "report"]'
 
 
 def train(tiny: Path, folder: Path, *overrides: str) -> Any:
-    """A run without pictures, which take most of a short run's time, unless it asks for them."""
+    """Trains without plots, which take most of the time of a short run, unless it asks for them."""
     config = config_file.load(tiny / "tiny.toml", ('output.sinks=["progress"]', *overrides))
     return loop.run(config, folder)
 
@@ -133,7 +133,7 @@ def unbroken_stages(
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """The metrics without the one thing that a clock measures."""
+    """Returns the metrics without the one that a clock measures."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in records]
 
@@ -235,7 +235,7 @@ def test_a_run_of_one_step_draws_and_reports(tiny: Path, tmp_path: Path) -> None
     assert figures["tokens per second"] == "not timed"
 
 
-# Going on
+# Resuming
 
 
 @pytest.mark.parametrize("step", [4, 8])
@@ -303,7 +303,7 @@ def test_lines_after_the_checkpoint_and_half_lines_are_written_again(
     assert lines(folder) == lines(unbroken)
 
 
-# What is refused, and that nothing is touched then
+# What is refused, without any change to the run folder
 
 
 def refused(tiny: Path, folder: Path, *overrides: str) -> str:
@@ -330,7 +330,7 @@ def test_another_config_goes_on_when_told_to(unbroken: Path, tiny: Path, tmp_pat
     assert seen[: len(lines(unbroken)) - 5] == lines(unbroken)[:-5]
     assert seen[-1]["step"] == 14
     assert config_file.load(folder / "config.toml").train.steps == 14
-    # And from then on without being told.
+    # From then on the change needs no permission.
     train(tiny, folder, "train.steps=14")
 
 
@@ -446,7 +446,7 @@ def assert_close(folder: Path, expected: Path) -> None:
 def test_every_mode_on_eight_devices_is_one_device_and_a_resume_may_change_it(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With dropout, whose keys come with the examples; what is saved lies the same in all."""
+    """Each example has a dropout key. All modes save the same layout."""
     options = ("train.steps=4", "model.dropout=0.1", "output.evaluate_every=100")
     longer = (*options, "train.steps=6", *CHANGED)
     train(tiny, tmp_path / "one", *options)
@@ -469,7 +469,7 @@ def test_every_mode_on_eight_devices_is_one_device_and_a_resume_may_change_it(
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
     every: int, tiny: Path, tmp_path: Path
 ) -> None:
-    """Also where the parameters are finite still, but the loss they give is not."""
+    """This includes parameters that are still finite, but have a loss that is not."""
     folder = tmp_path / "run"
     too_high = ("schedule.learning_rate=1e30", "schedule.warmup_steps=0")
     with pytest.raises(UserError) as caught:
@@ -635,7 +635,7 @@ def test_a_run_may_change_its_schedule_and_its_clipping(
     assert steps[-1]["clipped_gradient_norm"] <= 1 + 1e-6
 
 
-# The same numbers, cut otherwise
+# The same numbers from batches that are divided in another way
 
 
 def test_micro_batches_give_the_same_run_to_rounding(
