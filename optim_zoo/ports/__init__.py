@@ -27,12 +27,15 @@ from optim_zoo.ports import (
     torch,
     ymcui,
 )
-from optim_zoo.ports.state_dict import from_param_groups, from_state_dict
+from optim_zoo.ports.optax_state import from_optax_state
+from optim_zoo.ports.param_groups import from_param_groups
+from optim_zoo.ports.state_dict import from_state_dict
 
 __all__ = [
     "albert",
     "apex",
     "bert",
+    "from_optax_state",
     "from_param_groups",
     "from_state_dict",
     "jyhengcoder",

@@ -1,187 +1,97 @@
-"""What ports share: directions with eps in other places, decay in other places, and refusals."""
+"""Pieces that only ports need: momentum, other places for eps, and other places for the decay."""
 
-import functools
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optim_zoo import errors, ranges, rules
-from optim_zoo.errors import ArgumentTypeError, parameters_missing
+from optim_zoo import ranges, rules
+from optim_zoo.errors import parameters_missing
+from optim_zoo.ports._arguments import Rate, check_momentum, is_zero
+from optim_zoo.transforms import (
+    add_decayed_weights,
+    cast_like_params,
+    scale_by_learning_rate,
+    scale_by_rms,
+)
 from optim_zoo.transforms.adam import ScaleByLazyAdamState
 from optim_zoo.transforms.leaf_by_leaf import chain_leaf_by_leaf
+from optim_zoo.transforms.leafwise import Declaration, Leaf, Leafwise, leafwise
 from optim_zoo.transforms.moments import Direction, bias, scale_by_moments
-from optim_zoo.transforms.momentum import trace_momentum
+from optim_zoo.transforms.momentum import trace_with_gain
 from optim_zoo.transforms.radam import rectification
 from optim_zoo.tree import Tree, wide
 
-Rate = float | jax.Array | Callable[[Any], Any]  # a number, or step -> number, from step 0
-
-# One argument a row: its name in the pieces, then those it has in the sources.
-_NAMES = (
-    ("learning_rate", "lr", "init_lr"),
-    ("b1", "beta_1", "betas[0]"),
-    ("b2", "beta_2", "betas[1]"),
-    ("eps", "epsilon"),
-    ("decay", "rho", "alpha"),
-    ("weight_decay", "weight_decay_rate"),
-    ("momentum_decay", "schedule_decay"),
-    ("trust_coefficient", "trust_coeff", "eeta"),
-    ("threshold", "sma_threshold", "n_sma_threshold"),
-    ("max_norm", "max_grad_norm"),
-    ("nesterov", "use_nesterov"),
-    ("inner", "optimizer", "base_optimizer"),
-    ("sync_period", "k", "la_steps"),
-    ("slow_step_size", "alpha", "la_alpha"),
-    ("warmup_steps", "num_warmup_steps"),
-    ("total_steps", "num_train_steps"),
-)
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def in_source_words(port: Callable[P, R]) -> Callable[P, R]:
-    """Makes the errors of a port name the arguments that the port has: ``lr must be ...``.
-
-    The pieces of a port raise an `ArgumentError` about their own argument, such as ``b1``. It is
-    raised again about the argument that the port passes on as that one, such as ``betas[0]``.
-    """
-    parameters = inspect.signature(port).parameters
-    arguments = list(parameters)
-
-    def own_name(name: str) -> str:
-        others = [other for names in _NAMES if name in names for other in names]
-        own = [other for other in (name, *others) if other.partition("[")[0] in arguments]
-        return own[0] if own else name
-
-    own_names = {name: own_name(name) for names in _NAMES for name in names}
-
-    def named(name: str, value: Any) -> Any:
-        if not name.startswith("exclude_from_"):
-            return value
-        if value is None and name in parameters and parameters[name].default is None:
-            return None
-        return rules.named(name, value)
-
-    @functools.wraps(port)
-    def called(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = {**dict(zip(arguments, args, strict=False)), **kwargs}
-        for name, check in _CHECKS.items():
-            if name in arguments and name in given:
-                check(name, given[name])
-        placed: Any = [named(*item) for item in zip(arguments, args, strict=False)]
-        others: Any = {name: named(name, value) for name, value in kwargs.items()}
-        with errors.renaming(own_names):
-            return port(*(*placed, *args[len(placed) :]), **others)
-
-    return called
-
-
-def _check_pair(name: str, value: Any) -> None:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise ArgumentTypeError(name, "be a pair of numbers", value)
-
-
-# By the names that sources have for such an argument.
-_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
-    "betas": _check_pair,
-    "optimizer": ranges.check_transformation,
-    "base_optimizer": ranges.check_transformation,
-}
-
-
-def momentum_trace(momentum: Any, *, nesterov: bool = False) -> optax.GradientTransformation | None:
-    """Returns `trace_momentum` with the argument's name of the sources; None where it is 0."""
-    if is_zero(momentum):
-        return None
-    with errors.renaming({"decay": "momentum"}):
-        return trace_momentum(momentum, nesterov=nesterov)
-
-
-def refuse(port: str, **arguments: tuple[Any, Any]) -> None:
-    """Raises where an argument that the source has and the port has not is not its default.
-
-    Args:
-      port: the name of the port.
-      arguments: name=(value, the source's default).
-
-    Raises:
-      NotImplementedError: one differs; it is named.
-    """
-    for name, (value, default) in arguments.items():
-        # optax.inject_hyperparams traces every number, those left at their defaults too.
-        if isinstance(value, jax.core.Tracer):
-            continue
-        if value is not default and value != default:
-            raise NotImplementedError(
-                f"{port} of optim_zoo does not support {name}={value!r}; leave it out "
-                f"(the source's default is {default!r})"
-            )
-
-
-def check_arguments(
-    port: str, given: Mapping[str, Any], known: Iterable[str], refused: Mapping[str, Any]
-) -> None:
-    """Checks those arguments of a port that the base class of its source has.
-
-    Args:
-      port: the name of the port.
-      given: name -> value.
-      known: the names that are supported.
-      refused: name -> the source's default of those that are not.
-
-    Raises:
-      NotImplementedError: one that is not supported is not its default.
-      TypeError: the source does not have one either. As for every keyword that Python itself
-        refuses, there is no argument that an `ArgumentError` could name.
-    """
-    if unknown := sorted(set(given) - {*known, *refused}):
-        raise TypeError(
-            f"{port} has no argument {', '.join(unknown)}; beside its own it takes "
-            f"{', '.join(sorted(known))}"
-        )
-    refuse(port, **{name: (given.get(name, default), default) for name, default in refused.items()})
-
 
 def chain(*pieces: optax.GradientTransformation | None) -> optax.GradientTransformationExtraArgs:
-    """`chain_leaf_by_leaf` of the pieces that are there, of which there must be one."""
+    """Returns `chain_leaf_by_leaf` of the pieces that are not None; at least one must not be."""
     return chain_leaf_by_leaf(*(piece for piece in pieces if piece is not None))
 
 
-def is_zero(x: Any) -> bool:
-    """Whether ``x`` is the number 0.
-
-    An array is not, whatever it holds: ``optax.inject_hyperparams`` gives a known one to ``init``
-    and a traced one to ``update``, and both must make the same chain.
-    """
-    return isinstance(x, (int, float, np.number)) and x == 0
-
-
-def none_if_zero(momentum: Any) -> Any:
-    """Returns ``momentum``, or None in place of 0: the sources then keep no momentum."""
-    return None if is_zero(momentum) else momentum
-
-
 def at(rate: Rate, count: jax.Array) -> Any:
-    """The rate at a step, from 0."""
+    """Returns the rate at step ``count``, the first step being 0."""
     return rate(count) if callable(rate) else rate
 
 
 def negated(maximize: bool) -> optax.GradientTransformation | None:
-    """Gradients uphill, where torch is told to maximize."""
+    """Returns the piece that negates the gradients for ``maximize``, else None."""
     return optax.scale(-1.0) if maximize else None
+
+
+# Momentum.
+
+
+def momentum_trace(
+    momentum: Any,
+    *,
+    nesterov: bool = False,
+    dampening: jax.typing.ArrayLike = 0.0,
+    highest: float = np.inf,
+) -> Leafwise | None:
+    """Returns `trace_momentum` for every momentum that the source accepts; None where it is 0.
+
+    Args:
+      momentum: from 0 to ``highest``.
+      nesterov, dampening: see `trace_momentum`.
+      highest: the largest momentum that the source accepts.
+    """
+    check_momentum(momentum, highest)
+    if is_zero(momentum):
+        return None
+    damped = not is_zero(dampening)
+
+    def gain(count: jax.Array) -> jax.typing.ArrayLike:
+        return jnp.where(count == 0, 1.0, 1 - dampening) if damped else 1.0
+
+    return trace_with_gain("trace_momentum", momentum, gain, nesterov=nesterov)
+
+
+def rms_inside_momentum(
+    learning_rate: Rate,
+    decay: float,
+    eps: float,
+    momentum: float,
+    *,
+    centered: bool,
+    initial_scale: float = 0.0,
+) -> optax.GradientTransformation:
+    """Returns `rmsprop` for every momentum >= 0: its learning rate is inside the momentum."""
+    rms = scale_by_rms(decay, eps, centered=centered, initial_scale=initial_scale)
+    trace = momentum_trace(momentum)
+    if trace is None:
+        return optax.chain(rms, scale_by_learning_rate(learning_rate))
+    rate = scale_by_learning_rate(learning_rate, last=False)
+    return optax.chain(rms, rate, trace, cast_like_params())
 
 
 # Directions.
 
 
 def epsilon_hat(b1: float, b2: float, eps: float) -> Direction:
-    """Adam's direction with eps beside the uncorrected root, the paper's "epsilon hat".
+    """Returns Adam's direction with eps added to the uncorrected root: "epsilon hat" in the paper.
 
     ::
 
@@ -206,7 +116,7 @@ class ScaleByAdamEpsilonHatState(NamedTuple):
 def scale_by_adam_epsilon_hat(
     b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, *, lazy: bool = False
 ) -> optax.GradientTransformation:
-    """`scale_by_adam`, or with ``lazy`` `scale_by_lazy_adam`, with `epsilon_hat`."""
+    """Returns `scale_by_adam`, or with ``lazy`` `scale_by_lazy_adam`, with `epsilon_hat`."""
     state = ScaleByLazyAdamState if lazy else ScaleByAdamEpsilonHatState
     hat = epsilon_hat(b1, b2, eps)
     return scale_by_moments("Adam", hat, b1, b2, eps, state=state, lazy=lazy)
@@ -220,18 +130,18 @@ def radam_epsilon_hat(
     threshold: float = 5.0,
     below: float = 1.0,
 ) -> Direction:
-    """RAdam's direction with eps beside the uncorrected root.
+    """Returns RAdam's direction with eps added to the uncorrected root.
 
     ::
 
         u = r_t sqrt(c2) / c1 mu / (sqrt(nu) + eps)   where rho_t >= threshold
-        u = below mu / c1                             before
+        u = below mu / c1                             elsewhere
 
-    ``>=`` and ``>`` do not differ: for no b2 is rho_t the threshold 5 itself.
+    Sources that test ``>`` and sources that test ``>=`` agree, because rho_t is never exactly 5.
 
     Args:
       b1, b2, eps, threshold: see `scale_by_radam`.
-      below: 1 momentum, 0 no step, -1 a step in the wrong direction.
+      below: 1 for momentum alone, 0 for no step, -1 for a step in the wrong direction.
     """
     hat = epsilon_hat(b1, b2, eps)
 
@@ -245,12 +155,14 @@ def radam_epsilon_hat(
 def warmup_then_linear(
     learning_rate: Rate, total_steps: int, warmup_proportion: float, min_lr: float, first: int
 ) -> Rate:
-    """The schedule inside TensorFlow Addons' RectifiedAdam, none where ``total_steps`` is 0.
+    """Returns the schedule inside TensorFlow Addons' RectifiedAdam.
 
     Args:
-      learning_rate: at the end of the warmup.
-      total_steps, warmup_proportion, min_lr: as there.
-      first: what the first step counts as; 1 there.
+      learning_rate: the learning rate at the end of the warmup.
+      total_steps: the steps of warmup and decay together; 0 returns ``learning_rate`` unchanged.
+      warmup_proportion: the warmup's share of these steps, in [0, 1].
+      min_lr: the learning rate at the end of the decay, >= 0.
+      first: the number of the first step: 1 in TensorFlow Addons.
     """
     ranges.check_learning_rate(learning_rate)
     ranges.check_count("total_steps", total_steps)
@@ -272,21 +184,62 @@ def warmup_then_linear(
 # Decay.
 
 
+class ScheduledDecayState(NamedTuple):
+    """State of `add_scheduled_decay`."""
+
+    step: jax.Array  # (), int32: steps made, saturating
+
+
+def add_scheduled_decay(weight_decay: Rate, exclude: rules.Patterns = ()) -> Leafwise:
+    """Returns `add_decayed_weights`, whose ``weight_decay`` may also be a schedule.
+
+    Args:
+      weight_decay: a number >= 0, or a schedule: step -> weight decay, the first step being 0.
+      exclude: path patterns of leaves that are not decayed.
+    """
+    if not callable(weight_decay):
+        return add_decayed_weights(weight_decay, exclude)
+    rules.check_patterns("exclude_from_weight_decay", exclude)
+
+    def begin(state: ScheduledDecayState) -> tuple[ScheduledDecayState, Any]:
+        return ScheduledDecayState(optax.safe_increment(state.step)), weight_decay(state.step)
+
+    def update(
+        u: jax.Array, state: ScheduledDecayState, leaf: Leaf
+    ) -> tuple[jax.Array, ScheduledDecayState]:
+        if rules.matches(exclude, leaf.path):
+            return u, state
+        x = wide(leaf.parameter)
+        return wide(u) + jnp.asarray(leaf.shared * x, x.dtype), state
+
+    return leafwise(
+        Declaration(
+            name="add_scheduled_decay",
+            update=update,
+            state=ScheduledDecayState,
+            init_shared=lambda: {"step": jnp.zeros((), jnp.int32)},
+            begin=begin,
+            check=lambda params: rules.check_matches("exclude_from_weight_decay", exclude, params),
+            params="required",
+        )
+    )
+
+
 class DecayState(NamedTuple):
     """State of `decay_before` and `decay_after`."""
 
-    step: jax.Array  # (), int32: steps made
-    inner: Any  # state of the inner optimizer
+    step: jax.Array  # (), int32: steps made, saturating
+    inner: Any  # the state of the inner optimizer
 
 
 def decay_before(
-    inner: optax.GradientTransformation, fraction: Rate, exclude: rules.Patterns = ()
+    inner: optax.GradientTransformation, fraction: Rate | None, exclude: rules.Patterns = ()
 ) -> optax.GradientTransformation:
-    """Decays x to (1 - fraction) x, and makes the inner optimizer's step from there.
+    """Decays x to (1 - fraction) x, and then takes the inner optimizer's step from there.
 
     Args:
-      inner: sees the decayed parameters.
-      fraction: a number or a schedule; None or the number 0: no decay.
+      inner: the optimizer; it sees the decayed parameters.
+      fraction: a number or a schedule; None or the number 0 returns ``inner`` unchanged.
       exclude: path patterns of leaves that are not decayed.
     """
 
@@ -297,9 +250,9 @@ def decay_before(
 
 
 def decay_after(
-    inner: optax.GradientTransformation, fraction: Rate, exclude: rules.Patterns = ()
+    inner: optax.GradientTransformation, fraction: Rate | None, exclude: rules.Patterns = ()
 ) -> optax.GradientTransformation:
-    """The inner optimizer's step, and then x <- (1 - fraction) x; see `decay_before`."""
+    """Takes the inner optimizer's step, then decays x to (1 - fraction) x; see `decay_before`."""
 
     def combine(x: jax.Array, u: jax.Array, f: Any) -> jax.Array:
         return wide(u) - f * (wide(x) + u)
@@ -309,7 +262,7 @@ def decay_after(
 
 def _decay(
     inner: optax.GradientTransformation,
-    fraction: Rate,
+    fraction: Rate | None,
     exclude: rules.Patterns,
     *,
     before: bool,
@@ -348,12 +301,7 @@ def _decay(
 
 
 def times(rate: Rate, factor: float | None) -> Rate:
-    """Rate * factor; 0 where there is no factor."""
+    """Returns the rate times ``factor``; 0 where ``factor`` is None or 0."""
     if factor is None or is_zero(factor):
         return 0.0
     return (lambda count: rate(count) * factor) if callable(rate) else rate * factor
-
-
-def patterns(given: Sequence[str] | None) -> rules.Patterns:
-    """The patterns, none for None."""
-    return () if given is None else given

@@ -4,7 +4,7 @@ import optax
 
 from optim_zoo import rules
 from optim_zoo.ports import mlperf
-from optim_zoo.ports._pieces import Rate, in_source_words
+from optim_zoo.ports._arguments import Rate, in_source_words
 
 
 @in_source_words

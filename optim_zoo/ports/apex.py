@@ -3,7 +3,7 @@
 import optax
 
 from optim_zoo import rules
-from optim_zoo.ports._pieces import Rate, in_source_words, refuse
+from optim_zoo.ports._arguments import Rate, in_source_words, refuse
 from optim_zoo.ports.timm import fused_lamb
 
 

@@ -6,7 +6,8 @@ import optax
 
 from optim_zoo import rules, schedules
 from optim_zoo.optimizers.bert_adamw import UNDECAYED, bert_adamw
-from optim_zoo.ports._pieces import Rate, chain, in_source_words, patterns, refuse
+from optim_zoo.ports._arguments import Rate, in_source_words, patterns, refuse
+from optim_zoo.ports._pieces import chain
 from optim_zoo.transforms import clip_by_global_norm
 
 

@@ -4,7 +4,8 @@ import optax
 
 from optim_zoo import ranges, rules
 from optim_zoo.optimizers.lookahead import synchronize
-from optim_zoo.ports._pieces import Rate, in_source_words, warmup_then_linear
+from optim_zoo.ports._arguments import Rate, in_source_words
+from optim_zoo.ports._pieces import warmup_then_linear
 from optim_zoo.ports.tensorflow_addons import radam_direction, rectified_adam
 
 

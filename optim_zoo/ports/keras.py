@@ -22,17 +22,13 @@ from optim_zoo.errors import ArgumentValueError
 from optim_zoo.layers import norms
 from optim_zoo.optimizers.adadelta import adadelta
 from optim_zoo.optimizers.adagrad import adagrad
-from optim_zoo.optimizers.rmsprop import rmsprop
+from optim_zoo.ports._arguments import Rate, check_arguments, in_source_words, refuse
 from optim_zoo.ports._pieces import (
-    Rate,
     chain,
-    check_arguments,
     decay_before,
     epsilon_hat,
-    in_source_words,
     momentum_trace,
-    none_if_zero,
-    refuse,
+    rms_inside_momentum,
     scale_by_adam_epsilon_hat,
     times,
 )
@@ -118,7 +114,7 @@ def sgd_inside(
     """
     return chain(
         scale_by_learning_rate(learning_rate, last=False),
-        momentum_trace(momentum, nesterov=nesterov),
+        momentum_trace(momentum, nesterov=nesterov, highest=1.0),
         cast_like_params(),
     )
 
@@ -207,8 +203,7 @@ def RMSprop(
     **base: Any,
 ) -> optax.GradientTransformation:
     """`rmsprop`: eps inside the root, the learning rate inside the momentum."""
-    momentum_or_none = none_if_zero(momentum)
-    step = rmsprop(learning_rate, rho, epsilon, momentum=momentum_or_none, centered=centered)
+    step = rms_inside_momentum(learning_rate, rho, epsilon, momentum, centered=centered)
     return _finished("keras.RMSprop", step, learning_rate, weight_decay, base)
 
 

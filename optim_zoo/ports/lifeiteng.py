@@ -5,7 +5,7 @@ import optax
 from optim_zoo import ranges
 from optim_zoo.optimizers.lookahead import synchronize
 from optim_zoo.ports import torch
-from optim_zoo.ports._pieces import Rate, in_source_words, refuse
+from optim_zoo.ports._arguments import Rate, in_source_words, refuse
 
 
 @in_source_words

@@ -8,7 +8,7 @@ import optax
 
 from optim_zoo import ranges
 from optim_zoo.optimizers.lookahead import synchronize
-from optim_zoo.ports._pieces import in_source_words
+from optim_zoo.ports._arguments import in_source_words
 from optim_zoo.transforms import TraceMomentumState, TraceNesterovMomentumState
 from optim_zoo.tree import Tree, map_to_several
 

@@ -10,8 +10,13 @@ import optax
 
 from optim_zoo import rules
 from optim_zoo.optimizers.lamb import lamb
-from optim_zoo.optimizers.lars import lars
-from optim_zoo.ports._pieces import Rate, in_source_words, patterns
+from optim_zoo.ports._arguments import Rate, check_momentum, in_source_words, patterns
+from optim_zoo.transforms import (
+    cast_like_params,
+    scale_by_lars_trust_ratio,
+    scale_by_learning_rate,
+)
+from optim_zoo.transforms.momentum import trace_with_gain
 
 
 @in_source_words
@@ -64,13 +69,14 @@ def LARSOptimizer(
     """
     rules.check_patterns("skip_list", patterns(skip_list))
     skipped = rules.named("skip_list", [re.escape(part) for part in patterns(skip_list)])
-    return lars(
-        learning_rate,
-        momentum,
-        weight_decay,
-        eeta,
-        epsilon,
-        use_nesterov,
-        exclude_from_weight_decay=skipped,
-        exclude_from_layer_adaptation=skipped,
+    check_momentum(momentum)
+    # `lars` refuses a momentum of 1, which the source accepts.
+    trace = trace_with_gain("trace_momentum", momentum, lambda count: 1.0, nesterov=use_nesterov)
+    return optax.chain(
+        scale_by_lars_trust_ratio(
+            weight_decay, eeta, epsilon, exclude_from_weight_decay=skipped, exclude=skipped
+        ),
+        scale_by_learning_rate(learning_rate, last=False),
+        trace,
+        cast_like_params(),
     )

@@ -3,7 +3,8 @@
 import optax
 
 from optim_zoo import rules
-from optim_zoo.ports._pieces import Rate, chain, in_source_words
+from optim_zoo.ports._arguments import Rate, in_source_words
+from optim_zoo.ports._pieces import chain
 from optim_zoo.transforms import (
     add_decayed_weights,
     scale_by_adam,

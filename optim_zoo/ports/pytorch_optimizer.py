@@ -9,21 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optim_zoo import errors, ranges, rules
+from optim_zoo import ranges, rules
 from optim_zoo.optimizers.lookahead import synchronize
 from optim_zoo.ports import michaelrzhang
-from optim_zoo.ports._pieces import (
-    Rate,
-    at,
-    chain,
-    decay_before,
-    in_source_words,
-    is_zero,
-    negated,
-    radam_epsilon_hat,
-    refuse,
-    times,
-)
+from optim_zoo.ports._arguments import Rate, in_source_words, is_zero, refuse
+from optim_zoo.ports._pieces import at, chain, decay_before, negated, radam_epsilon_hat, times
 from optim_zoo.transforms import (
     ScaleByLarsTrustRatioState,
     ScaleByRadamState,
@@ -114,6 +104,7 @@ def LARS(
     """
     refuse("pytorch_optimizer.LARS", foreach=(foreach, None))
     ranges.check("trust_coefficient", trust_coefficient, 0.0, open_high=True)
+    ranges.check_decay("momentum", momentum)
     ranges.check("dampening", dampening, 0.0, 1.0)
 
     def ratio(x: jax.Array, g: jax.Array, weight_decay: jax.typing.ArrayLike) -> jax.Array:
@@ -125,10 +116,9 @@ def LARS(
         "pytorch_optimizer.LARS", ratio, state=ScaleByLarsTrustRatioState,
         weight_decay=weight_decay, exclude=(), layers=(), axis_name=None,
     )  # fmt: skip
-    with errors.renaming({"decay": "momentum"}):
-        trace = trace_with_gain(
-            "pytorch_optimizer.LARS", momentum, lambda count: 1 - dampening, nesterov=nesterov
-        )
+    trace = trace_with_gain(
+        "pytorch_optimizer.LARS", momentum, lambda count: 1 - dampening, nesterov=nesterov
+    )
     return chain(
         negated(maximize),
         optax.masked(adapted, lambda params: jax.tree.map(lambda x: jnp.ndim(x) > 1, params)),

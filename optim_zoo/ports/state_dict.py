@@ -1,9 +1,7 @@
-"""Carrying a running torch job over: its ``state_dict`` as the state of a port."""
+"""Carries a running torch job over: its ``state_dict`` becomes the state of a port."""
 
-import importlib
-import inspect
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +11,17 @@ import optax
 
 from optim_zoo import ranges
 from optim_zoo.errors import ArgumentValueError
-from optim_zoo.ports._pieces import DecayState, ScaleByAdamEpsilonHatState
+from optim_zoo.optimizers.lookahead import LookaheadState
+from optim_zoo.ports import timm
+from optim_zoo.ports._pieces import DecayState, ScaleByAdamEpsilonHatState, ScheduledDecayState
+from optim_zoo.ports._states import COUNTS, map_pieces
+from optim_zoo.ports.param_groups import (
+    Names,
+    StateDict,
+    check_names,
+    from_param_groups,
+    target_paths,
+)
 from optim_zoo.transforms import (
     ScaleByAdadeltaState,
     ScaleByAdagradState,
@@ -33,16 +41,13 @@ from optim_zoo.transforms import (
 )
 from optim_zoo.tree import Tree, leaf_paths, map_with_path
 
-StateDict = Mapping[str, Any]
-Names = Mapping[str, str | tuple[str, Sequence[int]]]
+Fields = dict[str, tuple[str, ...]]
 
-_LIBRARIES = ("torch", "timm", "pytorch_optimizer")
-
-# What the fields of our states are called in torch, timm and pytorch_optimizer.
-_MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
-_LARGEST_MOMENTS = {**_MOMENTS, "nu_max": "max_exp_avg_sq"}
-_MOMENTUM = {"momentum": "momentum_buffer"}
-_FIELDS: dict[type, dict[str, str]] = {
+# The names that the fields of our states have in torch, timm, pytorch_optimizer and Apex.
+_MOMENTS: Fields = {"mu": ("exp_avg",), "nu": ("exp_avg_sq",)}
+_LARGEST_MOMENTS: Fields = {**_MOMENTS, "nu_max": ("max_exp_avg_sq",)}
+_MOMENTUM: Fields = {"momentum": ("momentum_buffer",)}
+_FIELDS: dict[type, Fields] = {
     ScaleByAdamState: _MOMENTS,
     ScaleByAdamEpsilonHatState: _MOMENTS,
     ScaleByUncorrectedAdamState: _MOMENTS,
@@ -55,12 +60,18 @@ _FIELDS: dict[type, dict[str, str]] = {
     TraceMomentumState: _MOMENTUM,
     TraceNesterovMomentumState: _MOMENTUM,
     TraceMomentumEmaState: _MOMENTUM,
-    ScaleByRmsState: {"nu": "square_avg", "mu": "grad_avg"},
-    ScaleByAdagradState: {"sum_of_squares": "sum"},
-    ScaleByAdadeltaState: {"e_g": "square_avg", "e_x": "acc_delta"},
+    ScaleByRmsState: {"nu": ("square_avg",), "mu": ("grad_avg",)},
+    ScaleByAdagradState: {"sum_of_squares": ("sum",)},
+    ScaleByAdadeltaState: {"e_g": ("square_avg",), "e_x": ("acc_delta",)},
+    timm.LaPropState: {"exp_avg": ("exp_avg",), "exp_avg_sq": ("exp_avg_sq",)},
+    LookaheadState: {"slow": ("slow_buffer", "lookahead_slow_buff", "slow_params")},
     ScaleByLearningRateState: {},
+    ScheduledDecayState: {},
     DecayState: {},
+    optax.InjectStatefulHyperparamsState: {},
 }
+# Fields that hold one number for all parameters, and their names in the sources.
+_SHARED = {"product": ("mu_product", "m_schedule"), "average_rate": ("exp_avg_lr_1",)}
 
 
 def from_state_dict(
@@ -71,7 +82,7 @@ def from_state_dict(
     names: Names,
     step: int | None = None,
 ) -> Any:
-    """The state of a port at the point where a torch run stands, so that JAX goes on from there.
+    """Returns the state of a port at the point of a torch run, so that JAX resumes from there.
 
     ::
 
@@ -79,205 +90,217 @@ def from_state_dict(
         tx = ports.from_param_groups("torch.AdamW", state_dict, names=names)
         state = ports.from_state_dict(tx, state_dict, params, names=names)
 
+    A parameter without state in the ``state_dict`` (in torch, a parameter that never had a
+    gradient) starts with the state of ``init``. Note that torch does not update such a parameter
+    at all, whereas a gradient of zeros still decays it. torch counts the steps of every parameter
+    or group separately, whereas a port has one count: where the counts differ, because a parameter
+    was frozen at first, all take the largest.
+
     Args:
-      source: the port, made with the arguments the torch run had; or its name, such as
-        ``"torch.AdamW"``, for the one that `from_param_groups` makes.
-      state: ``optimizer.state_dict()``, with NumPy arrays in place of tensors: ``"state"`` by the
-        index of the parameter, and ``"param_groups"``.
-      params: the parameters, carried over already.
-      names: the torch parameters in the order of their indices, which is that of the groups they
-        were given in; of each its path in ``params``, or (path, axes) where it has to be
-        transposed, axes as for ``np.transpose``. A square kernel does not show that it has to.
-      step: the steps made, where the state does not hold their number (SGD).
+      source: the port, built with the arguments of the torch run, also inside ``optax.chain``,
+        ``optax.partition`` or `timm.Lookahead`; or its name, such as ``"torch.AdamW"``, for the
+        port that `from_param_groups` builds.
+      state: ``optimizer.state_dict()``, with NumPy arrays in place of tensors: ``"state"``, keyed
+        by the index of the parameter, and ``"param_groups"``. That of pytorch_optimizer's
+        ``Lookahead``, which nests another, is accepted too.
+      params: the parameters, already converted.
+      names: the torch parameters in the order of their indices, which is the order in which the
+        groups list them. The value of each is its path in ``params``, or ``(path, axes)`` where it
+        must be transposed, with the axes as for ``np.transpose``. The shape of a square kernel
+        cannot show that it must be.
+      step: the number of steps made. Required where the state does not hold it (SGD); otherwise it
+        replaces the number that the state holds.
 
     Returns:
-      The state of the port. What only shows what the last step did, such as trust ratios, is as
-      after ``init``.
+      The state of the port. Values that only show what the last step did, such as trust ratios,
+      are those of ``init``.
 
     Raises:
-      ArgumentValueError: a parameter or a field is missing, or a shape does not fit; it is named.
-      NotImplementedError: the port keeps state that no torch state is known for.
+      ArgumentValueError: a parameter or a field is missing, no parameter has state, or a shape
+        does not fit; it is named.
+      NotImplementedError: the port keeps state whose name in torch is not known.
+
+    Warns:
+      UserWarning: a parameter has no state, or the numbers of steps differ; the warning lists the
+        parameters, and says what is assumed. Also see `from_param_groups`.
     """
+    state = _flat(state)
     if isinstance(source, str):
         source = from_param_groups(source, state, names=names)
     fresh = source.init(params)
-    moments = _by_path(state, params, names)
-    count = _steps_made(state, step)
-    learning_rate = state["param_groups"][0]["lr"]
+    moments = _Moments(state, params, names)
+    count = _steps_made(state, moments, step)
+    rates = {group["lr"] for group in state["param_groups"]}
 
-    def carried(piece: Any) -> Any:
-        fields = _FIELDS.get(type(piece))
-        if fields is None:
-            return piece
+    def carried(piece: Any, after_rate: bool) -> Any:
+        fields = _FIELDS.get(type(piece), {})
         new = {
-            ours: _moment(theirs, moments, getattr(piece, ours))
+            ours: moments.tree(theirs, getattr(piece, ours), negate=after_rate)
             for ours, theirs in fields.items()
             if getattr(piece, ours) is not None
         }
-        for field in {"count", "step"}.intersection(piece._fields):
-            new[field] = jnp.asarray(count, getattr(piece, field).dtype)
-        if isinstance(piece, ScaleByLearningRateState):
-            new["rate"] = jnp.asarray(learning_rate, piece.rate.dtype)
-        if isinstance(piece, ScaleByScheduledNadamState):
-            product = next(iter(moments.values()))["mu_product"]
-            new["product"] = jnp.asarray(product, piece.product.dtype)
-        if isinstance(piece, DecayState):
-            new["inner"] = _map_pieces(carried, piece.inner)
+        for ours, theirs in _SHARED.items():
+            if ours in piece._fields:
+                new[ours] = jnp.asarray(moments.shared(theirs), getattr(piece, ours).dtype)
+        for ours in COUNTS:
+            if ours in piece._fields:
+                new[ours] = jnp.asarray(count, getattr(piece, ours).dtype)
+        if isinstance(piece, ScaleByLearningRateState) and len(rates) == 1:
+            # Where the groups differ, each port of a partition has its own rate from `init`.
+            new["rate"] = jnp.asarray(next(iter(rates)), piece.rate.dtype)
         return piece._replace(**new)
 
-    return _map_pieces(carried, fresh)
+    return map_pieces(carried, fresh, _FIELDS, "torch")
 
 
-def from_param_groups(
-    source: str, state: StateDict, *, names: Names
-) -> optax.GradientTransformation:
-    """The port that computes what the optimizer of a ``state_dict`` does.
+def _flat(state: StateDict) -> StateDict:
+    """Returns the ``state_dict`` of the inner optimizer of pytorch_optimizer's ``Lookahead``.
 
-    Its arguments are those of the parameter groups; parameters in a group of weight decay 0 are
-    its ``exclude_from_weight_decay``. Switches that choose a kernel (``foreach``, ``fused``,
-    ``capturable``, ``differentiable``) are left out.
-
-    Args:
-      source: the name of a port of torch, timm or pytorch_optimizer, such as ``"timm.Lamb"``.
-      state, names: see `from_state_dict`.
-
-    Raises:
-      ArgumentValueError: there is no such port, or the groups differ in more than their weight
-        decay.
+    The slow weights become one more field of each parameter.
     """
-    library, _, name = source.removeprefix("ports.").partition(".")
-    ranges.check_choice("library with a state_dict", library, _LIBRARIES, argument="source")
-    module = importlib.import_module(f"optim_zoo.ports.{library}")
-    ports = [key for key, value in vars(module).items() if _is_port(module, key, value)]
-    ranges.check_choice(f"port of {library}", name, ports, argument="source")
-    port = getattr(module, name)
-    groups = state["param_groups"]
-    takes = set(inspect.signature(port).parameters)
-    takes -= {"foreach", "fused", "capturable", "differentiable"}
-    arguments = [{k: v for k, v in g.items() if k in takes - {"weight_decay"}} for g in groups]
-    decays = sorted({group.get("weight_decay", 0) for group in groups})
-    if any(other != arguments[0] for other in arguments) or len([d for d in decays if d]) > 1:
-        expected = "differ in nothing but a weight decay of 0"
-        differing = [{k: v for k, v in g.items() if k != "params"} for g in groups]
-        advice = "put one port a group together with optax.partition"
-        raise ArgumentValueError(
-            "state",
-            f"have parameter groups that {expected}",
-            differing,
-            advice,
-            sentence=f"{source}: the parameter groups must {expected}, got {differing}: {advice}",
-        )
-    chosen = dict(arguments[0])
-    if "weight_decay" in takes:
-        chosen["weight_decay"] = decays[-1]
-    if decays[-1] and decays[0] == 0 and "exclude_from_weight_decay" in takes:
-        paths = list(_paths(names))
-        undecayed = [i for g in groups if not g["weight_decay"] for i in g["params"]]
-        chosen["exclude_from_weight_decay"] = [f"^{re.escape(paths[i])}$" for i in undecayed]
-    return port(**chosen)
+    if "base_optimizer" not in state:
+        return state
+    inner = state["base_optimizer"]
+    members = [group["params"] for group in inner["param_groups"]]
+    slow = {members[i][j]: fields for (i, j), fields in state["lookahead_state"].items()}
+    indices = [index for inside in members for index in inside]
+    together = {i: {**inner["state"].get(i, {}), **slow.get(i, {})} for i in indices}
+    return {**inner, "state": together}
 
 
-def _is_port(module: Any, name: str, value: Any) -> bool:
-    own = getattr(value, "__module__", None) == module.__name__
-    return own and inspect.isfunction(value) and name[0].isupper()
+class _Moments:
+    """The state of every parameter, keyed by its path in ``params``."""
 
-
-def _paths(names: Names) -> Iterator[str]:
-    return (target if isinstance(target, str) else target[0] for target in names.values())
-
-
-def _by_path(state: StateDict, params: Tree, names: Names) -> dict[str, dict[str, np.ndarray]]:
-    """The state of every parameter by its path in ``params``, transposed as it is there."""
-    shapes = {path: jnp.shape(x) for path, x in zip(leaf_paths(params), jax.tree.leaves(params),
-                                                     strict=True)}  # fmt: skip
-    indices = [index for group in state["param_groups"] for index in group["params"]]
-    if len(names) != len(indices):
-        expected = f"list the {len(indices)} parameters of the state_dict"
-        raise ArgumentValueError("names", expected, len(names))
-    apart = sorted(set(_paths(names)) ^ set(shapes))
-    if apart:
-        raise ArgumentValueError(
-            "names",
-            "have the paths of params",
-            apart,
-            sentence=f"{{argument}} and params must have the same paths; they differ at {apart}",
-            related=["params"],
-        )
-    moments = {}
-    for index, (name, target) in zip(sorted(indices), names.items(), strict=True):
-        path, axes = (target, None) if isinstance(target, str) else target
-        moments[path] = {
-            field: _fitted(name, field, path, np.asarray(value), axes, shapes[path])
-            for field, value in state["state"].get(index, {}).items()
-            if value is not None
-        }
-    return moments
-
-
-def _fitted(
-    name: str,
-    field: str,
-    path: str,
-    value: np.ndarray,
-    axes: Sequence[int] | None,
-    shape: tuple[int, ...],
-) -> np.ndarray:
-    if field in ("step", "mu_product"):
-        return value.reshape(())
-    fitted = value if axes is None else np.transpose(value, axes)
-    if fitted.shape != shape:
-        advice = f'give ("{path}", axes) to transpose it' if axes is None else ""
-        raise ArgumentValueError(
-            "names",
-            f"give {path} the shape {shape}",
-            fitted.shape,
-            advice,
-            sentence=f"{field} of {name} has shape {fitted.shape}, {path} has {shape}"
-            + (f"; {advice}" if advice else ""),
-        )
-    return fitted
-
-
-def _moment(field: str, moments: Mapping[str, Mapping[str, np.ndarray]], like: Tree) -> Tree:
-    def at(path: str, x: jax.Array) -> jax.Array:
-        if field not in moments[path]:
-            has = sorted(moments[path])
-            advice = "has the run made a step, and is it this optimizer's?"
+    def __init__(self, state: StateDict, params: Tree, names: Names) -> None:
+        paths = leaf_paths(params)
+        self.shapes = dict(zip(paths, map(jnp.shape, jax.tree.leaves(params)), strict=True))
+        indices = sorted(index for group in state["param_groups"] for index in group["params"])
+        check_names(names, state)
+        differing = sorted(set(target_paths(names)) ^ set(paths))
+        if differing:
             raise ArgumentValueError(
-                "state",
-                f"hold {field} for every parameter",
-                has,
-                advice,
-                sentence=f"the state_dict has no {field} for {path}, only {has}: {advice}",
+                "names",
+                "have the paths of params",
+                differing,
+                sentence="{argument} and params must have the same paths; they differ at "
+                f"{differing}",
+                related=["params"],
             )
-        return jnp.asarray(moments[path][field], x.dtype)
+        self.names: dict[str, str] = {}
+        self.axes: dict[str, Sequence[int] | None] = {}
+        self.fields: dict[str, Mapping[str, Any]] = {}
+        for index, (name, target) in zip(indices, names.items(), strict=True):
+            path, axes = (target, None) if isinstance(target, str) else target
+            fields = state["state"].get(index, {})
+            self.names[path], self.axes[path] = name, axes
+            self.fields[path] = {k: v for k, v in fields.items() if v is not None}
+        self.missing = [path for path, fields in self.fields.items() if not fields]
+        if self.missing and len(self.missing) < len(self.fields):
+            warnings.warn(
+                f"the state_dict has no state for {self._listed(self.missing)}: assumed that they "
+                "never had a gradient, so that their state is that of init; leave them out with "
+                "optax.masked if they must stay unchanged",
+                stacklevel=3,
+            )
+        else:
+            self.missing = []
 
-    return map_with_path(at, like)
+    def _listed(self, paths: Sequence[str]) -> str:
+        return ", ".join(self.names[path] for path in paths)
+
+    def tree(self, theirs: Sequence[str], like: Tree, *, negate: bool) -> Tree:
+        """Returns the field with one of these names, of every parameter, in the layout of ``like``.
+
+        Args:
+          theirs: the names that the field has in the sources.
+          like: the field as ``init`` made it.
+          negate: whether the field has the other sign here: momentum of steps, not of gradients.
+        """
+        is_slow = "slow_buffer" in theirs
+
+        def at(path: str, x: jax.Array) -> jax.Array:
+            if path in self.missing:
+                return x
+            names = [name for name in theirs if name in self.fields[path]]
+            if not names:
+                if is_slow:  # timm makes the slow weights at the first synchronization
+                    return x
+                raise self._lacks(theirs[0], path)
+            value = jnp.asarray(self._fitted(names[0], path), x.dtype)
+            return -value if negate else value
+
+        return map_with_path(at, like)
+
+    def shared(self, theirs: Sequence[str]) -> float:
+        """Returns the number with one of these names, of the parameter with the most steps."""
+        paths = [path for path in self.fields if path not in self.missing]
+        path = max(paths, key=lambda path: float(self.fields[path].get("step", 0)))
+        names = [name for name in theirs if name in self.fields[path]]
+        if not names:
+            raise self._lacks(theirs[0], path)
+        return float(np.asarray(self.fields[path][names[0]]))
+
+    def _lacks(self, field: str, path: str) -> ArgumentValueError:
+        present = sorted(self.fields[path])
+        advice = "has the run made a step, and is it this optimizer's?"
+        return ArgumentValueError(
+            "state",
+            f"hold {field} for every parameter",
+            present,
+            advice,
+            sentence=f"the state_dict has no {field} for {path}, only {present}: {advice}",
+        )
+
+    def _fitted(self, field: str, path: str) -> np.ndarray:
+        value, axes = np.asarray(self.fields[path][field]), self.axes[path]
+        fitted = value if axes is None else np.transpose(value, axes)
+        shape = self.shapes[path]
+        if fitted.shape != shape:
+            advice = f'give ("{path}", axes) to transpose it' if axes is None else ""
+            raise ArgumentValueError(
+                "names",
+                f"give {path} the shape {shape}",
+                fitted.shape,
+                advice,
+                sentence=f"{field} of {self.names[path]} has shape {fitted.shape}, {path} has "
+                f"{shape}" + (f"; {advice}" if advice else ""),
+            )
+        return fitted
 
 
-def _steps_made(state: StateDict, step: int | None) -> int:
+def _steps_made(state: StateDict, moments: _Moments, step: int | None) -> int:
+    """Returns the number of steps that the run has made; warns where parameters differ in it."""
     if step is not None:
         ranges.check_count("step", step, 0)
         return step
-    of_parameters = [float(s["step"]) for s in state["state"].values() if "step" in s]
-    counts = set(of_parameters or [float(g["step"]) for g in state["param_groups"] if "step" in g])
-    if len(counts) != 1:
-        found = f"it holds {sorted(counts)}" if counts else "it does not hold it"
-        expected = "say how many steps were made, the same for all parameters"
+    counts: dict[str, float] = {
+        moments.names[path]: float(fields["step"])
+        for path, fields in moments.fields.items()
+        if "step" in fields
+    }
+    # timm, pytorch_optimizer and Apex count in the groups; timm's Lookahead counts there as well.
+    for name in ("step", "lookahead_step", "counter"):
+        if not counts:
+            groups = enumerate(state["param_groups"])
+            counts = {f"group {i}": float(g[name]) for i, g in groups if name in g}
+    if not counts:
+        expected = "say how many steps were made"
         raise ArgumentValueError(
             "state",
             expected,
-            sorted(counts),
+            [],
             "give step=...",
-            sentence=f"the state_dict must {expected}, but {found}: give step=...",
+            sentence=f"the state_dict must {expected}, but it does not hold it: give step=...",
             related=["step"],
         )
-    return int(counts.pop())
-
-
-def _map_pieces(function: Any, state: Any) -> Any:
-    """``function`` at every state of a piece, inside chains and named tuples of other wrappers."""
-    is_piece = lambda node: type(node) in _FIELDS  # noqa: E731
-    return jax.tree.map(
-        lambda node: function(node) if is_piece(node) else node, state, is_leaf=is_piece
-    )
+    largest = max(counts.values())
+    fewer = {name: int(made) for name, made in counts.items() if made < largest}
+    if fewer:
+        warnings.warn(
+            f"the state_dict holds {int(largest)} steps for most parameters, but "
+            + ", ".join(f"{made} for {name}" for name, made in fewer.items())
+            + f": {int(largest)} is taken for all, so that the bias correction of these differs "
+            "from torch's until their averages have filled",
+            stacklevel=3,
+        )
+    return int(largest)

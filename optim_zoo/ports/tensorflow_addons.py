@@ -15,18 +15,15 @@ from optim_zoo import ranges, rules
 from optim_zoo.optimizers.lamb import lamb
 from optim_zoo.optimizers.lookahead import lookahead
 from optim_zoo.ports import keras
+from optim_zoo.ports._arguments import Rate, check_arguments, in_source_words, patterns, refuse
 from optim_zoo.ports._pieces import (
-    Rate,
+    add_scheduled_decay,
     chain,
-    check_arguments,
     decay_before,
-    in_source_words,
-    patterns,
-    refuse,
     scale_by_adam_epsilon_hat,
     warmup_then_linear,
 )
-from optim_zoo.transforms import ScaleByRadamState, add_decayed_weights, scale_by_learning_rate
+from optim_zoo.transforms import ScaleByRadamState, scale_by_learning_rate
 from optim_zoo.transforms.amsgrad import scale_by_largest_moments
 from optim_zoo.transforms.moments import Direction, bias, scale_by_moments
 from optim_zoo.transforms.radam import rectification
@@ -123,7 +120,7 @@ def RectifiedAdam(
     beta_1: float = 0.9,
     beta_2: float = 0.999,
     epsilon: float = 1e-7,
-    weight_decay: float = 0.0,
+    weight_decay: Rate = 0.0,
     amsgrad: bool = False,
     sma_threshold: float = 5.0,
     total_steps: int = 0,
@@ -158,7 +155,7 @@ def rectified_adam(
     beta_1: float,
     beta_2: float,
     epsilon: float,
-    weight_decay: float,
+    weight_decay: Rate,
     amsgrad: bool,
     exclude_from_weight_decay: rules.Patterns,
 ) -> optax.GradientTransformation:
@@ -167,7 +164,7 @@ def rectified_adam(
     scale = scale_by_largest_moments if amsgrad else piece
     return chain(
         scale("RectifiedAdam", direction, beta_1, beta_2, epsilon),
-        add_decayed_weights(weight_decay, exclude_from_weight_decay),
+        add_scheduled_decay(weight_decay, exclude_from_weight_decay),
         scale_by_learning_rate(learning_rate),
     )
 

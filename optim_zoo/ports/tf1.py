@@ -9,18 +9,10 @@ import optax
 from optim_zoo import errors
 from optim_zoo.optimizers.adadelta import adadelta
 from optim_zoo.optimizers.adagrad import adagrad
-from optim_zoo.optimizers.momentum import momentum as heavy_ball
-from optim_zoo.optimizers.nesterov import nesterov
-from optim_zoo.optimizers.rmsprop import rmsprop
-from optim_zoo.ports._pieces import (
-    Rate,
-    chain,
-    in_source_words,
-    none_if_zero,
-    refuse,
-    scale_by_adam_epsilon_hat,
-)
+from optim_zoo.ports._arguments import Rate, check_momentum, in_source_words, refuse
+from optim_zoo.ports._pieces import chain, rms_inside_momentum, scale_by_adam_epsilon_hat
 from optim_zoo.transforms import scale_by_learning_rate
+from optim_zoo.transforms.momentum import trace_with_gain
 
 
 @in_source_words
@@ -59,8 +51,9 @@ def MomentumOptimizer(
 ) -> optax.GradientTransformation:
     """`momentum`, or `nesterov`: the learning rate stands outside."""
     refuse("tf1.MomentumOptimizer", use_locking=(use_locking, False))
-    rule = nesterov if use_nesterov else heavy_ball
-    return rule(learning_rate, momentum)
+    check_momentum(momentum)
+    trace = trace_with_gain("trace_momentum", momentum, lambda count: 1.0, nesterov=use_nesterov)
+    return optax.chain(trace, scale_by_learning_rate(learning_rate))
 
 
 @in_source_words
@@ -75,13 +68,8 @@ def RMSPropOptimizer(
 ) -> optax.GradientTransformation:
     """`rmsprop` whose mean square starts at 1: small steps at first."""
     refuse("tf1.RMSPropOptimizer", use_locking=(use_locking, False))
-    return rmsprop(
-        learning_rate,
-        decay,
-        epsilon,
-        initial_scale=1.0,
-        centered=centered,
-        momentum=none_if_zero(momentum),
+    return rms_inside_momentum(
+        learning_rate, decay, epsilon, momentum, centered=centered, initial_scale=1.0
     )
 
 

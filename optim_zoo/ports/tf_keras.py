@@ -5,7 +5,8 @@ from typing import Any
 import optax
 
 from optim_zoo.ports import keras
-from optim_zoo.ports._pieces import Rate, chain, check_arguments, in_source_words
+from optim_zoo.ports._arguments import Rate, check_arguments, in_source_words
+from optim_zoo.ports._pieces import chain
 from optim_zoo.transforms import scale_by_learning_rate, scale_by_scheduled_nadam
 
 

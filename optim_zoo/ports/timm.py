@@ -15,17 +15,14 @@ import optax
 from optim_zoo import ranges, rules
 from optim_zoo.optimizers.lookahead import synchronize
 from optim_zoo.ports import torch
+from optim_zoo.ports._arguments import Rate, in_source_words, is_zero, refuse
 from optim_zoo.ports._pieces import (
-    Rate,
     at,
     chain,
     decay_after,
     decay_before,
-    in_source_words,
-    is_zero,
     momentum_trace,
     negated,
-    refuse,
     times,
 )
 from optim_zoo.transforms import (
@@ -197,7 +194,7 @@ def Lars(
     return chain(scale, torch.SGD(lr, momentum, dampening, nesterov=nesterov))
 
 
-class _LaPropState(NamedTuple):
+class LaPropState(NamedTuple):
     """State of `LaProp`."""
 
     count: jax.Array  # type: ignore[assignment]  # (), int32: steps made
@@ -234,7 +231,7 @@ def LaProp(
     ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
     ranges.check_learning_rate(lr)
 
-    def begin(state: _LaPropState) -> tuple[_LaPropState, Any]:
+    def begin(state: LaPropState) -> tuple[LaPropState, Any]:
         count = optax.safe_increment(state.count)
         rate = jnp.asarray(at(lr, state.count), float)
         average_rate = moment(rate, state.average_rate, b1)
@@ -245,7 +242,7 @@ def LaProp(
             bias(b2, count),
         )
 
-    def update(g: jax.Array, state: _LaPropState, leaf: Leaf) -> tuple[jax.Array, _LaPropState]:
+    def update(g: jax.Array, state: LaPropState, leaf: Leaf) -> tuple[jax.Array, LaPropState]:
         rate, scale, c2 = leaf.shared
         g = g.astype(state.exp_avg_sq.dtype)
         nu = moment(jnp.square(g), state.exp_avg_sq, b2)
@@ -257,7 +254,7 @@ def LaProp(
         Declaration(
             name="timm.LaProp",
             update=update,
-            state=_LaPropState,
+            state=LaPropState,
             like_params=("exp_avg", "exp_avg_sq"),
             init=lambda path, x: {"exp_avg": zeros(x), "exp_avg_sq": zeros(x)},
             init_shared=lambda: {**zero_count(), "average_rate": jnp.zeros((), float)},

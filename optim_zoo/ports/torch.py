@@ -9,19 +9,15 @@ agrees with torch to 1e-9 in float64, NAdam to 1e-8, for torch keeps a product i
 import optax
 
 from optim_zoo import ranges, rules
+from optim_zoo.errors import ArgumentValueError
 from optim_zoo.optimizers.adadelta import adadelta
-from optim_zoo.optimizers.sgd import sgd
+from optim_zoo.ports._arguments import Rate, in_source_words, is_zero, refuse
 from optim_zoo.ports._pieces import (
-    Rate,
     at,
     chain,
-    in_source_words,
-    is_zero,
     momentum_trace,
     negated,
-    none_if_zero,
     radam_epsilon_hat,
-    refuse,
     scale_by_adam_epsilon_hat,
 )
 from optim_zoo.transforms import (
@@ -54,10 +50,14 @@ def SGD(
     """L2 regularisation, then `sgd`: the first step is not dampened."""
     refuse("torch.SGD", foreach=(foreach, None), differentiable=(differentiable, False),
            fused=(fused, None))  # fmt: skip
+    ranges.check("dampening", dampening)
+    if nesterov:
+        _check_nesterov(momentum, dampening)
+    trace = momentum_trace(momentum, nesterov=nesterov, dampening=dampening)
     return chain(
         negated(maximize),
         add_decayed_weights(weight_decay, exclude_from_weight_decay),
-        sgd(lr, momentum if nesterov else none_if_zero(momentum), nesterov, dampening),
+        optax.chain(*[piece for piece in (trace, scale_by_learning_rate(lr)) if piece]),
     )
 
 
@@ -251,6 +251,29 @@ def SparseAdam(
     """`lazy_adam` with eps beside the uncorrected root; `SparseRows` are torch's COO gradients."""
     refuse("torch.SparseAdam", maximize=(maximize, False))
     return chain(scale_by_adam_epsilon_hat(*betas, eps, lazy=True), scale_by_learning_rate(lr))
+
+
+def _check_nesterov(momentum: float, dampening: float) -> None:
+    if is_zero(momentum):
+        raise ArgumentValueError(
+            "nesterov",
+            "be False without momentum",
+            True,
+            "set momentum, such as 0.9",
+            sentence="{argument} needs a momentum above 0, got 0: set momentum, such as 0.9",
+            related=["momentum"],
+        )
+    # An array, traced or not, comes from optax.inject_hyperparams.
+    if isinstance(dampening, (int, float)) and dampening != 0:
+        raise ArgumentValueError(
+            "nesterov",
+            "be False with dampening",
+            True,
+            "leave one out",
+            sentence=f"{{argument}} cannot be combined with dampening, got {dampening}: "
+            "leave one out",
+            related=["dampening"],
+        )
 
 
 def _stepping(

@@ -6,7 +6,7 @@ from optim_zoo import rules
 from optim_zoo.optimizers.bert_adamw import UNDECAYED
 from optim_zoo.optimizers.lamb import lamb
 from optim_zoo.ports import bert
-from optim_zoo.ports._pieces import Rate, in_source_words, patterns
+from optim_zoo.ports._arguments import Rate, in_source_words, patterns
 
 
 @in_source_words

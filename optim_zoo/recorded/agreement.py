@@ -95,7 +95,7 @@ def steps(
         apply = jax.jit(apply_updates)
         update = jax.jit(tx.update)
         for grads in trajectory.grads:
-            fed = map_with_path(lambda path, g: _as_fed(case, path, g), grads)
+            fed = map_with_path(lambda path, g: as_fed(case, path, g), grads)
             updates, state = update(fed, state, params)
             params = apply(params, updates)
             yield Step(params, state)
@@ -127,7 +127,7 @@ def make(
     return function(*wrapped, **{key: value(given) for key, given in arguments.items()})
 
 
-def _as_fed(case: Case, path: str, g: np.ndarray) -> Any:
+def as_fed(case: Case, path: str, g: np.ndarray) -> Any:
     """A gradient as the reference saw it: its rows that are not zero, where it was sparse."""
     if path not in case.sparse_leaves:
         return jnp.asarray(g)

@@ -85,6 +85,7 @@ def trace_momentum(
       tx = optax.chain(optim_zoo.trace_momentum(0.9), optim_zoo.scale_by_learning_rate(0.1))
       ```
     """
+    ranges.check_decay("decay", decay)
     ranges.check("dampening", dampening, 0.0, 1.0)
     damped = isinstance(dampening, jax.core.Tracer) or bool(dampening != 0)
     if nesterov:
@@ -159,13 +160,12 @@ def trace_with_gain(
     nesterov: bool,
     state: Callable[..., Any] | None = None,
 ) -> Leafwise:
-    """Does what `trace_momentum` does, with any gain of the gradient.
+    """Does what `trace_momentum` does, with any gain of the gradient and any decay.
 
     ::
 
         m <- decay m + gain(step) g,   where the first step is 0
     """
-    ranges.check_decay("decay", decay)
     if state is None:
         state = TraceNesterovMomentumState if nesterov else TraceMomentumState
 

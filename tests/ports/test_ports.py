@@ -1,7 +1,9 @@
 """What all ports promise; that they follow their sources is tested in test_recorded.py."""
 
+import functools
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,8 +12,10 @@ import numpy as np
 import optax
 import pytest
 
-from optim_zoo import ports, recorded
+from optim_zoo import ports, recorded, tree
 from optim_zoo.recorded.agreement import make
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 LIBRARIES = [name for name in ports.__all__ if not name.startswith("from_")]
 PORTS = [
@@ -187,6 +191,93 @@ def test_keras_takes_the_arguments_of_its_base_class(port: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, *results)
     with pytest.raises(ValueError, match="only one of clipnorm, clipvalue, global_clipnorm can be"):
         port(clipnorm=0.5, clipvalue=0.5)
+
+
+# Ports of sources that accept a momentum of 1, with the largest that they accept.
+MOMENTA: dict[str, tuple[Callable[..., Any], float]] = {
+    "torch.SGD": (lambda m: ports.torch.SGD(0.1, m), np.inf),
+    "torch.SGD-nesterov": (lambda m: ports.torch.SGD(0.1, m, nesterov=True), np.inf),
+    "torch.RMSprop": (lambda m: ports.torch.RMSprop(0.1, momentum=m), np.inf),
+    "timm.Lars": (lambda m: ports.timm.Lars(0.1, m), np.inf),
+    "timm.RMSpropTF": (lambda m: ports.timm.RMSpropTF(0.1, momentum=m), np.inf),
+    "keras.SGD": (lambda m: ports.keras.SGD(0.1, m), 1.0),
+    "keras.RMSprop": (lambda m: ports.keras.RMSprop(0.1, momentum=m), np.inf),
+    "tensorflow_addons.SGDW": (lambda m: ports.tensorflow_addons.SGDW(0.0, 0.1, m), 1.0),
+    "tf1.MomentumOptimizer": (lambda m: ports.tf1.MomentumOptimizer(0.1, m), np.inf),
+    "tf1.RMSPropOptimizer": (lambda m: ports.tf1.RMSPropOptimizer(0.1, momentum=m), np.inf),
+    "mlperf.LARSOptimizer": (lambda m: ports.mlperf.LARSOptimizer(0.1, m), np.inf),
+}
+
+
+@pytest.mark.parametrize(("port", "highest"), MOMENTA.values(), ids=MOMENTA)
+def test_momentum_is_accepted_up_to_the_limit_of_the_source(
+    port: Callable[..., Any], highest: float
+) -> None:
+    """A momentum of 1 adds up all steps: the limit of momenta just below 1."""
+    params, grads = _tree("float32", 0), _tree("float32", 1)
+    results = []
+    with jax.disable_jit():
+        for momentum in (1.0, 1 - 1e-6):
+            tx = port(momentum)
+            state = tx.init(params)
+            for _ in range(2):
+                updates, state = tx.update(grads, state, params)
+            results.append(updates)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6), *results)
+    if highest == 1:
+        with pytest.raises(ValueError, match=r"^momentum must be in \[0, 1\], got 1.5"):
+            port(1.5)
+    else:
+        port(1.5)
+    for wrong in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"^momentum must be in "):
+            port(wrong)
+    with pytest.raises(TypeError, match="momentum must be float32 or wider, got bfloat16"):
+        port(jnp.asarray(0.9, "bfloat16"))
+
+
+@pytest.mark.parametrize("momentum", [1.0, 1.5])
+def test_pytorch_optimizer_refuses_a_momentum_of_1(momentum: float) -> None:
+    """As the source does."""
+    with pytest.raises(ValueError, match=r"^momentum must be in \[0, 1\), got"):
+        ports.pytorch_optimizer.LARS(momentum=momentum)
+
+
+def test_dampening_is_accepted_as_torch_accepts_it() -> None:
+    """Of any size. With 1, the momentum is that of the first gradient alone."""
+    params, grads = _tree("float32", 0), _tree("float32", 1)
+    for dampening, second in ((1.0, 0.5), (1.5, 0.0), (-1.0, 2.5)):
+        tx = ports.torch.SGD(1.0, 0.5, dampening)
+        _, state = tx.update(grads, tx.init(params), params)
+        updates, _ = tx.update(grads, state, params)
+        jax.tree.map(
+            lambda u, g, s=second: np.testing.assert_allclose(u, -s * g, 1e-6), updates, grads
+        )
+
+
+def test_the_weight_decay_of_rectified_adam_may_be_a_schedule() -> None:
+    """TensorFlow Addons evaluates it at the number of steps made before: 0 at the first step."""
+    decays = (0.0, 0.5, 0.25)
+    params, grads = _tree("float32", 0), _tree("float32", 1)
+    make = functools.partial(
+        ports.tensorflow_addons.RectifiedAdam, 0.1, exclude_from_weight_decay=["scale"]
+    )
+    scheduled = make(weight_decay=lambda step: jnp.asarray(decays)[step])
+    with jax.disable_jit():
+        state = scheduled.init(params)
+        plain = make().init(params)
+        for decay in decays:
+            updates, state = scheduled.update(grads, state, params)
+            expected, plain = make().update(grads, plain, params)
+            for path, u in tree.by_path(updates).items():
+                decayed = 0 if "scale" in path else 0.1 * decay * tree.by_path(params)[path]
+                without = tree.by_path(expected)[path]
+                # One rounding of float32 of the sum, which may be small.
+                np.testing.assert_allclose(u, without - decayed, 2e-6, 1e-7, err_msg=path)
+    assert _types(state) == _types(scheduled.init(params))
+    wrong = make.func(0.1, weight_decay=lambda step: 0.1, exclude_from_weight_decay=["sacle"])
+    with pytest.raises(ValueError, match="exclude_from_weight_decay: 'sacle' matches no leaf"):
+        wrong.init(params)
 
 
 def test_timm_refuses_what_would_stop_it() -> None:

@@ -12,8 +12,11 @@ import optax
 import pytest
 
 import optim_zoo
-from optim_zoo import ports, tree
+from optim_zoo import ports, recorded, tree
+from optim_zoo.recorded.agreement import REFERENCE_NOISE, as_fed, make
 from optim_zoo.transforms import ScaleByAdamState, ScaleByLearningRateState
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 FOLDER = Path(__file__).parent.parent / "recorded_torch"
 SOURCES = {
@@ -127,6 +130,27 @@ def test_the_pieces_are_filled() -> None:
     )
 
 
+def test_apex_by_name() -> None:
+    """Apex counts its steps in the groups, and its switches are not in them."""
+    run = Run("lamb")
+    params = run.flax("params0")
+    kept = ("lr", "bias_correction", "betas", "eps", "weight_decay", "grad_averaging",
+            "max_grad_norm", "step", "params")  # fmt: skip
+    groups = [{k: g[k] for k in kept} for g in run.state_dict["param_groups"]]
+    of_apex = {**run.state_dict, "param_groups": groups}
+    names = run.names
+    apex = ports.from_param_groups("apex.FusedLAMB", of_apex, names=names)
+    state = ports.from_state_dict("apex.FusedLAMB", of_apex, params, names=names)
+    timm = ports.from_param_groups("timm.Lamb", run.state_dict, names=names)
+    expected = ports.from_state_dict(timm, run.state_dict, params, names=names)
+    grads = run.flax("grads", 0)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        apex.update(grads, state, params),
+        timm.update(grads, expected, params),
+    )
+
+
 def test_own_arguments() -> None:
     """A port made by hand, here with a schedule, takes the same state."""
     run = Run("adamw")
@@ -181,8 +205,8 @@ def _wrong(change: Any) -> tuple[Run, dict[str, Any]]:
             "how many steps .* does not hold it: give step=",
         ),
         (
-            lambda run, a: run.state_dict["state"][0].update(step=np.float32(3)),
-            r"holds \[3.0, 10.0\]",
+            lambda run, a: (run.state_dict["state"].clear(), a.update(step=10)),
+            r"has no exp_avg for hidden/bias, only \[\]: has the run made a step",
         ),
     ],
 )
@@ -192,11 +216,125 @@ def test_what_does_not_fit_is_named(change: Any, message: str) -> None:
         ports.from_state_dict("torch.Adam", run.state_dict, **arguments)
 
 
+def test_a_parameter_without_state_starts_as_in_init() -> None:
+    """In torch, a parameter that never had a gradient, such as BERT's pooler, has no state."""
+    run = Run("adam")
+    params = run.flax("params0")
+    del run.state_dict["state"][run.about["names"].index("out.bias")]
+    with pytest.warns(UserWarning, match="no state for out.bias: assumed that they never had a"):
+        state = ports.from_state_dict("torch.Adam", run.state_dict, params, names=run.names)
+    mu = optax.tree.get(state, "ScaleByAdamState").mu
+    assert not mu["out"]["bias"].any()
+    assert mu["out"]["kernel"].any()
+    assert optax.tree.get(state, "ScaleByAdamState").count == 10
+
+
+def test_of_different_numbers_of_steps_the_largest_is_taken() -> None:
+    """torch counts for each parameter, so that one that was frozen at first has made fewer."""
+    run = Run("adam")
+    params = run.flax("params0")
+    run.state_dict["state"][1]["step"] = np.float32(3)
+    with pytest.warns(UserWarning, match="10 steps for most parameters, but 3 for hidden.bias"):
+        state = ports.from_state_dict("torch.Adam", run.state_dict, params, names=run.names)
+    assert optax.tree.get(state, "ScaleByAdamState").count == 10
+
+
+def test_of_different_numbers_of_steps_of_groups_the_largest_is_taken() -> None:
+    run = Run("lamb")
+    run.state_dict["param_groups"][1]["step"] = 4
+    params = run.flax("params0")
+    with pytest.warns(UserWarning, match="10 steps for most parameters, but 4 for group 1"):
+        state = ports.from_state_dict("timm.Lamb", run.state_dict, params, names=run.names)
+    assert optax.tree.get(state, "ScaleByAdamState").count == 10
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_groups_with_different_learning_rates(name: str) -> None:
+    """Each group moves as under its own learning rate; timm's Lamb clips all of them together."""
+    run = Run(name)
+    port = {"adamw": ports.torch.AdamW, "lamb": ports.timm.Lamb}[name]
+    groups = run.state_dict["param_groups"]
+    common = {k: v for k, v in groups[0].items() if k in ("betas", "eps", "weight_decay")}
+    undecayed = ["bias", "norm"]
+    params, grads = run.flax("params0"), jax.tree.map(lambda g: 1e3 * g, run.flax("grads", 0))
+    steps = {}
+    for lr in (0.1, 0.2):
+        tx = port(lr=lr, **common, exclude_from_weight_decay=undecayed)
+        state = ports.from_state_dict(tx, run.state_dict, params, names=run.names)
+        steps[lr], _ = tx.update(grads, state, params)
+    groups[0]["lr"], groups[1]["lr"] = 0.1, 0.2
+    with pytest.warns(UserWarning, match=r"differ in lr \(0.1, 0.2\).*constant learning rate"):
+        tx = ports.from_param_groups(SOURCES[name], run.state_dict, names=run.names)
+    state = ports.from_state_dict(tx, run.state_dict, params, names=run.names)
+    updates, after = tx.update(grads, state, params)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for path, u in tree.by_path(updates).items():
+        lr = 0.1 if "kernel" in path else 0.2
+        np.testing.assert_array_equal(u, tree.by_path(steps[lr])[path], err_msg=path)
+
+
 def test_groups_that_no_port_can_be() -> None:
-    run = Run("adamw")
-    run.state_dict["param_groups"][1]["lr"] = 0.5
-    with pytest.raises(ValueError, match="must differ in nothing but a weight decay of 0"):
-        ports.from_param_groups("torch.AdamW", run.state_dict, names=run.names)
+    """All gradients together cannot be clipped to two norms."""
+    run = Run("lamb")
+    run.state_dict["param_groups"][1]["max_grad_norm"] = 0.5
+    with pytest.raises(ValueError, match=r"must have one max_grad_norm, got \[1.0, 0.5\]"):
+        ports.from_param_groups("timm.Lamb", run.state_dict, names=run.names)
+
+
+# One case of every recorded optimizer with a state_dict, with its moments after the first step.
+CARRIED = {
+    case.constructor: pytest.param(case, id=case.id)
+    for case in recorded.cases()
+    if case.id.split("_")[0] in ("torch", "timm", "po", "apex")
+    and case.id not in ("po_lookahead_sgd_pullback", *REFERENCE_NOISE)
+}.values()
+
+
+@pytest.mark.parametrize("case", CARRIED)
+def test_every_port_takes_the_state_of_its_source(case: recorded.Case) -> None:
+    """The state after one step here is that of the source after one step."""
+    trajectory = case.load()
+    paths = tree.leaf_paths(trajectory.params0)
+    fields: dict[int, dict[str, Any]] = {i: {} for i in range(len(paths))}
+    for name, by_step in trajectory.extras.items():
+        name = {"m": "exp_avg", "v": "exp_avg_sq"}.get(name, name)
+        for i, path in enumerate(paths):
+            fields[i][name] = tree.by_path(by_step[0])[path]
+    lr = 0.01
+    for field in fields.values():
+        field |= {"step": 1, "weight_norm": 2.0, "exp_avg_lr_1": 0.1 * lr}
+        field.setdefault("mu_product", 0.9 * (1 - 0.5 * 0.96**0.004))
+    group = {"lr": lr, "params": list(range(len(paths)))}
+    state: dict[str, Any] = {"state": fields, "param_groups": [group]}
+    if case.constructor.endswith("timm.Lookahead"):
+        group["lookahead_step"] = 1
+    if case.constructor.endswith("pytorch_optimizer.Lookahead"):
+        start = tree.by_path(trajectory.params0)
+        slow = {(0, i): {"slow_params": start[path]} for i, path in enumerate(paths)}
+        state = {"lookahead_state": slow, "base_optimizer": state}
+    with jax.enable_x64(case.dtype == "float64"), jax.disable_jit(), _bias_broadcasts():
+        tx = make(case.constructor, case.arguments, case.inner, trajectory)
+        carried = ports.from_state_dict(
+            tx, state, trajectory.params0, names={path: path for path in paths}
+        )
+        fed = tree.map_with_path(lambda path, g: as_fed(case, path, g), trajectory.grads[0])
+        _, own = tx.update(fed, tx.init(trajectory.params0), trajectory.params0)
+    assert jax.tree.structure(carried) == jax.tree.structure(own)
+    shown = ("trust_ratio", "parameter_norm", "update_norm", "gradient_norm", "clipped_norm")
+    for (path, x), (_, y) in zip(
+        jax.tree.leaves_with_path(carried), jax.tree.leaves_with_path(own), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        if not any(field in name for field in (*shown, "rate")):
+            np.testing.assert_allclose(x, y, case.rtol, case.atol, err_msg=name)
+
+
+def test_state_that_torch_has_no_name_for_is_refused() -> None:
+    inner = ports.torch.SGD(lr=0.1, momentum=0.9)
+    tx = ports.michaelrzhang.Lookahead(inner, pullback_momentum="pullback")
+    run = Run("sgd_momentum")
+    with pytest.raises(NotImplementedError, match="CachedMomentumState keeps state whose name in"):
+        ports.from_state_dict(tx, run.state_dict, run.flax("params0"), names=run.names, step=10)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +343,7 @@ def test_groups_that_no_port_can_be() -> None:
         ("torch.AdmW", "unknown port of torch 'AdmW'; did you mean AdamW"),
         ("keras.Adam", "unknown library with a state_dict 'keras'"),
         ("torch", "unknown port of torch ''"),
+        ("timm.Lookahead", "unknown port of timm 'Lookahead'"),
     ],
 )
 def test_unknown_source(source: str, message: str) -> None:

@@ -1,0 +1,162 @@
+"""How ports check the arguments that they share with their sources, and name them in errors."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+
+from optim_zoo import errors, ranges, rules
+from optim_zoo.errors import ArgumentTypeError
+
+Rate = float | jax.Array | Callable[[Any], Any]  # a number, or a schedule: step from 0 -> number
+
+# Each row is one argument: its name in our pieces, then its names in the sources.
+_NAMES = (
+    ("learning_rate", "lr", "init_lr"),
+    ("b1", "beta_1", "betas[0]"),
+    ("b2", "beta_2", "betas[1]"),
+    ("eps", "epsilon"),
+    ("decay", "rho", "alpha"),
+    ("weight_decay", "weight_decay_rate"),
+    ("momentum_decay", "schedule_decay"),
+    ("trust_coefficient", "trust_coeff", "eeta"),
+    ("threshold", "sma_threshold", "n_sma_threshold"),
+    ("max_norm", "max_grad_norm"),
+    ("nesterov", "use_nesterov"),
+    ("inner", "optimizer", "base_optimizer"),
+    ("sync_period", "k", "la_steps"),
+    ("slow_step_size", "alpha", "la_alpha"),
+    ("warmup_steps", "num_warmup_steps"),
+    ("total_steps", "num_train_steps"),
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_source_words(port: Callable[P, R]) -> Callable[P, R]:
+    """Makes the errors of a port name the arguments that the port has: ``lr must be ...``.
+
+    The pieces of a port raise an `ArgumentError` about their own argument, such as ``b1``. It is
+    raised again about the argument that the port passes on as that one, such as ``betas[0]``.
+    """
+    parameters = inspect.signature(port).parameters
+    arguments = list(parameters)
+
+    def own_name(name: str) -> str:
+        others = [other for names in _NAMES if name in names for other in names]
+        own = [other for other in (name, *others) if other.partition("[")[0] in arguments]
+        return own[0] if own else name
+
+    own_names = {name: own_name(name) for names in _NAMES for name in names}
+
+    def named(name: str, value: Any) -> Any:
+        if not name.startswith("exclude_from_"):
+            return value
+        if value is None and name in parameters and parameters[name].default is None:
+            return None
+        return rules.named(name, value)
+
+    @functools.wraps(port)
+    def renaming_port(*args: P.args, **kwargs: P.kwargs) -> R:
+        passed = {**dict(zip(arguments, args, strict=False)), **kwargs}
+        for name, check in _CHECKS.items():
+            if name in arguments and name in passed:
+                check(name, passed[name])
+        positional: Any = [named(*item) for item in zip(arguments, args, strict=False)]
+        keywords: Any = {name: named(name, value) for name, value in kwargs.items()}
+        with errors.renaming(own_names):
+            return port(*(*positional, *args[len(positional) :]), **keywords)
+
+    return renaming_port
+
+
+def _check_pair(name: str, value: Any) -> None:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ArgumentTypeError(name, "be a pair of numbers", value)
+
+
+# Keyed by the names that the sources use for such an argument.
+_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+    "betas": _check_pair,
+    "optimizer": ranges.check_transformation,
+    "base_optimizer": ranges.check_transformation,
+}
+
+
+def refuse(port: str, **arguments: tuple[Any, Any]) -> None:
+    """Raises where an argument that the port does not support differs from the source's default.
+
+    Args:
+      port: the name of the port.
+      arguments: name=(value, the source's default).
+
+    Raises:
+      NotImplementedError: one differs; it is named.
+    """
+    for name, (value, default) in arguments.items():
+        # optax.inject_hyperparams traces every number, also those left at their defaults.
+        if isinstance(value, jax.core.Tracer):
+            continue
+        if value is not default and value != default:
+            raise NotImplementedError(
+                f"{port} of optim_zoo does not support {name}={value!r}; leave it out "
+                f"(the source's default is {default!r})"
+            )
+
+
+def check_arguments(
+    port: str, passed: Mapping[str, Any], known: Iterable[str], refused: Mapping[str, Any]
+) -> None:
+    """Checks the arguments of a port that belong to the base class of its source.
+
+    Args:
+      port: the name of the port.
+      passed: name -> value.
+      known: the names that are supported.
+      refused: name -> the source's default, for the names that are not supported.
+
+    Raises:
+      NotImplementedError: an argument that is not supported differs from its default.
+      TypeError: the source does not have such an argument either. As for every keyword that Python
+        itself refuses, there is no argument that an `ArgumentError` could name.
+    """
+    if unknown := sorted(set(passed) - {*known, *refused}):
+        raise TypeError(
+            f"{port} has no argument {', '.join(unknown)}; besides its own it accepts "
+            f"{', '.join(sorted(known))}"
+        )
+    refuse(
+        port, **{name: (passed.get(name, default), default) for name, default in refused.items()}
+    )
+
+
+def check_momentum(momentum: Any, highest: float = np.inf) -> None:
+    """Raises unless ``momentum`` is a number that the source accepts: from 0 to ``highest``.
+
+    Momentum of 1 and above never forgets a gradient, which our own optimizers refuse.
+
+    Raises:
+      ArgumentTypeError: it is not a number, or it has fewer bits than float32.
+      ArgumentValueError: it is outside the range.
+    """
+    ranges.check("momentum", momentum, 0.0, highest, open_high=np.isinf(highest))
+    if isinstance(momentum, jax.core.Tracer) or momentum < 1:
+        ranges.check_decay("momentum", momentum)
+
+
+def is_zero(x: Any) -> bool:
+    """Whether ``x`` is the number 0.
+
+    False for every array: ``optax.inject_hyperparams`` passes a concrete one to ``init`` and a
+    traced one to ``update``, and both must build the same chain.
+    """
+    return isinstance(x, (int, float, np.number)) and x == 0
+
+
+def patterns(passed: Sequence[str] | None) -> rules.Patterns:
+    """Returns the patterns; an empty tuple for None."""
+    return () if passed is None else passed
