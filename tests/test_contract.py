@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optim_zoo import adam, registry, rules, scale_by_adam, schedules, stacked, transforms
-from tests import pieces
+from tests import pieces, quick
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 newest = pytest.mark.newest  # the tests that depend most on JAX, optax, Flax and Orbax
@@ -98,6 +98,7 @@ DTYPES = [  # of the parameters, of the gradients
     ("bfloat16", "float32"),
     ("float32", "bfloat16"),
 ]
+DTYPES_OF_ONE_TEST = [DTYPES[2], DTYPES[4]]  # no other test compiles a step for them
 
 
 def _params(dtype: str = "float32") -> Any:
@@ -145,36 +146,33 @@ def _step(tx: optax.GradientTransformation, params: Any, state: Any, grads: Any)
 
 
 @functools.cache
-def _quick_compiler() -> dict[str, bool]:
-    """Selects XLA's older code generator for CPUs, in versions of XLA that still have it.
+def _compiled(make: Make, rate: Any = 0.1) -> tuple[optax.GradientTransformation, Any]:
+    """Returns the optimizer and its step: (params, state, grads) -> (params, state), updates.
 
-    It compiles these programs, which run for a millisecond, in a third of the time.
+    The step is compiled once for each types, for all tests together.
     """
-    options = {"xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda: 0).lower().compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError:  # jaxlib 0.12 has no such option
-        return {}
-    return options
-
-
-def _jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    return jax.jit(function, compiler_options=_quick_compiler(), **options)
-
-
-@functools.cache
-def _compiled(make: Make) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
-    """At rate 0.1, with its step: (params, state, grads) -> (params, state), updates.
-
-    Compiled once for each types, for all tests together: that is where their time would go.
-    """
-    tx = make(0.1)
+    tx = make(rate)
 
     def step(params: Any, state: Any, grads: Any) -> Any:
         updates, state = tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), updates
 
-    return tx, _jit(step)
+    return tx, quick.jit(step)
+
+
+def _eagerly(tx: optax.GradientTransformation) -> Callable[..., Any]:
+    """Returns the same step as `_compiled`, computed operation by operation.
+
+    Their programs are shared by all optimizers. Outside ``jit`` a ``cond`` would be compiled in
+    every call.
+    """
+
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        with jax.disable_jit():
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), updates
+
+    return step
 
 
 def _assert_equal(actual: Any, expected: Any) -> None:
@@ -199,6 +197,8 @@ def test_updates_are_like_the_parameters_and_state_keeps_its_types(
 ) -> None:
     params, grads = _params(dtypes[0]), _grads(dtypes[1])
     tx, step = _compiled(make)
+    if dtypes in DTYPES_OF_ONE_TEST:  # the types of compiled steps are tested below for all pairs
+        step = _eagerly(tx)
     state = tx.init(params)
     expected = _types(state)
     for _ in range(2):
@@ -283,8 +283,9 @@ def test_eps_does_not_vanish_in_float16(make: Make, eps: float | None) -> None:
         grads = {k: jnp.full(shape, size, "float16") for k, shape in shapes.items()}
         widened = jax.tree.map(lambda g: g.astype("float32"), grads)
         assert all((g > 0).all() for g in jax.tree.leaves(grads)) or size == 0.0
-        updates, low = tx.update(grads, states[0], narrow)
-        expected, high = tx.update(widened, states[1], params)
+        with jax.disable_jit():
+            updates, low = tx.update(grads, states[0], narrow)
+            expected, high = tx.update(widened, states[1], params)
         for u, e in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
             assert u.dtype == "float16"
             assert np.isfinite(u).all()
@@ -300,7 +301,7 @@ def test_runs_in_a_scan(make: Make, dtypes: tuple[str, str]) -> None:
     params, grads = _params(dtypes[0]), _grads(dtypes[1])
     tx, step = _compiled(make)
 
-    @_jit
+    @quick.jit
     def train(params: Any) -> Any:
         def body(carry: Any, _: None) -> tuple[Any, None]:
             return _step(tx, *carry, grads), None
@@ -340,7 +341,7 @@ def test_nothing_compiles_twice(make: Make) -> None:
     tx = make(schedules.warmup_cosine(0.1, 2, 10))
     traces = []
 
-    @_jit
+    @quick.jit
     def step(params: Any, state: Any, grads: Any) -> Any:
         traces.append(1)
         return _step(tx, params, state, grads)
@@ -360,7 +361,7 @@ def test_compiled_equals_eager(make: Make) -> None:
     compiled_step = jax.jit(functools.partial(_step, tx))
     eager = compiled = (_params(), tx.init(_params()))
     for seed in range(4):
-        eager = _step(tx, *eager, _grads(seed=seed))
+        eager, _ = _eagerly(tx)(*eager, _grads(seed=seed))
         compiled = compiled_step(*compiled, _grads(seed=seed))
         assert _types(eager[1]) == _types(compiled[1])
     # Ratios of norms, so some roundings more than the parameters themselves.
@@ -373,12 +374,11 @@ def test_a_number_is_a_constant_schedule(make: Make, compiled: bool) -> None:
     """Bit for bit."""
     results = []
     for rate in (0.1, schedules.constant(0.1)):
-        tx = make(rate)
-        step = functools.partial(_step, tx)
-        step = _jit(step) if compiled else step
+        tx, step = _compiled(make, rate)
+        step = step if compiled else _eagerly(tx)
         carry = (_params(), tx.init(_params()))
         for seed in range(2):
-            carry = step(*carry, _grads(seed=seed))
+            carry, _ = step(*carry, _grads(seed=seed))
         results.append(carry)
     _assert_equal(*results)
 
@@ -388,9 +388,9 @@ def test_a_schedule_sees_step_0_first(make: Make) -> None:
     """A rate that is 0 at step 0 only: the parameters stay for one step."""
     tx = make(lambda step: jnp.where(step == 0, 0.0, 0.1))
     carry = (_params(), tx.init(_params()))
-    carry = _step(tx, *carry, _grads())
+    carry, _ = _eagerly(tx)(*carry, _grads())
     _assert_equal(carry[0], _params())
-    moved, _ = _step(tx, *carry, _grads())
+    (moved, _), _ = _eagerly(tx)(*carry, _grads())
     for x, y in zip(jax.tree.leaves(moved), jax.tree.leaves(_params()), strict=True):
         assert (x != y).any()
 
@@ -407,7 +407,7 @@ def test_a_donated_step_right_after_init(make: Make, dtype: str) -> None:
     tx = make(rate if dtype == "float32" else 0.1)
     params = _params(dtype)
     carry = (params, tx.init(params))
-    step = _jit(functools.partial(_step, tx), donate_argnums=(0, 1))
+    step = quick.jit(functools.partial(_step, tx), donate_argnums=(0, 1))
     for _ in range(3):
         pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(carry)]
         assert len(set(pointers)) == len(pointers)
@@ -440,7 +440,7 @@ HYPERPARAMETERS = [
 def _injected(make: Make) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Init and update with injected hyperparameters, compiled and shared as in `_compiled`."""
     injected = optax.inject_hyperparams(make)(**_numeric(make))
-    return _jit(injected.init), _jit(injected.update)
+    return quick.jit(injected.init), quick.jit(injected.update)
 
 
 @newest
@@ -478,17 +478,18 @@ def test_vmap_over_a_hyperparameter(constructor: Make, name: str, value: float) 
     # Where the default is 0, other values take another path.
     values = np.float32([value, 0.85 * value or 0.1, 0.9 * value or 0.05])
     options = {k: 2 for k in _parameters(constructor) if k == "sync_period"}
+    params = _params()["dense"]  # a matrix and a vector: no option here names a path
 
     def moved(value: Any) -> Any:
         tx = constructor(**{"learning_rate": 0.1, name: value, **options})
         # From step 5 on: before, b1 is all that RAdam depends on. Lookahead synchronizes then.
-        state = jax.tree.map(lambda x: x + 5 if x.dtype == "int32" else x, tx.init(_params()))
-        carry = (_params(), state)
+        state = jax.tree.map(lambda x: x + 5 if x.dtype == "int32" else x, tx.init(params))
+        carry = (params, state)
         for seed in range(2):
-            carry = _step(tx, *carry, _grads(seed=seed))
+            carry = _step(tx, *carry, _grads(seed=seed)["dense"])
         return carry[0]
 
-    together = _jit(jax.vmap(moved))(values)
+    together = quick.jit(jax.vmap(moved))(values)
     for i, value in enumerate(values):
         with jax.disable_jit():  # a `cond` is compiled anew for every call outside jit
             alone = moved(value)
@@ -531,7 +532,7 @@ def test_odd_trees(make: Make) -> None:
     tx = make(0.1)
     states = {name: tx.init(params) for name, params in ODD.items()}
 
-    @_jit
+    @quick.jit
     def step(states: Any) -> Any:
         grads = jax.tree.map(lambda x: 0.5 * x, ODD)
         return {name: tx.update(grads[name], states[name], ODD[name]) for name in ODD}
@@ -595,7 +596,9 @@ def test_masked_and_partition(make: Make) -> None:
     partition = optax.partition({"ours": make(0.1), "sgd": optax.sgd(1.0)}, labels)
     wrapped = (masked, partition)
     states = [tx.init(params) for tx in wrapped]
-    both = _jit(lambda s: [tx.update(grads, x, params) for tx, x in zip(wrapped, s, strict=True)])
+    both = quick.jit(
+        lambda s: [tx.update(grads, x, params) for tx, x in zip(wrapped, s, strict=True)]
+    )
     for state, (updates, after) in zip(states, both(states), strict=True):
         assert _types(after) == _types(state)
         _assert_close(updates["stack"], expected["stack"])
@@ -613,7 +616,7 @@ def test_multi_steps(make: Make) -> None:
     tx = optax.MultiSteps(make(0.1), every_k_schedule=2)
     params = _params()
     state = tx.init(params)
-    update = _jit(tx.update)
+    update = quick.jit(tx.update)
     halves = (_grads(seed=1), _grads(seed=2))
     first, state = update(halves[0], state, params)
     assert not any(np.asarray(u).any() for u in jax.tree.leaves(first))
@@ -633,7 +636,7 @@ def test_apply_if_finite(make: Make) -> None:
     start = tx.init(params)
     broken = _grads()
     broken["dense"]["bias"] = jnp.asarray([1.0, np.nan])
-    update = _jit(tx.update)
+    update = quick.jit(tx.update)
     updates, refused = update(broken, start, params)
     assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates))
     _assert_equal(refused.inner_state, start.inner_state)
@@ -692,7 +695,7 @@ def _loss(out: jax.Array) -> jax.Array:
     return jnp.mean((out - Y[:, :2]) ** 2)
 
 
-_linen_gradients = _jit(jax.grad(lambda p: _loss(LinenModel().apply({"params": p}, X))))
+_linen_gradients = quick.jit(jax.grad(lambda p: _loss(LinenModel().apply({"params": p}, X))))
 _nnx_gradients = nnx.jit(nnx.value_and_grad(lambda model: _loss(model(X))))
 
 
@@ -713,7 +716,7 @@ def test_linen_and_nnx_train_alike(make: Make) -> None:
     train_state = TrainState.create(apply_fn=LinenModel().apply, params=params, tx=tx)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
-    @_jit
+    @quick.jit
     def linen_step(state: TrainState, grads: Any) -> TrainState:
         return state.apply_gradients(grads=grads)
 
@@ -763,7 +766,7 @@ def test_linen_models_with_sharding_annotations(make: Make) -> None:
         return TrainState.create(apply_fn=model.apply, params=params, tx=make(0.05))
 
     shardings = nn.get_sharding(jax.eval_shape(create), mesh)
-    state = _jit(create, out_shardings=shardings)()
+    state = quick.jit(create, out_shardings=shardings)()
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (4, 6)]
     assert moments
     assert all(x.sharding == NamedSharding(mesh, P(None, "model")) for x in moments)
@@ -818,7 +821,7 @@ def test_a_quadratic_goes_down(make: Make) -> None:
         terms = jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), params, target)
         return sum(jax.tree.leaves(terms))
 
-    @_jit
+    @quick.jit
     def train(rate: jax.Array, params: Any) -> Any:
         tx = make(lambda step: rate * schedules.warmup_cosine(1.0, 5, 300)(step))
 

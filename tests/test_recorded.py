@@ -10,7 +10,9 @@ import pytest
 
 import optim_zoo
 from optim_zoo import recorded
+from optim_zoo.recorded import agreement
 from optim_zoo.recorded.agreement import REFERENCE_NOISE, follow, steps
+from tests import quick
 
 pytestmark = pytest.mark.newest
 
@@ -75,7 +77,7 @@ def test_followed(case: recorded.Case) -> None:
     if case.id in REFERENCE_NOISE:
         rtol, atol = REFERENCE_NOISE[case.id], REFERENCE_NOISE[case.id] * case.atol / case.rtol
     trajectory = case.load()
-    for i, step in enumerate(steps(case, trajectory)):
+    for i, step in enumerate(steps(case, trajectory, jit=quick.jit)):
         _assert_close(step.params, trajectory.params[i], rtol, atol, f"parameters after step {i}")
         if i in case.extra_steps:
             for name in case.extras:
@@ -84,9 +86,9 @@ def test_followed(case: recorded.Case) -> None:
 
 @pytest.mark.parametrize("case_id", ["optax_lamb", "torch_sparseadam", "po_lamb_prenorm"])
 def test_agreement(case_id: str) -> None:
-    agreement = follow(recorded.get(case_id))
-    assert agreement.agrees == (case_id not in REFERENCE_NOISE)
-    assert agreement.agrees or agreement.within_noise
+    followed = follow(recorded.get(case_id))
+    assert followed.agrees == (case_id not in REFERENCE_NOISE)
+    assert followed.agrees or followed.within_noise
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_learning_rates_of_create_optimizer(case_id: str) -> None:
     trajectory = case.load()
     rates = [
         float(optim_zoo.metrics.read(step.state)["learning_rate"])
-        for step in steps(case, trajectory)
+        for step in steps(case, trajectory, jit=quick.jit)
     ]
     # Computed in float32 by us: a few roundings of 6e-8.
     np.testing.assert_allclose(rates, trajectory.per_step["lr"], rtol=5e-7)
@@ -108,6 +110,8 @@ def test_a_wrong_number_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice the tolerance, in one entry after the last step, and NaN."""
     case = recorded.get("optax_adamw")
     trajectory = case.load()
+    ours = list(steps(case, trajectory, jit=quick.jit))
+    monkeypatch.setattr(agreement, "steps", lambda *_: ours)
     monkeypatch.setattr(recorded.Case, "load", lambda _: trajectory)
     assert follow(case).agrees
     kernel = trajectory.params[-1]["dense"]["kernel"]

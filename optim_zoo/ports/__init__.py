@@ -1,9 +1,10 @@
 """Other libraries' optimizers under their own names and arguments, with the same numbers.
 
-One module a library: ``ports.torch.AdamW(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)``. Learning
+There is one module for each library: ``ports.torch.AdamW(lr=1e-3, betas=(0.9, 0.95))``. Learning
 rates may be schedules. An argument that a source has and its port does not support raises
-``NotImplementedError``. Known defects of a source are reproduced; the docstring begins with them
-and names the repaired spelling. `from_state_dict` carries a torch run over.
+``NotImplementedError``. Known defects of a source are reproduced; the first sentence of the
+docstring names the defect, and "Repaired:" the spelling without it. `from_state_dict` carries over
+a torch run, and `from_optax_state` a run with optax.
 
 Norms are those of this library. They equal a source's norms as long as the squares fit into the
 dtype of the source. Beyond that, where a source's norm is zero or infinite, a port's is right.

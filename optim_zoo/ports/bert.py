@@ -1,4 +1,7 @@
-"""google-research/bert (eedf571), ``optimization.py``; macanv/BERT-BiLSTM-CRF-NER has the same."""
+"""Optimizers of google-research/bert (eedf571), ``optimization.py``.
+
+macanv/BERT-BiLSTM-CRF-NER has the same code.
+"""
 
 from collections.abc import Callable
 
@@ -21,7 +24,16 @@ def AdamWeightDecayOptimizer(
     exclude_from_weight_decay: rules.Patterns | None = None,
     name: str = "AdamWeightDecayOptimizer",
 ) -> optax.GradientTransformation:
-    """`bert_adamw`, with no exclusions unless told. Agrees with the source to 2e-5 in float32."""
+    """`bert_adamw`, which excludes no leaf by default. Agrees with the source to 2e-5 in float32.
+
+    Args:
+      learning_rate: A number >= 0 or a schedule: step -> learning rate, the first step being 0.
+      weight_decay_rate: The factor of the parameters in the direction, >= 0.
+      beta_1, beta_2: The decay rates of the moments, in [0, 1).
+      epsilon: The number that is added to the root of the second moment, >= 0.
+      exclude_from_weight_decay: Path patterns (``re.search``) of leaves that are not decayed.
+      name: Accepted and ignored.
+    """
     return bert_adamw(
         learning_rate,
         beta_1,
@@ -41,12 +53,20 @@ def create_optimizer(
     *,
     exclude_from_weight_decay: rules.Patterns = UNDECAYED,
 ) -> optax.GradientTransformation:
-    """The learning rate drops at the end of the warmup, for its decay starts at step 0.
+    """The optimizer of BERT, whose learning rate drops at the end of the warmup.
 
-    Repaired: `schedules.warmup_polynomial`. Clipping to the global norm 1, then
-    `AdamWeightDecayOptimizer` with decay 0.01 under `schedules.bert_warmup_polynomial`. The source
-    takes the loss and makes the gradients; here they come to ``update``, averaged over devices,
-    which ``use_tpu`` is about. Agrees with the source to 2e-5 in float32.
+    The decay of the source starts at step 0 and not at the end of the warmup. Repaired:
+    `schedules.warmup_polynomial`. The gradients are clipped to the global norm 1;
+    `AdamWeightDecayOptimizer` with weight decay 0.01 follows `schedules.bert_warmup_polynomial`.
+    The source takes the loss and computes the gradients itself. Agrees with the source to 2e-5 in
+    float32.
+
+    Args:
+      init_lr: The learning rate at the end of the warmup, >= 0.
+      num_train_steps: The steps after which the learning rate is 0.
+      num_warmup_steps: The steps of the linear warmup, which starts at 0.
+      use_tpu: Must be left at its default: gradients are averaged over devices before ``update``.
+      exclude_from_weight_decay: Path patterns (``re.search``) of leaves that are not decayed.
     """
     return under_berts_schedule(
         "bert", AdamWeightDecayOptimizer, init_lr, num_train_steps, num_warmup_steps, use_tpu,
@@ -63,7 +83,7 @@ def under_berts_schedule(
     use_tpu: bool,
     exclude_from_weight_decay: rules.Patterns,
 ) -> optax.GradientTransformation:
-    """What `create_optimizer` puts around its optimizer."""
+    """Returns what `create_optimizer` builds around its optimizer."""
     refuse(f"{port}.create_optimizer", use_tpu=(use_tpu, False))
     schedule = schedules.bert_warmup_polynomial(init_lr, num_warmup_steps, num_train_steps)
     return chain(

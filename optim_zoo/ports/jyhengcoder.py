@@ -1,4 +1,4 @@
-"""jyhengcoder/Ranger_tensorflow (67e041e), ``ranger.py``."""
+"""Optimizer of jyhengcoder/Ranger_tensorflow (67e041e), ``ranger.py``."""
 
 import optax
 
@@ -27,11 +27,24 @@ def Ranger(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """Its first step shrinks the weights to ``alpha`` times their value, and is a full Adam step.
+    """Ranger whose first step shrinks the weights to ``alpha`` times their value.
 
-    It counts steps from 0: the slow weights, which start at zero, are synchronized after the
-    first step, and in rho_t the factor t (but not the power) is one less, so that r_1 is 1.
-    Repaired: `optim_zoo.ranger`. Agrees with the source to 2e-5 in float32.
+    It counts steps from 0. The slow weights, which start at zero, are therefore synchronized after
+    the first step; and in rho_t the factor t (but not the power) is one less, so that r_1 is 1 and
+    the first step is a full Adam step. Repaired: `optim_zoo.ranger`. Agrees with the source to 2e-5
+    in float32.
+
+    Args:
+      learning_rate: A number >= 0 or a schedule: step -> learning rate, the first step being 0.
+      beta_1, beta_2: The decay rates of the moments, in [0, 1).
+      epsilon: The number that is added to the corrected root, >= 0.
+      weight_decay: The factor of the parameters in the direction, >= 0.
+      amsgrad: Divides by the largest second moment instead of the latest one.
+      sma_threshold, total_steps, warmup_proportion, min_lr: See `tensorflow_addons.RectifiedAdam`.
+      k: The number of steps between synchronizations, >= 1.
+      alpha: The share of the way from the slow to the fast weights, in [0, 1].
+      name: Accepted and ignored.
+      exclude_from_weight_decay: Path patterns (``re.search``) of leaves that are not decayed.
     """
     ranges.check_count("k", k, 1)
     ranges.check("alpha", alpha, 0.0, 1.0)

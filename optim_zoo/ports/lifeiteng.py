@@ -1,4 +1,7 @@
-"""lifeiteng/Optimizers (542e5c7), ``radam_optimizer.py`` and ``lookahead_optimizer.py``."""
+"""Optimizers of lifeiteng/Optimizers (542e5c7).
+
+``radam_optimizer.py`` and ``lookahead_optimizer.py``.
+"""
 
 import optax
 
@@ -17,7 +20,16 @@ def RAdamOptimizer(
     use_locking: bool = False,
     name: str = "RAdam",
 ) -> optax.GradientTransformation:
-    """`torch.RAdam`: eps beside the uncorrected root. Agrees with the source to 1e-9 in float64."""
+    """`torch.RAdam`: eps is added to the uncorrected root. Agrees with the source to 1e-9 in
+    float64.
+
+    Args:
+      learning_rate: A number >= 0 or a schedule: step -> learning rate, the first step being 0.
+      beta_1, beta_2: The decay rates of the moments, in [0, 1).
+      epsilon: The number that is added to the root, >= 0.
+      use_locking: Must be left at its default.
+      name: Accepted and ignored.
+    """
     refuse("lifeiteng.RAdamOptimizer", use_locking=(use_locking, False))
     return torch.RAdam(learning_rate, (beta_1, beta_2), epsilon)
 
@@ -26,10 +38,15 @@ def RAdamOptimizer(
 def LookaheadOptimizer(
     optimizer: optax.GradientTransformation, k: int = 5, alpha: float = 0.5
 ) -> optax.GradientTransformation:
-    """The first synchronization shrinks the weights to ``alpha`` times their value.
+    """Lookahead whose first synchronization shrinks the weights to ``alpha`` times their value.
 
     The slow weights start at zero. Repaired: `optim_zoo.lookahead`, where they start as the
     parameters. Agrees with the source to 1e-9 in float64.
+
+    Args:
+      optimizer: The inner optimizer, with its learning rate.
+      k: The number of steps between synchronizations, >= 1.
+      alpha: The share of the way from the slow to the fast weights, in [0, 1].
     """
     ranges.check_count("k", k, 1)
     ranges.check("alpha", alpha, 0.0, 1.0)

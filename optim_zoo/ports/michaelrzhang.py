@@ -1,4 +1,4 @@
-"""michaelrzhang/lookahead (c4fd85f), the paper's own code."""
+"""Optimizers of michaelrzhang/lookahead (c4fd85f), the code of the Lookahead paper."""
 
 from typing import Any, NamedTuple
 
@@ -20,12 +20,18 @@ def Lookahead(
     la_alpha: float = 0.8,
     pullback_momentum: str = "none",
 ) -> optax.GradientTransformation:
-    """``lookahead_pytorch.py``: `optim_zoo.lookahead`, which may pull the momentum back too.
+    """`optim_zoo.lookahead`, which may also pull the momentum back: ``lookahead_pytorch.py``.
 
-    At a synchronization ``pullback_momentum`` sets the momentum of the inner SGD to 0 ("reset"),
-    or to the weighted mean of it and of what it was last set to, at first 0 ("pullback"). Other
-    inner optimizers have no such momentum and are not changed. Agrees with the source to 1e-9 in
-    float64.
+    Agrees with the source to 1e-9 in float64.
+
+    Args:
+      optimizer: The inner optimizer, with its learning rate.
+      la_steps: The number of steps between synchronizations, >= 1.
+      la_alpha: The share of the way from the slow to the fast weights, in [0, 1].
+      pullback_momentum: What a synchronization does with the momentum of the inner SGD. ``"none"``
+        does nothing; ``"reset"`` sets it to 0; ``"pullback"`` sets it to the weighted mean of
+        itself, with weight ``la_alpha``, and of the value that it was last set to, which is 0 at
+        first. Other inner optimizers have no such momentum and do not change.
     """
     ranges.check_count("la_steps", la_steps, 1)
     ranges.check("la_alpha", la_alpha, 0.0, 1.0)
@@ -45,11 +51,15 @@ def Lookahead(
 def LookaheadTF(
     optimizer: optax.GradientTransformation, la_steps: int = 5, la_alpha: float = 0.8
 ) -> optax.GradientTransformation:
-    """The first synchronization shrinks the weights to ``la_alpha`` times their value.
+    """Lookahead whose first synchronization shrinks the weights to ``la_alpha`` times their value.
 
-    ``lookahead_tensorflow.py``: the slow weights start at zero, and there are ``la_steps + 1``
-    steps from one synchronization to the next. Repaired: `Lookahead`. Agrees with the source to
-    2e-5 in float32.
+    ``lookahead_tensorflow.py``: the slow weights start at zero, and synchronizations are
+    ``la_steps + 1`` steps apart. Repaired: `Lookahead`. Agrees with the source to 2e-5 in float32.
+
+    Args:
+      optimizer: The inner optimizer, with its learning rate.
+      la_steps: The number of steps between synchronizations, >= 1.
+      la_alpha: The share of the way from the slow to the fast weights, in [0, 1].
     """
     ranges.check_count("la_steps", la_steps, 1)
     ranges.check("la_alpha", la_alpha, 0.0, 1.0)

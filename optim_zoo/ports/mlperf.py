@@ -1,4 +1,4 @@
-"""mlcommons/training (aa344c7, 80adb5f8) and tensorflow/tpu (7dc921f).
+"""Optimizers of mlcommons/training (aa344c7, 80adb5f8) and tensorflow/tpu (7dc921f).
 
 ``retired_benchmarks/bert/lamb_optimizer_v1.py``, ``mlperf_lars_optimizer.py``,
 ``resnet-tf2/tensorflow2/lars_optimizer.py`` and ``models/official/efficientnet/lars_optimizer.py``.
@@ -32,9 +32,21 @@ def LAMBOptimizer(
     *,
     bias_correction: bool = True,
 ) -> optax.GradientTransformation:
-    """A leaf that is not decayed loses its trust ratio, unless the second list is given.
+    """LAMB, where a leaf without weight decay also has no trust ratio, unless the second list is
+    passed.
 
     Otherwise `lamb`. Agrees with the source to 2e-5 in float32.
+
+    Args:
+      learning_rate: A number >= 0 or a schedule: step -> learning rate, the first step being 0.
+      weight_decay_rate: The factor of the parameters in the direction, >= 0.
+      beta_1, beta_2: The decay rates of the moments, in [0, 1).
+      epsilon: The number that is added to the root of the second moment, >= 0.
+      exclude_from_weight_decay: Path patterns (``re.search``) of leaves that are not decayed.
+      exclude_from_layer_adaptation: Path patterns of leaves without trust ratio. By default, and
+        where it is empty, those of ``exclude_from_weight_decay``.
+      name: Accepted and ignored.
+      bias_correction: Whether the moments are corrected for their start at 0.
     """
     return lamb(
         learning_rate,
@@ -61,11 +73,21 @@ def LARSOptimizer(
     skip_list: rules.Patterns | None = None,
     use_nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """`lars`; leaves whose path holds an entry of ``skip_list`` have no decay and ratio 1.
+    """`lars`; leaves whose path contains an entry of ``skip_list`` have no decay and the ratio 1.
 
-    The code for TensorFlow 1, of MLPerf and of tensorflow/tpu. That for TensorFlow 2 makes an
-    ``epsilon`` of 0 into 1e-7 without a word; give 1e-7 to follow it. Agrees with all three to
+    This is the code for TensorFlow 1, of MLPerf and of tensorflow/tpu. The code for TensorFlow 2
+    silently replaces an ``epsilon`` of 0 by 1e-7; pass 1e-7 to follow it. Agrees with all three to
     1e-9 in float64.
+
+    Args:
+      learning_rate: A number >= 0 or a schedule: step -> learning rate, the first step being 0.
+      momentum: The decay rate of the momentum, >= 0, also 1 and above.
+      weight_decay: The factor of the parameters that is added to the gradient, >= 0.
+      eeta: The trust coefficient, >= 0.
+      epsilon: The number that is added to the denominator of the ratio, >= 0.
+      name: Accepted and ignored.
+      skip_list: Strings, not patterns, that are searched for in the paths.
+      use_nesterov: Looks one step ahead along the momentum.
     """
     rules.check_patterns("skip_list", patterns(skip_list))
     skipped = rules.named("skip_list", [re.escape(part) for part in patterns(skip_list)])

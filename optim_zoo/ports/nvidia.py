@@ -1,4 +1,4 @@
-"""NVIDIA/DeepLearningExamples (729963d), ``Transformer-XL/pytorch/lamb.py``."""
+"""Optimizer of NVIDIA/DeepLearningExamples (729963d), ``Transformer-XL/pytorch/lamb.py``."""
 
 import optax
 
@@ -25,7 +25,15 @@ def Lamb(
 ) -> optax.GradientTransformation:
     """LAMB without bias correction whose ratio is min(|x|, 10) / (|u| + eps).
 
-    ``adam`` holds the ratio at 1. Agrees with the source to 1e-9 in float64.
+    Agrees with the source to 1e-9 in float64.
+
+    Args:
+      lr: The learning rate, a number >= 0 or a schedule: step -> learning rate, from step 0.
+      betas: The decay rates of the moments, a pair of numbers in [0, 1).
+      eps: The number that is added to the root of the second moment and to |u|, >= 0.
+      weight_decay: The factor of the parameters in u, >= 0.
+      adam: Holds the ratio at 1.
+      exclude_from_weight_decay: Path patterns (``re.search``) of leaves that are not decayed.
     """
     return chain(
         scale_by_adam(*betas, eps, bias_correction=False),

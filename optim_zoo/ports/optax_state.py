@@ -13,7 +13,7 @@ import optax
 from optim_zoo import optimizers, ranges
 from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 from optim_zoo.optimizers.lookahead import LookaheadState
-from optim_zoo.ports._pieces import DecayState, ScheduledDecayState
+from optim_zoo.ports._decay import DecayState, ScheduledDecayState
 from optim_zoo.ports._states import COUNTS, map_pieces
 from optim_zoo.transforms import (
     ScaleByAdadeltaState,

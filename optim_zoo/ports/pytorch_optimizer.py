@@ -1,8 +1,11 @@
-"""``pytorch_optimizer`` (4.1.0).
+"""Optimizers of ``pytorch_optimizer`` (4.1.0), under its names and with its defaults.
 
-Parameter groups without decay are said with ``exclude_from_weight_decay``; ``maximize`` is
-supported, ``foreach`` and what else the source takes by ``**kwargs`` are not. Each agrees with
-the source to 1e-9 in float64.
+Each agrees with the source to 1e-9 in float64. ``lr``, ``betas``, ``eps``, ``weight_decay``,
+``exclude_from_weight_decay`` and ``maximize`` mean what they mean in `ports.torch`, and errors are
+raised as there; the weight decay is decoupled. ``foreach`` must be left at its default. What the
+source accepts through ``**kwargs`` is not supported::
+
+    tx = ports.pytorch_optimizer.RAdam(lr=1e-3, degenerated_to_sgd=True)
 """
 
 import jax
@@ -13,7 +16,8 @@ from optim_zoo import ranges, rules
 from optim_zoo.optimizers.lookahead import synchronize
 from optim_zoo.ports import michaelrzhang
 from optim_zoo.ports._arguments import Rate, in_source_words, is_zero, refuse
-from optim_zoo.ports._pieces import at, chain, decay_before, negated, radam_epsilon_hat, times
+from optim_zoo.ports._decay import decay_before, times
+from optim_zoo.ports._pieces import at, chain, negated, radam_epsilon_hat
 from optim_zoo.transforms import (
     ScaleByLarsTrustRatioState,
     ScaleByRadamState,
@@ -50,11 +54,25 @@ def Lamb(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """Only the first moment is corrected for its bias, outside the ratio; the second never is.
+    """LAMB that corrects only the first moment for its bias, outside the ratio, and never the
+    second.
 
-    Repaired: `optim_zoo.lamb`. The ratio is min(|x|, 10) / (|u| + eps); decay comes before the
-    norms (``weight_decouple``), times the learning rate unless ``fixed_decay``, or is added to u.
-    ``max_grad_norm`` clips only with ``pre_norm``; ``adam`` holds the ratio at 1.
+    Repaired: `optim_zoo.lamb`.
+
+    ::
+
+        x <- x - lr weight_decay x
+        u  = mu / (sqrt(nu) + eps)
+        x <- x - lr / c1 min(|x|, 10) / (|u| + eps) u,   c1 = 1 - b1^t
+
+    Args:
+      weight_decouple: False adds weight_decay x to u instead.
+      fixed_decay: Decays by weight_decay, without the learning rate.
+      grad_averaging: False adds g to the first moment, and not (1 - b1) g.
+      max_grad_norm: The limit of the global norm, >= 0; it is used with ``pre_norm`` only.
+      adam: Holds the trust ratio at 1.
+      pre_norm: Clips the gradients to the global norm ``max_grad_norm``.
+      rectify, degenerated_to_sgd, n_sma_threshold: Not supported; must be left at their defaults.
     """
     refuse("pytorch_optimizer.Lamb", rectify=(rectify, False), foreach=(foreach, None),
            degenerated_to_sgd=(degenerated_to_sgd, False), n_sma_threshold=(n_sma_threshold, 5),
@@ -97,10 +115,22 @@ def LARS(
     foreach: bool | None = None,
     maximize: bool = False,
 ) -> optax.GradientTransformation:
-    """Leaves of one axis or none are neither decayed nor adapted, by rank and not by name.
+    """LARS that neither decays nor adapts leaves with one axis or none, by rank and not by name.
 
-    Where the gradient of a layer is 0 the ratio is trust_coefficient / weight_decay, not 1; the
-    dampening holds from the first step on; the learning rate stands outside the momentum.
+    ::
+
+        ratio = trust_coefficient |x| / (|g| + weight_decay |x|)     1 where |x| is 0
+        m <- momentum m + (1 - dampening) ratio (g + weight_decay x)
+        x <- x - lr m
+
+    Where the gradient of a layer is 0, the ratio is trust_coefficient / weight_decay, and not 1.
+    The dampening applies from the first step on. The learning rate is outside the momentum.
+
+    Args:
+      momentum: The decay rate of m, in [0, 1). 0 keeps no momentum.
+      dampening: The share of a gradient that is left out of m, in [0, 1].
+      trust_coefficient: The factor of the trust ratio, >= 0.
+      nesterov: Looks one step ahead along the momentum.
     """
     refuse("pytorch_optimizer.LARS", foreach=(foreach, None))
     ranges.check("trust_coefficient", trust_coefficient, 0.0, open_high=True)
@@ -142,10 +172,16 @@ def RAdam(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """In its first five steps nothing moves or decays, unless ``degenerated_to_sgd``.
+    """RAdam that neither moves nor decays in its first five steps, unless ``degenerated_to_sgd``.
 
-    Repaired: ``degenerated_to_sgd=True``, momentum alone below the threshold; or
-    `optim_zoo.radam`. Without ``weight_decouple`` the source does not decay at all.
+    Repaired: ``degenerated_to_sgd=True``, which takes momentum alone below the threshold; or
+    `optim_zoo.radam`.
+
+    Args:
+      weight_decouple: False does not decay at all, as in the source.
+      fixed_decay: Decays by weight_decay, without the learning rate.
+      n_sma_threshold: The rho_t from which the step is rectified, >= 4.
+      degenerated_to_sgd: Takes momentum alone below the threshold.
     """
     refuse("pytorch_optimizer.RAdam", foreach=(foreach, None))
     ranges.check_learning_rate(lr)
@@ -180,11 +216,21 @@ def Ranger(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """Its first five steps go uphill, unless ``degenerated_to_sgd``.
+    """Ranger that takes its first five steps uphill, unless ``degenerated_to_sgd``.
 
-    Below the threshold of RAdam the source takes a step of the wrong sign. Repaired:
-    ``degenerated_to_sgd=True``, or `optim_zoo.ranger`. Centralization keeps the first axis, in
-    which torch has the output features.
+    Below the threshold of RAdam the source takes a step with the wrong sign. Repaired:
+    ``degenerated_to_sgd=True``, or `optim_zoo.ranger`.
+
+    Args:
+      alpha: The share of the way from the slow to the fast weights, in [0, 1].
+      k: The number of steps between synchronizations, >= 1.
+      n_sma_threshold: The rho_t from which the step is rectified, >= 4.
+      degenerated_to_sgd: Takes momentum alone below the threshold.
+      weight_decouple: False adds weight_decay x to the gradient instead.
+      fixed_decay: Decays by weight_decay, without the learning rate.
+      use_gc: Subtracts from the gradient of a matrix its mean over all axes but the first, which
+        in torch is the axis of the output features.
+      gc_conv_only: Not supported; must be left at its default.
     """
     refuse("pytorch_optimizer.Ranger", gc_conv_only=(gc_conv_only, False), foreach=(foreach, None))
     ranges.check_count("k", k, 1)
@@ -208,7 +254,15 @@ def Lookahead(
     alpha: float = 0.5,
     pullback_momentum: str = "none",
 ) -> optax.GradientTransformation:
-    """`michaelrzhang.Lookahead` with another default of ``alpha``."""
+    """`michaelrzhang.Lookahead` with another default of ``alpha``.
+
+    Args:
+      optimizer: The inner optimizer, with its learning rate.
+      k: The number of steps between synchronizations, >= 1.
+      alpha: The share of the way from the slow to the fast weights, in [0, 1].
+      pullback_momentum: What a synchronization does with the momentum of SGD: ``"none"``,
+        ``"reset"`` or ``"pullback"``.
+    """
     return michaelrzhang.Lookahead(optimizer, k, alpha, pullback_momentum)
 
 

@@ -1,26 +1,23 @@
 """Carries a running torch job over: its ``state_dict`` becomes the state of a port."""
 
 import warnings
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from optim_zoo import ranges
 from optim_zoo.errors import ArgumentValueError
 from optim_zoo.optimizers.lookahead import LookaheadState
-from optim_zoo.ports import timm
-from optim_zoo.ports._pieces import DecayState, ScaleByAdamEpsilonHatState, ScheduledDecayState
+from optim_zoo.ports._decay import DecayState, ScheduledDecayState
+from optim_zoo.ports._laprop import LaPropState
+from optim_zoo.ports._pieces import ScaleByAdamEpsilonHatState
 from optim_zoo.ports._states import COUNTS, map_pieces
+from optim_zoo.ports._torch_moments import TorchMoments
 from optim_zoo.ports.param_groups import (
     Names,
     StateDict,
-    check_names,
     from_param_groups,
-    target_paths,
 )
 from optim_zoo.transforms import (
     ScaleByAdadeltaState,
@@ -39,7 +36,7 @@ from optim_zoo.transforms import (
     TraceMomentumState,
     TraceNesterovMomentumState,
 )
-from optim_zoo.tree import Tree, leaf_paths, map_with_path
+from optim_zoo.tree import Tree
 
 Fields = dict[str, tuple[str, ...]]
 
@@ -63,7 +60,7 @@ _FIELDS: dict[type, Fields] = {
     ScaleByRmsState: {"nu": ("square_avg",), "mu": ("grad_avg",)},
     ScaleByAdagradState: {"sum_of_squares": ("sum",)},
     ScaleByAdadeltaState: {"e_g": ("square_avg",), "e_x": ("acc_delta",)},
-    timm.LaPropState: {"exp_avg": ("exp_avg",), "exp_avg_sq": ("exp_avg_sq",)},
+    LaPropState: {"exp_avg": ("exp_avg",), "exp_avg_sq": ("exp_avg_sq",)},
     LookaheadState: {"slow": ("slow_buffer", "lookahead_slow_buff", "slow_params")},
     ScaleByLearningRateState: {},
     ScheduledDecayState: {},
@@ -128,7 +125,7 @@ def from_state_dict(
     if isinstance(source, str):
         source = from_param_groups(source, state, names=names)
     fresh = source.init(params)
-    moments = _Moments(state, params, names)
+    moments = TorchMoments(state, params, names)
     count = _steps_made(state, moments, step)
     rates = {group["lr"] for group in state["param_groups"]}
 
@@ -168,107 +165,7 @@ def _flat(state: StateDict) -> StateDict:
     return {**inner, "state": together}
 
 
-class _Moments:
-    """The state of every parameter, keyed by its path in ``params``."""
-
-    def __init__(self, state: StateDict, params: Tree, names: Names) -> None:
-        paths = leaf_paths(params)
-        self.shapes = dict(zip(paths, map(jnp.shape, jax.tree.leaves(params)), strict=True))
-        indices = sorted(index for group in state["param_groups"] for index in group["params"])
-        check_names(names, state)
-        differing = sorted(set(target_paths(names)) ^ set(paths))
-        if differing:
-            raise ArgumentValueError(
-                "names",
-                "have the paths of params",
-                differing,
-                sentence="{argument} and params must have the same paths; they differ at "
-                f"{differing}",
-                related=["params"],
-            )
-        self.names: dict[str, str] = {}
-        self.axes: dict[str, Sequence[int] | None] = {}
-        self.fields: dict[str, Mapping[str, Any]] = {}
-        for index, (name, target) in zip(indices, names.items(), strict=True):
-            path, axes = (target, None) if isinstance(target, str) else target
-            fields = state["state"].get(index, {})
-            self.names[path], self.axes[path] = name, axes
-            self.fields[path] = {k: v for k, v in fields.items() if v is not None}
-        self.missing = [path for path, fields in self.fields.items() if not fields]
-        if self.missing and len(self.missing) < len(self.fields):
-            warnings.warn(
-                f"the state_dict has no state for {self._listed(self.missing)}: assumed that they "
-                "never had a gradient, so that their state is that of init; leave them out with "
-                "optax.masked if they must stay unchanged",
-                stacklevel=3,
-            )
-        else:
-            self.missing = []
-
-    def _listed(self, paths: Sequence[str]) -> str:
-        return ", ".join(self.names[path] for path in paths)
-
-    def tree(self, theirs: Sequence[str], like: Tree, *, negate: bool) -> Tree:
-        """Returns the field with one of these names, of every parameter, in the layout of ``like``.
-
-        Args:
-          theirs: the names that the field has in the sources.
-          like: the field as ``init`` made it.
-          negate: whether the field has the other sign here: momentum of steps, not of gradients.
-        """
-        is_slow = "slow_buffer" in theirs
-
-        def at(path: str, x: jax.Array) -> jax.Array:
-            if path in self.missing:
-                return x
-            names = [name for name in theirs if name in self.fields[path]]
-            if not names:
-                if is_slow:  # timm makes the slow weights at the first synchronization
-                    return x
-                raise self._lacks(theirs[0], path)
-            value = jnp.asarray(self._fitted(names[0], path), x.dtype)
-            return -value if negate else value
-
-        return map_with_path(at, like)
-
-    def shared(self, theirs: Sequence[str]) -> float:
-        """Returns the number with one of these names, of the parameter with the most steps."""
-        paths = [path for path in self.fields if path not in self.missing]
-        path = max(paths, key=lambda path: float(self.fields[path].get("step", 0)))
-        names = [name for name in theirs if name in self.fields[path]]
-        if not names:
-            raise self._lacks(theirs[0], path)
-        return float(np.asarray(self.fields[path][names[0]]))
-
-    def _lacks(self, field: str, path: str) -> ArgumentValueError:
-        present = sorted(self.fields[path])
-        advice = "has the run made a step, and is it this optimizer's?"
-        return ArgumentValueError(
-            "state",
-            f"hold {field} for every parameter",
-            present,
-            advice,
-            sentence=f"the state_dict has no {field} for {path}, only {present}: {advice}",
-        )
-
-    def _fitted(self, field: str, path: str) -> np.ndarray:
-        value, axes = np.asarray(self.fields[path][field]), self.axes[path]
-        fitted = value if axes is None else np.transpose(value, axes)
-        shape = self.shapes[path]
-        if fitted.shape != shape:
-            advice = f'give ("{path}", axes) to transpose it' if axes is None else ""
-            raise ArgumentValueError(
-                "names",
-                f"give {path} the shape {shape}",
-                fitted.shape,
-                advice,
-                sentence=f"{field} of {self.names[path]} has shape {fitted.shape}, {path} has "
-                f"{shape}" + (f"; {advice}" if advice else ""),
-            )
-        return fitted
-
-
-def _steps_made(state: StateDict, moments: _Moments, step: int | None) -> int:
+def _steps_made(state: StateDict, moments: TorchMoments, step: int | None) -> int:
     """Returns the number of steps that the run has made; warns where parameters differ in it."""
     if step is not None:
         ranges.check_count("step", step, 0)

@@ -1,7 +1,10 @@
-"""``tensorflow_addons.optimizers`` (0.23.0).
+"""Optimizers of ``tensorflow_addons.optimizers`` (0.23.0), under its names and with its defaults.
 
-``clipnorm``, ``clipvalue`` and ``global_clipnorm``, which every Keras optimizer takes, are
-supported; ``name`` changes nothing. Each agrees with the source to 1e-9 in float64.
+Each agrees with the source to 1e-9 in float64. ``learning_rate``, ``beta_1``, ``beta_2``,
+``epsilon``, ``clipnorm``, ``clipvalue``, ``global_clipnorm`` and ``name`` mean what they mean in
+`ports.keras`, and errors are raised as there::
+
+    tx = ports.tensorflow_addons.AdamW(weight_decay=1e-4, learning_rate=1e-3)
 """
 
 import functools
@@ -14,15 +17,10 @@ import optax
 from optim_zoo import ranges, rules
 from optim_zoo.optimizers.lamb import lamb
 from optim_zoo.optimizers.lookahead import lookahead
-from optim_zoo.ports import keras
+from optim_zoo.ports import _keras_base, keras
 from optim_zoo.ports._arguments import Rate, check_arguments, in_source_words, patterns, refuse
-from optim_zoo.ports._pieces import (
-    add_scheduled_decay,
-    chain,
-    decay_before,
-    scale_by_adam_epsilon_hat,
-    warmup_then_linear,
-)
+from optim_zoo.ports._decay import add_scheduled_decay, decay_before
+from optim_zoo.ports._pieces import chain, scale_by_adam_epsilon_hat, warmup_then_linear
 from optim_zoo.transforms import ScaleByRadamState, scale_by_learning_rate
 from optim_zoo.transforms.amsgrad import scale_by_largest_moments
 from optim_zoo.transforms.moments import Direction, bias, scale_by_moments
@@ -41,10 +39,16 @@ def LAMB(
     name: str = "LAMB",
     **kwargs: Any,
 ) -> optax.GradientTransformation:
-    """A leaf that is not decayed loses its trust ratio, unless the second list is given.
+    """LAMB, where a leaf without weight decay also has no trust ratio, unless the second list is
+    passed.
 
-    An empty second list, which the source takes for none given, excludes nothing here. Otherwise
-    `lamb`.
+    Otherwise `lamb`. An empty second list excludes nothing here; the source takes it for none.
+
+    Args:
+      weight_decay: The factor of the parameters in the direction, >= 0.
+      exclude_from_weight_decay: Path patterns of leaves that are not decayed.
+      exclude_from_layer_adaptation: Path patterns of leaves without trust ratio. By default, those
+        of ``exclude_from_weight_decay``.
     """
     step = lamb(
         learning_rate,
@@ -74,7 +78,17 @@ def AdamW(
     exclude_from_weight_decay: rules.Patterns | None = None,
     **kwargs: Any,
 ) -> optax.GradientTransformation:
-    """The decay is not times the learning rate: x <- x - weight_decay x, then Keras's Adam."""
+    """Keras's Adam with a weight decay that is not multiplied by the learning rate.
+
+    ::
+
+        x <- x - weight_decay x,   then Keras's Adam
+
+    Args:
+      weight_decay: A number >= 0 or a schedule: step -> weight decay, the first step being 0.
+      amsgrad: Divides by the largest second moment instead of the latest one.
+      exclude_from_weight_decay: Path patterns of leaves that are not decayed.
+    """
     step = chain(
         keras.adam_direction(beta_1, beta_2, epsilon, amsgrad),
         scale_by_learning_rate(learning_rate),
@@ -92,7 +106,18 @@ def SGDW(
     exclude_from_weight_decay: rules.Patterns | None = None,
     **kwargs: Any,
 ) -> optax.GradientTransformation:
-    """The decay is not times the learning rate: x <- x - weight_decay x, then Keras's SGD."""
+    """Keras's SGD with a weight decay that is not multiplied by the learning rate.
+
+    ::
+
+        x <- x - weight_decay x,   then Keras's SGD
+
+    Args:
+      weight_decay: A number >= 0 or a schedule: step -> weight decay, the first step being 0.
+      momentum: In [0, 1]; 0 keeps no momentum.
+      nesterov: Looks one step ahead along the momentum.
+      exclude_from_weight_decay: Path patterns of leaves that are not decayed.
+    """
     step = keras.sgd_inside(learning_rate, momentum, nesterov)
     return _clipped("SGDW", _decayed(step, weight_decay, exclude_from_weight_decay), kwargs)
 
@@ -106,7 +131,11 @@ def LazyAdam(
     amsgrad: bool = False,
     name: str = "LazyAdam",
 ) -> optax.GradientTransformation:
-    """`lazy_adam` with eps beside the uncorrected root; `SparseRows` are its IndexedSlices."""
+    """`lazy_adam` with eps added to the uncorrected root.
+
+    `SparseRows` take the place of IndexedSlices: only their rows of the moments and of the
+    parameters move. ``amsgrad`` is not supported.
+    """
     refuse("tensorflow_addons.LazyAdam", amsgrad=(amsgrad, False))
     return chain(
         scale_by_adam_epsilon_hat(beta_1, beta_2, epsilon, lazy=True),
@@ -131,10 +160,20 @@ def RectifiedAdam(
     exclude_from_weight_decay: rules.Patterns = (),
     **kwargs: Any,
 ) -> optax.GradientTransformation:
-    """`radam` with decoupled decay, AMSGrad where told, and a schedule of its own.
+    """`radam` with decoupled weight decay, optional AMSGrad, and a schedule of its own.
 
-    The source computes rho in float32, which at beta_2 = 0.999 is off by 6e-3: with
-    ``sma_threshold=6`` it rectifies one step too early, and this does not.
+    The source computes rho in float32, which is off by 6e-3 at beta_2 = 0.999. With
+    ``sma_threshold=6`` it therefore rectifies one step too early, and this port does not.
+
+    Args:
+      weight_decay: The factor of the parameters in the direction: a number >= 0, or a schedule:
+        step -> weight decay, the first step being 0.
+      amsgrad: Divides by the largest second moment instead of the latest one.
+      sma_threshold: The rho_t from which the step is rectified, >= 4; momentum alone below it.
+      total_steps: The steps of a linear warmup and a linear decay; 0 for a constant learning rate.
+      warmup_proportion: The warmup's share of them, in [0, 1].
+      min_lr: The learning rate at the end of the decay, >= 0.
+      exclude_from_weight_decay: Path patterns of leaves that are not decayed.
     """
     step = rectified_adam(
         warmup_then_linear(learning_rate, total_steps, warmup_proportion, min_lr, first=1),
@@ -159,7 +198,7 @@ def rectified_adam(
     amsgrad: bool,
     exclude_from_weight_decay: rules.Patterns,
 ) -> optax.GradientTransformation:
-    """A rectified direction, decay and learning rate."""
+    """Returns the chain of a rectified direction, weight decay and a learning rate."""
     piece: Any = functools.partial(scale_by_moments, state=ScaleByRadamState)
     scale = scale_by_largest_moments if amsgrad else piece
     return chain(
@@ -172,7 +211,7 @@ def rectified_adam(
 def radam_direction(
     beta_1: float, beta_2: float, epsilon: float, threshold: float, *, behind: int = 0
 ) -> Direction:
-    """`scale_by_radam`'s direction; ``behind``: see `rectification`."""
+    """Returns the direction of `scale_by_radam`; ``behind``: see `rectification`."""
     ranges.check("sma_threshold", threshold, 4.0)
 
     def direction(g: jax.Array, mu: jax.Array, nu: jax.Array, t: jax.Array) -> jax.Array:
@@ -191,7 +230,13 @@ def Lookahead(
     slow_step_size: float = 0.5,
     name: str = "Lookahead",
 ) -> optax.GradientTransformation:
-    """`lookahead`; around `RectifiedAdam` it is the source's Ranger."""
+    """`lookahead`; around `RectifiedAdam` it is the source's Ranger.
+
+    Args:
+      optimizer: The inner optimizer, with its learning rate.
+      sync_period: The number of steps between synchronizations, >= 1.
+      slow_step_size: The share of the way from the slow to the fast weights, in (0, 1].
+    """
     return lookahead(optimizer, sync_period, slow_step_size)
 
 
@@ -206,5 +251,7 @@ def _decayed(
 def _clipped(
     port: str, step: optax.GradientTransformation, kwargs: dict[str, Any]
 ) -> optax.GradientTransformation:
-    check_arguments(f"tensorflow_addons.{port}", kwargs, keras.CLIPPING, keras.REFUSED_BEFORE)
-    return chain(keras.clipping(kwargs), step)
+    check_arguments(
+        f"tensorflow_addons.{port}", kwargs, _keras_base.CLIPPING, _keras_base.REFUSED_BEFORE
+    )
+    return chain(_keras_base.clipping(kwargs), step)

@@ -1,7 +1,8 @@
-"""``tf.compat.v1.train`` of TensorFlow 2.21.
+"""Optimizers of ``tf.compat.v1.train`` (TensorFlow 2.21), under its names and with its defaults.
 
-``use_locking``, which guards variables against other threads, is refused unless left out; ``name``
-changes nothing. Each agrees with the source to 1e-9 in float64.
+Each agrees with the source to 1e-9 in float64. ``use_locking``, which guards variables against
+other threads, must be left at its default; ``name`` is accepted and ignored. Every port raises
+`ArgumentValueError` for a number out of its range, and `ArgumentTypeError` for a wrong type.
 """
 
 import optax
@@ -27,9 +28,17 @@ def AdamOptimizer(
     beta1: float | None = None,
     beta2: float | None = None,
 ) -> optax.GradientTransformation:
-    """Adam with eps beside the uncorrected root, the paper's "epsilon hat".
+    """Adam with eps added to the uncorrected root, "epsilon hat" in the paper.
 
-    ``beta1`` and ``beta2`` are the source's own spelling of ``beta_1`` and ``beta_2``.
+    ::
+
+        u = sqrt(c2) / c1 mu / (sqrt(nu) + epsilon),   c1 = 1 - beta_1^t, c2 = 1 - beta_2^t
+
+    Args:
+      learning_rate: A number >= 0 or a schedule.
+      beta_1, beta_2: The decay rates of the moments, in [0, 1).
+      epsilon: The number that is added to the root, >= 0.
+      beta1, beta2: The source's own spelling of ``beta_1`` and ``beta_2``.
     """
     refuse("tf1.AdamOptimizer", use_locking=(use_locking, False))
     b1 = beta_1 if beta1 is None else beta1
@@ -49,7 +58,13 @@ def MomentumOptimizer(
     name: str = "Momentum",
     use_nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """`momentum`, or `nesterov`: the learning rate stands outside."""
+    """`momentum`, or `nesterov`, with the learning rate outside the momentum.
+
+    Args:
+      learning_rate: A number >= 0 or a schedule.
+      momentum: The decay rate of the momentum, >= 0, also 1 and above.
+      use_nesterov: Looks one step ahead along the momentum.
+    """
     refuse("tf1.MomentumOptimizer", use_locking=(use_locking, False))
     check_momentum(momentum)
     trace = trace_with_gain("trace_momentum", momentum, lambda count: 1.0, nesterov=use_nesterov)
@@ -66,7 +81,15 @@ def RMSPropOptimizer(
     centered: bool = False,
     name: str = "RMSProp",
 ) -> optax.GradientTransformation:
-    """`rmsprop` whose mean square starts at 1: small steps at first."""
+    """`rmsprop` whose mean square starts at 1, so that its first steps are small.
+
+    Args:
+      learning_rate: A number >= 0 or a schedule.
+      decay: The decay rate of the averages, in [0, 1).
+      momentum: The decay rate of the momentum, >= 0. 0 keeps no momentum.
+      epsilon: The number that is added inside the root, >= 0.
+      centered: Subtracts the square of the average gradient from the mean square.
+    """
     refuse("tf1.RMSPropOptimizer", use_locking=(use_locking, False))
     return rms_inside_momentum(
         learning_rate, decay, epsilon, momentum, centered=centered, initial_scale=1.0
@@ -80,7 +103,12 @@ def AdagradOptimizer(
     use_locking: bool = False,
     name: str = "Adagrad",
 ) -> optax.GradientTransformation:
-    """`adagrad` without eps."""
+    """`adagrad` without eps.
+
+    Args:
+      learning_rate: A number >= 0 or a schedule.
+      initial_accumulator_value: The sum of squares before the first step, >= 0.
+    """
     refuse("tf1.AdagradOptimizer", use_locking=(use_locking, False))
     return adagrad(learning_rate, initial_accumulator_value, 0.0)
 
@@ -93,6 +121,12 @@ def AdadeltaOptimizer(
     use_locking: bool = False,
     name: str = "Adadelta",
 ) -> optax.GradientTransformation:
-    """`adadelta`."""
+    """`adadelta`.
+
+    Args:
+      learning_rate: A number >= 0 or a schedule.
+      rho: The decay rate of both averages, in [0, 1).
+      epsilon: The number that is added inside both roots, >= 0.
+    """
     refuse("tf1.AdadeltaOptimizer", use_locking=(use_locking, False))
     return adadelta(learning_rate, rho, epsilon)

@@ -1,10 +1,10 @@
-"""``tf_keras.optimizers.legacy`` (2.21)."""
+"""Optimizer of ``tf_keras.optimizers.legacy`` (2.21)."""
 
 from typing import Any
 
 import optax
 
-from optim_zoo.ports import keras
+from optim_zoo.ports import _keras_base
 from optim_zoo.ports._arguments import Rate, check_arguments, in_source_words
 from optim_zoo.ports._pieces import chain
 from optim_zoo.transforms import scale_by_learning_rate, scale_by_scheduled_nadam
@@ -19,15 +19,16 @@ def Nadam(
     name: str = "Nadam",
     **kwargs: Any,
 ) -> optax.GradientTransformation:
-    """NAdam whose momentum is scheduled by 0.96^(0.004 t), as torch's.
+    """NAdam whose momentum is scheduled by 0.96^(0.004 t), as in torch.
 
-    ``clipnorm``, ``clipvalue`` and ``global_clipnorm`` are supported; ``name`` changes nothing.
-    Agrees with the source to 1e-8 in float64, for it keeps some constants in float32.
+    Agrees with the source to 1e-8 in float64, because it keeps some constants in float32. All
+    arguments mean what they mean in `ports.keras`; ``clipnorm``, ``clipvalue`` and
+    ``global_clipnorm`` are passed by keyword.
     """
-    refused = {**keras.REFUSED_BEFORE, "schedule_decay": 0.004}
-    check_arguments("tf_keras.Nadam", kwargs, keras.CLIPPING, refused)
+    refused = {**_keras_base.REFUSED_BEFORE, "schedule_decay": 0.004}
+    check_arguments("tf_keras.Nadam", kwargs, _keras_base.CLIPPING, refused)
     return chain(
-        keras.clipping(kwargs),
+        _keras_base.clipping(kwargs),
         scale_by_scheduled_nadam(beta_1, beta_2, epsilon, momentum_decay=0.004),
         scale_by_learning_rate(learning_rate),
     )

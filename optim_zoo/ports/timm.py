@@ -1,12 +1,17 @@
-"""``timm.optim`` (1.0.31).
+"""Optimizers of ``timm.optim`` (1.0.31), under its names and with its defaults.
 
-Parameter groups without decay are said with ``exclude_from_weight_decay``. ``caution``,
-``corrected_weight_decay``, ``clipping_threshold``, ``foreach`` and ``capturable`` are refused
-unless left out. Each agrees with timm to 1e-9 in float64; RAdamLegacy, which casts to float32, to
-2e-5, and LaProp, which keeps its bias correction in float32, to 1e-7.
+Each agrees with timm to 1e-9 in float64; `RAdamLegacy`, which casts to float32, agrees to 2e-5, and
+`LaProp`, which keeps its bias correction in float32, to 1e-7.
+
+``lr``, ``betas``, ``eps``, ``weight_decay``, ``exclude_from_weight_decay`` and ``maximize`` mean
+what they mean in `ports.torch`, and errors are raised as there. ``caution``,
+``corrected_weight_decay``, ``clipping_threshold``, ``foreach`` and ``capturable`` are not supported
+and must be left at their defaults::
+
+    tx = ports.timm.Lamb(lr=1e-3, exclude_from_weight_decay=["bias$", "norm"])
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,31 +21,22 @@ from optim_zoo import ranges, rules
 from optim_zoo.optimizers.lookahead import synchronize
 from optim_zoo.ports import torch
 from optim_zoo.ports._arguments import Rate, in_source_words, is_zero, refuse
-from optim_zoo.ports._pieces import (
-    at,
-    chain,
-    decay_after,
-    decay_before,
-    momentum_trace,
-    negated,
-    times,
-)
+from optim_zoo.ports._decay import decay_after, decay_before, times
+from optim_zoo.ports._fused_lamb import fused_lamb
+from optim_zoo.ports._laprop import scale_by_laprop
+from optim_zoo.ports._pieces import chain, momentum_trace, negated
 from optim_zoo.transforms import (
     ScaleByLarsTrustRatioState,
     ScaleByNadamState,
     add_decayed_weights,
     cast_like_params,
-    clip_by_global_norm,
     scale_by_learning_rate,
     scale_by_rms,
-    scale_by_trust_ratio,
 )
-from optim_zoo.transforms.adam import adam_direction, adam_state
+from optim_zoo.transforms.adam import adam_direction
 from optim_zoo.transforms.lars import lars_ratio
 from optim_zoo.transforms.layerwise import scale_by_layer
-from optim_zoo.transforms.leafwise import Declaration, Leaf, leafwise, zero_count, zeros
-from optim_zoo.transforms.moments import bias, check_moments, moment, scale_by_moments
-from optim_zoo.tree import Tree
+from optim_zoo.transforms.moments import check_moments, moment, scale_by_moments
 
 
 @in_source_words
@@ -61,11 +57,23 @@ def Lamb(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """Without weight decay this is Adam: a leaf that is not decayed loses its trust ratio.
+    """LAMB, which is Adam on every leaf without weight decay: such a leaf loses its trust ratio.
 
-    That is timm's rule unless ``always_adapt``; `lamb` adapts every leaf. Gradients are clipped
-    to the global norm ``max_grad_norm`` first, as in Apex. ``trust_clip`` holds the ratio to at
-    most 1; ``decoupled_decay`` decays the parameters before their norms are taken.
+    That is timm's rule unless ``always_adapt``. `optim_zoo.lamb` adapts every leaf.
+
+    ::
+
+        g <- g / max(1, |all g| / max_grad_norm)
+        u  = Adam's direction + weight_decay x
+        x <- x - lr |x| / |u| u
+
+    Args:
+      bias_correction: Whether the moments are corrected for their start at 0.
+      grad_averaging: False adds g to the first moment, and not (1 - b1) g.
+      max_grad_norm: The limit of the global norm of the gradients, > 0; None does not clip.
+      trust_clip: Limits the trust ratio to at most 1.
+      always_adapt: Adapts leaves without weight decay too.
+      decoupled_decay: Decays the parameters by lr weight_decay before their norms are taken.
     """
     refuse("timm.Lamb", caution=(caution, False), foreach=(foreach, None),
            corrected_weight_decay=(corrected_weight_decay, False))  # fmt: skip
@@ -91,55 +99,6 @@ def Lamb(
     return decay_before(step, outside, exclude_from_weight_decay)
 
 
-def fused_lamb(
-    lr: Rate,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    *,
-    bias_correction: bool,
-    grad_averaging: bool,
-    max_grad_norm: float | None,
-    adapt_undecayed: bool,
-    ratio_bounds: ranges.Bounds | None = None,
-    l2: bool = False,
-    exclude_from_weight_decay: rules.Patterns = (),
-    exclude_from_layer_adaptation: rules.Patterns = (),
-) -> optax.GradientTransformation:
-    """The LAMB of Apex and timm: clipping, Adam's direction, decay, trust ratio, learning rate.
-
-    Args:
-      lr, betas, eps, weight_decay, bias_correction: see `lamb`.
-      grad_averaging: see `scale_by_moments`.
-      max_grad_norm: None or 0: no clipping.
-      adapt_undecayed: whether there is a trust ratio where ``weight_decay`` is 0.
-      ratio_bounds: see `scale_by_trust_ratio`.
-      l2: whether the decay is added to the clipped gradient.
-      exclude_from_weight_decay, exclude_from_layer_adaptation: see `lamb`.
-    """
-    b1, b2 = betas
-    direction = scale_by_moments(
-        "Lamb",
-        adam_direction(b1, b2, eps, bias_correction=bias_correction),
-        b1,
-        b2,
-        eps,
-        state=adam_state(bias_correction=bias_correction),
-        grad_averaging=grad_averaging,
-    )
-    decay = add_decayed_weights(weight_decay, exclude_from_weight_decay)
-    ratio = scale_by_trust_ratio(exclude=exclude_from_layer_adaptation, ratio_bounds=ratio_bounds)
-    clip = None
-    if max_grad_norm is not None and not is_zero(max_grad_norm):
-        clip = clip_by_global_norm(max_grad_norm)
-    return chain(
-        clip,
-        *((decay, direction) if l2 else (direction, decay)),
-        ratio if adapt_undecayed or not is_zero(weight_decay) else None,
-        scale_by_learning_rate(lr),
-    )
-
-
 @in_source_words
 def Lars(
     lr: Rate = 1.0,
@@ -155,11 +114,22 @@ def Lars(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """Without weight decay this is SGD: a leaf that is not decayed loses its trust ratio.
+    """LARS, which is SGD on every leaf without weight decay: such a leaf loses its trust ratio.
 
-    That is timm's rule unless ``always_adapt``. The learning rate stands outside the momentum.
-    ``trust_clip`` is LARC: the ratio, divided by the learning rate, is at most 1; also where it is
-    1 because a norm is 0.
+    That is timm's rule unless ``always_adapt``. The learning rate is outside the momentum.
+
+    ::
+
+        ratio = trust_coeff |x| / (|g| + weight_decay |x| + eps)     1 where |x| or |g| is 0
+        m <- momentum m + (1 - dampening) ratio (g + weight_decay x)
+        x <- x - lr m
+
+    Args:
+      momentum, dampening, nesterov: See `torch.SGD`.
+      trust_coeff: The factor of the trust ratio, >= 0.
+      trust_clip: LARC: the ratio divided by the learning rate is at most 1, also where it is 1
+        because a norm is 0.
+      always_adapt: Adapts leaves without weight decay too.
     """
     refuse("timm.Lars", foreach=(foreach, None))
     ranges.check_learning_rate(lr)
@@ -194,15 +164,6 @@ def Lars(
     return chain(scale, torch.SGD(lr, momentum, dampening, nesterov=nesterov))
 
 
-class LaPropState(NamedTuple):
-    """State of `LaProp`."""
-
-    count: jax.Array  # type: ignore[assignment]  # (), int32: steps made
-    average_rate: jax.Array  # (), float32 (float64 under x64): average of lr, from 0
-    exp_avg: Tree  # like the parameters, in float32 or wider
-    exp_avg_sq: Tree  # like the parameters, in float32 or wider
-
-
 @in_source_words
 def LaProp(
     lr: Rate = 4e-4,
@@ -215,7 +176,7 @@ def LaProp(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """Momentum of normalised gradients (Ziyin, Wang and Ueda, arXiv 2002.04839).
+    """LaProp: momentum of normalized gradients (Ziyin, Wang and Ueda, arXiv 2002.04839).
 
     ::
 
@@ -231,36 +192,7 @@ def LaProp(
     ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
     ranges.check_learning_rate(lr)
 
-    def begin(state: LaPropState) -> tuple[LaPropState, Any]:
-        count = optax.safe_increment(state.count)
-        rate = jnp.asarray(at(lr, state.count), float)
-        average_rate = moment(rate, state.average_rate, b1)
-        scale = jnp.where(average_rate > 0, rate / average_rate, 0)
-        return state._replace(count=count, average_rate=average_rate), (
-            rate,
-            scale,
-            bias(b2, count),
-        )
-
-    def update(g: jax.Array, state: LaPropState, leaf: Leaf) -> tuple[jax.Array, LaPropState]:
-        rate, scale, c2 = leaf.shared
-        g = g.astype(state.exp_avg_sq.dtype)
-        nu = moment(jnp.square(g), state.exp_avg_sq, b2)
-        normalised = rate * g / (jnp.sqrt(nu / c2) + eps)
-        m = moment(normalised, state.exp_avg, b1)
-        return -scale * m, state._replace(exp_avg=m, exp_avg_sq=nu)
-
-    direction = leafwise(
-        Declaration(
-            name="timm.LaProp",
-            update=update,
-            state=LaPropState,
-            like_params=("exp_avg", "exp_avg_sq"),
-            init=lambda path, x: {"exp_avg": zeros(x), "exp_avg_sq": zeros(x)},
-            init_shared=lambda: {**zero_count(), "average_rate": jnp.zeros((), float)},
-            begin=begin,
-        )
-    )
+    direction = scale_by_laprop(lr, b1, b2, eps)
     inner = chain(direction, cast_like_params())
     return decay_after(inner, times(lr, weight_decay), exclude_from_weight_decay)
 
@@ -269,9 +201,15 @@ def LaProp(
 def Lookahead(
     base_optimizer: optax.GradientTransformation, alpha: float = 0.5, k: int = 6
 ) -> optax.GradientTransformation:
-    """The first synchronization does nothing, for the slow weights are made there, from the fast.
+    """Lookahead whose first synchronization does nothing.
 
-    Repaired: `optim_zoo.lookahead`, whose slow weights start as the parameters.
+    timm makes the slow weights at the first synchronization, from the fast weights. Repaired:
+    `optim_zoo.lookahead`, whose slow weights start as the parameters.
+
+    Args:
+      base_optimizer: The inner optimizer, with its learning rate.
+      alpha: The share of the way from the slow to the fast weights, in [0, 1].
+      k: The number of steps between synchronizations, >= 1.
     """
     ranges.check_count("k", k, 1)
     ranges.check("alpha", alpha, 0.0, 1.0)
@@ -290,7 +228,11 @@ def NAdamLegacy(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """`torch.NAdam` with L2 regularisation."""
+    """`torch.NAdam` with L2 regularization.
+
+    Args:
+      schedule_decay: The ``momentum_decay`` of `torch.NAdam`.
+    """
     return torch.NAdam(
         lr,
         betas,
@@ -348,7 +290,7 @@ def RAdamLegacy(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """`torch.RAdam` with decoupled decay."""
+    """`torch.RAdam` with decoupled weight decay."""
     return torch.RAdam(
         lr, betas, eps, weight_decay, True, exclude_from_weight_decay=exclude_from_weight_decay
     )
@@ -370,7 +312,22 @@ def RMSpropTF(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """TensorFlow 1's RMSprop: the mean square starts at 1, eps stands inside the root."""
+    """RMSprop of TensorFlow 1: the mean square starts at 1 and eps is inside the root.
+
+    ::
+
+        nu <- alpha nu + (1 - alpha) g^2,   nu_0 = 1
+        m  <- momentum m + lr g / sqrt(nu + eps)
+        x  <- x - m
+
+    Args:
+      alpha: The decay rate of the averages, in [0, 1).
+      momentum: The decay rate of m, >= 0. 0 keeps no momentum.
+      centered: Subtracts the square of the average gradient from nu.
+      decoupled_decay: Decays the parameters by lr weight_decay before the step, instead of adding
+        weight_decay x to the gradient.
+      lr_in_momentum: Whether the learning rate is inside the momentum, as above, or outside.
+    """
     refuse("timm.RMSpropTF", caution=(caution, False), foreach=(foreach, None),
            corrected_weight_decay=(corrected_weight_decay, False))  # fmt: skip
     ranges.check_learning_rate(lr)

@@ -1,9 +1,26 @@
-"""``torch.optim`` (2.13.0).
+"""Optimizers of ``torch.optim`` (2.13.0), under its names and with its defaults.
 
-What torch says with parameter groups, those of weight decay 0, is said with
-``exclude_from_weight_decay``. ``maximize`` is supported; ``foreach``, ``fused``, ``capturable``
-and ``differentiable``, which choose a kernel and no formula, are refused unless left out. Each
-agrees with torch to 1e-9 in float64, NAdam to 1e-8, for torch keeps a product in float32.
+Each agrees with torch to 1e-9 in float64; `NAdam` agrees to 1e-8, because torch keeps a product in
+float32.
+
+These arguments mean the same for every port:
+
+- ``lr``: the learning rate, a number >= 0 or a schedule: step -> learning rate, the first step
+  being 0. torch changes it through a scheduler.
+- ``betas``: a pair of the decay rates b1 and b2 of the moments, each in [0, 1).
+- ``eps``: the number that is added to the denominator, >= 0.
+- ``weight_decay``: the factor of the parameters that is added to the gradient (L2 regularization)
+  or, where the port says so, to the direction (decoupled weight decay), >= 0.
+- ``exclude_from_weight_decay``: path patterns (``re.search``) of leaves that are not decayed. It
+  takes the place of torch's parameter groups with a weight decay of 0.
+- ``maximize``: negates the gradients.
+- ``foreach``, ``fused``, ``capturable``, ``differentiable``: torch chooses a kernel by them. They
+  do not change the formula and must be left at their defaults.
+
+Every port raises `ArgumentValueError` for a number out of its range, `ArgumentTypeError` for a
+wrong type, and ``NotImplementedError`` for an unsupported argument that is not its default::
+
+    tx = ports.torch.AdamW(lr=1e-3, weight_decay=0.1, exclude_from_weight_decay=["bias$", "norm"])
 """
 
 import optax
@@ -47,7 +64,25 @@ def SGD(
     fused: bool | None = None,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """L2 regularisation, then `sgd`: the first step is not dampened."""
+    """Gradient descent with L2 regularization, momentum, dampening and Nesterov's momentum.
+
+    ::
+
+        g <- g + weight_decay x
+        m <- momentum m + (1 - dampening) g     at the first step m <- g; without momentum m = g
+        x <- x - lr m                           with nesterov  x - lr (g + momentum m)
+
+    The same as `sgd`, with L2 regularization in front.
+
+    Args:
+      momentum: The decay rate of m, >= 0, also 1 and above, as in torch. 0 keeps no momentum.
+      dampening: The share of a gradient that is left out of m after the first step; any number.
+      nesterov: Looks one step ahead. Requires a momentum above 0 and a dampening of 0.
+
+    Raises:
+      ArgumentValueError: A number is out of its range, or ``nesterov`` has no momentum or has
+        dampening.
+    """
     refuse("torch.SGD", foreach=(foreach, None), differentiable=(differentiable, False),
            fused=(fused, None))  # fmt: skip
     ranges.check("dampening", dampening)
@@ -77,7 +112,14 @@ def Adam(
     decoupled_weight_decay: bool = False,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """L2 regularisation, or decoupled decay where told, and `adam` or `amsgrad`."""
+    """`adam`, or `amsgrad`, with L2 regularization or with decoupled weight decay.
+
+    Args:
+      amsgrad: Divides by the largest second moment, before its bias correction, instead of the
+        latest one: `amsgrad`.
+      decoupled_weight_decay: Adds ``weight_decay x`` to the direction, as `AdamW`, and not to the
+        gradient.
+    """
     refuse("torch.Adam", foreach=(foreach, None), capturable=(capturable, False),
            differentiable=(differentiable, False), fused=(fused, None))  # fmt: skip
     direction = (scale_by_amsgrad if amsgrad else scale_by_adam)(*betas, eps)
@@ -100,7 +142,13 @@ def AdamW(
     fused: bool | None = None,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """`Adam` with decoupled decay; torch decays first, which is the same number."""
+    """`adamw`: Adam with decoupled weight decay.
+
+    torch decays the parameters before the step, which gives the same numbers.
+
+    Args:
+      amsgrad: See `Adam`.
+    """
     return Adam(
         lr,
         betas,
@@ -132,7 +180,15 @@ def NAdam(
     differentiable: bool = False,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """NAdam with Dozat's schedule of the momentum: `scale_by_scheduled_nadam`."""
+    """NAdam with Dozat's schedule of the momentum: `scale_by_scheduled_nadam`.
+
+    torch keeps the product of the scheduled momenta in float32; it is as wide as the parameters
+    here.
+
+    Args:
+      momentum_decay: The exponent psi of the schedule b1 (1 - 0.5 0.96^(psi t)), >= 0.
+      decoupled_weight_decay: See `Adam`.
+    """
     refuse("torch.NAdam", foreach=(foreach, None), capturable=(capturable, False),
            differentiable=(differentiable, False))  # fmt: skip
     direction = scale_by_scheduled_nadam(*betas, eps, momentum_decay=momentum_decay)
@@ -154,7 +210,18 @@ def RAdam(
     differentiable: bool = False,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """RAdam with eps beside the uncorrected root, and momentum alone below rho = 5."""
+    """RAdam with eps added to the uncorrected root, and momentum alone where rho_t is below 5.
+
+    ::
+
+        u = r_t sqrt(c2) / c1 mu / (sqrt(nu) + eps)     where rho_t >= 5
+        u = mu / c1                                     elsewhere
+
+    `optim_zoo.radam` adds eps to the corrected root.
+
+    Args:
+      decoupled_weight_decay: See `Adam`.
+    """
     refuse("torch.RAdam", foreach=(foreach, None), capturable=(capturable, False),
            differentiable=(differentiable, False))  # fmt: skip
     hat = radam_epsilon_hat(*betas, eps)
@@ -178,7 +245,21 @@ def RMSprop(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """RMSprop with eps outside the root and the learning rate outside the momentum."""
+    """RMSprop with eps outside the root and the learning rate outside the momentum.
+
+    ::
+
+        nu <- alpha nu + (1 - alpha) g^2
+        m  <- momentum m + g / (sqrt(nu) + eps)     centered: sqrt(nu - mu^2), mu the average of g
+        x  <- x - lr m
+
+    `optim_zoo.rmsprop` has eps inside the root and the learning rate inside the momentum.
+
+    Args:
+      alpha: The decay rate of the averages, in [0, 1).
+      momentum: The decay rate of m, >= 0. 0 keeps no momentum.
+      centered: Subtracts the square of the average gradient from nu.
+    """
     refuse("torch.RMSprop", foreach=(foreach, None), capturable=(capturable, False),
            differentiable=(differentiable, False))  # fmt: skip
     return chain(
@@ -204,7 +285,19 @@ def Adagrad(
     fused: bool | None = None,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """AdaGrad with eps outside the root and the rate lr / (1 + lr_decay step)."""
+    """AdaGrad with eps outside the root and a decaying learning rate.
+
+    ::
+
+        s <- s + g^2,   s_0 = initial_accumulator_value
+        x <- x - lr / (1 + lr_decay step) g / (sqrt(s) + eps)     where the first step is 0
+
+    `optim_zoo.adagrad` has eps inside the root.
+
+    Args:
+      lr_decay: How fast the learning rate decays, >= 0.
+      initial_accumulator_value: The sum of squares before the first step, >= 0.
+    """
     refuse("torch.Adagrad", foreach=(foreach, None), differentiable=(differentiable, False),
            fused=(fused, None))  # fmt: skip
     ranges.check("lr_decay", lr_decay, 0.0, open_high=True)
@@ -231,7 +324,11 @@ def Adadelta(
     differentiable: bool = False,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """L2 regularisation, then `adadelta`."""
+    """`adadelta` with L2 regularization.
+
+    Args:
+      rho: The decay rate of both averages, in [0, 1).
+    """
     refuse("torch.Adadelta", foreach=(foreach, None), capturable=(capturable, False),
            differentiable=(differentiable, False))  # fmt: skip
     return chain(
@@ -248,7 +345,11 @@ def SparseAdam(
     eps: float = 1e-8,
     maximize: bool = False,
 ) -> optax.GradientTransformation:
-    """`lazy_adam` with eps beside the uncorrected root; `SparseRows` are torch's COO gradients."""
+    """`lazy_adam` with eps added to the uncorrected root.
+
+    `SparseRows` take the place of torch's sparse COO gradients: only their rows of the moments and
+    of the parameters move. ``maximize`` is not supported here.
+    """
     refuse("torch.SparseAdam", maximize=(maximize, False))
     return chain(scale_by_adam_epsilon_hat(*betas, eps, lazy=True), scale_by_learning_rate(lr))
 
@@ -283,6 +384,6 @@ def _stepping(
     decoupled_weight_decay: bool,
     maximize: bool,
 ) -> optax.GradientTransformation:
-    """What torch's Adam, NAdam and RAdam share around their directions."""
+    """Returns the chain that torch's Adam, NAdam and RAdam share around their directions."""
     pieces = (direction, decay) if decoupled_weight_decay else (decay, direction)
     return chain(negated(maximize), *pieces, scale_by_learning_rate(lr))

@@ -1,4 +1,4 @@
-"""ymcui/LAMB_Optimizer_TF (8788e45), ``optimization.py``."""
+"""Optimizers of ymcui/LAMB_Optimizer_TF (8788e45), ``optimization.py``."""
 
 import optax
 
@@ -19,9 +19,17 @@ def LAMBOptimizer(
     exclude_from_weight_decay: rules.Patterns | None = None,
     name: str = "LAMBOptimizer",
 ) -> optax.GradientTransformation:
-    """`lamb` without bias correction: version 3 of the paper. Every leaf has its trust ratio.
+    """`lamb` without bias correction, as in version 3 of the paper. Every leaf has a trust ratio.
 
     Agrees with the source to 2e-5 in float32.
+
+    Args:
+      learning_rate: A number >= 0 or a schedule: step -> learning rate, the first step being 0.
+      weight_decay_rate: The factor of the parameters in the direction, >= 0.
+      beta_1, beta_2: The decay rates of the moments, in [0, 1).
+      epsilon: The number that is added to the root of the second moment, >= 0.
+      exclude_from_weight_decay: Path patterns (``re.search``) of leaves that are not decayed.
+      name: Accepted and ignored.
     """
     return lamb(
         learning_rate,
@@ -46,6 +54,13 @@ def create_optimizer(
     """`bert.create_optimizer` around `LAMBOptimizer`, with the same drop of the learning rate.
 
     Agrees with the source to 2e-5 in float32.
+
+    Args:
+      init_lr: The learning rate at the end of the warmup, >= 0.
+      num_train_steps: The steps after which the learning rate is 0.
+      num_warmup_steps: The steps of the linear warmup, which starts at 0.
+      use_tpu: Must be left at its default: gradients are averaged over devices before ``update``.
+      exclude_from_weight_decay: Path patterns (``re.search``) of leaves that are not decayed.
     """
     return bert.under_berts_schedule(
         "ymcui", LAMBOptimizer, init_lr, num_train_steps, num_warmup_steps, use_tpu,

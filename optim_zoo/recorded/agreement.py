@@ -81,8 +81,18 @@ def steps(
     trajectory: Trajectory,
     constructor: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    *,
+    jit: Callable[..., Any] = jax.jit,
 ) -> Iterator[Step]:
-    """Parameters and state after each step of the optimizer that ``case`` names, or another."""
+    """Yields parameters and state after each step of an optimizer on the recorded gradients.
+
+    Args:
+      case: The recorded case.
+      trajectory: The arrays of the case.
+      constructor: The dotted name of the optimizer. By default, the one that the case names.
+      arguments: The arguments of the optimizer. By default, those of the case.
+      jit: The function that compiles the update.
+    """
     with jax.enable_x64(case.dtype == "float64"):
         tx = make(
             case.constructor if constructor is None else constructor,
@@ -93,7 +103,7 @@ def steps(
         params = jax.tree.map(jnp.asarray, trajectory.params0)
         state = tx.init(params)
         apply = jax.jit(apply_updates)
-        update = jax.jit(tx.update)
+        update = jit(tx.update)
         for grads in trajectory.grads:
             fed = map_with_path(lambda path, g: as_fed(case, path, g), grads)
             updates, state = update(fed, state, params)

@@ -44,23 +44,23 @@ def test_says_how_closely_it_agrees(port: Any) -> None:
 
 
 DEFECTS = {
-    "lifeiteng.LookaheadOptimizer": "The first synchronization shrinks the weights to ``alpha``",
-    "michaelrzhang.LookaheadTF": "The first synchronization shrinks the weights to ``la_alpha``",
-    "jyhengcoder.Ranger": "Its first step shrinks the weights to ``alpha`` times their value",
-    "pytorch_optimizer.Ranger": "Its first five steps go uphill",
-    "pytorch_optimizer.RAdam": "In its first five steps nothing moves",
-    "pytorch_optimizer.Lamb": "Only the first moment is corrected",
-    "timm.Lookahead": "The first synchronization does nothing",
-    "bert.create_optimizer": "The learning rate drops at the end of the warmup",
+    "lifeiteng.LookaheadOptimizer": "whose first synchronization shrinks the weights to ``alpha``",
+    "michaelrzhang.LookaheadTF": "whose first synchronization shrinks the weights to ``la_alpha``",
+    "jyhengcoder.Ranger": "whose first step shrinks the weights to ``alpha`` times their value",
+    "pytorch_optimizer.Ranger": "takes its first five steps uphill",
+    "pytorch_optimizer.RAdam": "neither moves nor decays in its first five steps",
+    "pytorch_optimizer.Lamb": "corrects only the first moment for its bias",
+    "timm.Lookahead": "whose first synchronization does nothing",
+    "bert.create_optimizer": "whose learning rate drops at the end of the warmup",
 }
 
 
 @pytest.mark.parametrize("name", DEFECTS)
-def test_a_defect_is_said_first_with_the_repaired_spelling(name: str) -> None:
+def test_the_first_line_names_a_defect_and_the_docstring_its_repair(name: str) -> None:
     library, port = name.split(".")
     doc = inspect.getdoc(getattr(getattr(ports, library), port))
     assert doc is not None
-    assert doc.startswith(DEFECTS[name])
+    assert DEFECTS[name] in doc.splitlines()[0]
     assert "Repaired:" in doc
 
 
