@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from optim_zoo import errors, ranges, rules
-from optim_zoo.errors import ArgumentTypeError
+from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 
 Rate = float | jax.Array | Callable[[Any], Any]  # a number, or a schedule: step from 0 -> number
 
@@ -146,6 +146,30 @@ def check_momentum(momentum: Any, highest: float = np.inf) -> None:
     ranges.check("momentum", momentum, 0.0, highest, open_high=np.isinf(highest))
     if isinstance(momentum, jax.core.Tracer) or momentum < 1:
         ranges.check_decay("momentum", momentum)
+
+
+def check_nesterov(momentum: float, dampening: float = 0.0) -> None:
+    """Raises `ArgumentValueError` unless Nesterov's momentum has momentum and no dampening."""
+    if is_zero(momentum):
+        raise ArgumentValueError(
+            "nesterov",
+            "be False without momentum",
+            True,
+            "set momentum, such as 0.9",
+            sentence="{argument} needs a momentum above 0, got 0: set momentum, such as 0.9",
+            related=["momentum"],
+        )
+    # An array, traced or not, comes from optax.inject_hyperparams.
+    if isinstance(dampening, (int, float)) and dampening != 0:
+        raise ArgumentValueError(
+            "nesterov",
+            "be False with dampening",
+            True,
+            "leave one out",
+            sentence=f"{{argument}} cannot be combined with dampening, got {dampening}: "
+            "leave one out",
+            related=["dampening"],
+        )
 
 
 def is_zero(x: Any) -> bool:

@@ -10,7 +10,13 @@ import optax
 
 from optim_zoo import rules
 from optim_zoo.optimizers.lamb import lamb
-from optim_zoo.ports._arguments import Rate, check_momentum, in_source_words, patterns
+from optim_zoo.ports._arguments import (
+    Rate,
+    check_momentum,
+    check_nesterov,
+    in_source_words,
+    patterns,
+)
 from optim_zoo.transforms import (
     cast_like_params,
     scale_by_lars_trust_ratio,
@@ -92,6 +98,8 @@ def LARSOptimizer(
     rules.check_patterns("skip_list", patterns(skip_list))
     skipped = rules.named("skip_list", [re.escape(part) for part in patterns(skip_list)])
     check_momentum(momentum)
+    if use_nesterov:
+        check_nesterov(momentum)
     # `lars` refuses a momentum of 1, which the source accepts.
     trace = trace_with_gain("trace_momentum", momentum, lambda count: 1.0, nesterov=use_nesterov)
     return optax.chain(

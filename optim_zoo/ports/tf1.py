@@ -10,7 +10,7 @@ import optax
 from optim_zoo import errors
 from optim_zoo.optimizers.adadelta import adadelta
 from optim_zoo.optimizers.adagrad import adagrad
-from optim_zoo.ports._arguments import Rate, check_momentum, in_source_words, refuse
+from optim_zoo.ports._arguments import Rate, check_momentum, check_nesterov, in_source_words, refuse
 from optim_zoo.ports._pieces import chain, rms_inside_momentum, scale_by_adam_epsilon_hat
 from optim_zoo.transforms import scale_by_learning_rate
 from optim_zoo.transforms.momentum import trace_with_gain
@@ -62,11 +62,13 @@ def MomentumOptimizer(
 
     Args:
       learning_rate: A number >= 0 or a schedule.
-      momentum: The decay rate of the momentum, >= 0, also 1 and above.
+      momentum: The decay rate of the momentum, >= 0, also 1 and above; above 0 with Nesterov's.
       use_nesterov: Looks one step ahead along the momentum.
     """
     refuse("tf1.MomentumOptimizer", use_locking=(use_locking, False))
     check_momentum(momentum)
+    if use_nesterov:
+        check_nesterov(momentum)
     trace = trace_with_gain("trace_momentum", momentum, lambda count: 1.0, nesterov=use_nesterov)
     return optax.chain(trace, scale_by_learning_rate(learning_rate))
 

@@ -26,9 +26,8 @@ wrong type, and ``NotImplementedError`` for an unsupported argument that is not 
 import optax
 
 from optim_zoo import ranges, rules
-from optim_zoo.errors import ArgumentValueError
 from optim_zoo.optimizers.adadelta import adadelta
-from optim_zoo.ports._arguments import Rate, in_source_words, is_zero, refuse
+from optim_zoo.ports._arguments import Rate, check_nesterov, in_source_words, is_zero, refuse
 from optim_zoo.ports._pieces import (
     at,
     chain,
@@ -87,7 +86,7 @@ def SGD(
            fused=(fused, None))  # fmt: skip
     ranges.check("dampening", dampening)
     if nesterov:
-        _check_nesterov(momentum, dampening)
+        check_nesterov(momentum, dampening)
     trace = momentum_trace(momentum, nesterov=nesterov, dampening=dampening)
     return chain(
         negated(maximize),
@@ -352,29 +351,6 @@ def SparseAdam(
     """
     refuse("torch.SparseAdam", maximize=(maximize, False))
     return chain(scale_by_adam_epsilon_hat(*betas, eps, lazy=True), scale_by_learning_rate(lr))
-
-
-def _check_nesterov(momentum: float, dampening: float) -> None:
-    if is_zero(momentum):
-        raise ArgumentValueError(
-            "nesterov",
-            "be False without momentum",
-            True,
-            "set momentum, such as 0.9",
-            sentence="{argument} needs a momentum above 0, got 0: set momentum, such as 0.9",
-            related=["momentum"],
-        )
-    # An array, traced or not, comes from optax.inject_hyperparams.
-    if isinstance(dampening, (int, float)) and dampening != 0:
-        raise ArgumentValueError(
-            "nesterov",
-            "be False with dampening",
-            True,
-            "leave one out",
-            sentence=f"{{argument}} cannot be combined with dampening, got {dampening}: "
-            "leave one out",
-            related=["dampening"],
-        )
 
 
 def _stepping(

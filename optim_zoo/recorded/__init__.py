@@ -1,4 +1,4 @@
-"""Trajectories of reference optimizers, recorded as data; what is in them says ``README.md``.
+"""Recorded trajectories of reference optimizers; ``README.md`` describes the files.
 
 A case feeds recorded gradients to one optimizer and holds the parameters after every step::
 
@@ -23,24 +23,27 @@ Tree = dict[str, Any]  # nested dicts of arrays
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """What a reference optimizer was fed and what it did; trees are nested dicts of arrays."""
+    """The gradients that a reference optimizer received, and what it computed from them.
 
-    params0: Tree  # before the first step
-    grads: tuple[Tree, ...]  # of each step
-    params: tuple[Tree, ...]  # after each step
-    extras: Mapping[str, Mapping[int, Tree]]  # state by name, after some of the steps (from 0)
-    per_step: Mapping[str, np.ndarray]  # a number a step, such as the learning rate "lr"
+    All trees are nested dicts of arrays.
+    """
+
+    params0: Tree  # the parameters before the first step
+    grads: tuple[Tree, ...]  # the gradients of each step
+    params: tuple[Tree, ...]  # the parameters after each step
+    extras: Mapping[str, Mapping[int, Tree]]  # name -> step from 0 -> state after it
+    per_step: Mapping[str, np.ndarray]  # one number for each step, such as "lr"
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One reference optimizer with its arguments, and how closely it has to be met."""
+    """One reference optimizer with its arguments, and how closely ours must agree with it."""
 
     id: str
-    constructor: str  # in this package: "optim_zoo.lamb"
+    constructor: str  # its name in this package, such as "optim_zoo.lamb"
     arguments: Mapping[str, Any]  # "per_step/<name>": that series as a function of the step
     inner: Mapping[str, Any] | None  # constructor and arguments of the optimizer it wraps
-    sparse_leaves: tuple[str, ...]  # paths of the leaves whose gradients come as rows
+    sparse_leaves: tuple[str, ...]  # paths of leaves whose gradients are `SparseRows`
     dtype: str  # "float64" needs jax_enable_x64
     steps: int
     rtol: float
@@ -52,7 +55,7 @@ class Case:
     extra_steps: tuple[int, ...]  # the steps (from 0) after which it was recorded
 
     def load(self) -> Trajectory:
-        """Reads the arrays of this case."""
+        """Reads the arrays of this case from its file."""
         with (_FOLDER / f"{self.id}.npz").open("rb") as file, np.load(file) as archive:
             arrays = dict(archive)
 
@@ -72,15 +75,15 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Every recorded case, ordered by its id."""
+    """Returns every recorded case, ordered by id."""
     return list(_cases())
 
 
 def get(case_id: str) -> Case:
-    """The case of ``case_id``.
+    """Returns the case with the id ``case_id``.
 
     Raises:
-      ArgumentValueError: there is none.
+      ArgumentValueError: There is no such case.
     """
     for case in _cases():
         if case.id == case_id:
@@ -122,7 +125,7 @@ def _below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 def _nested(arrays: Mapping[str, np.ndarray]) -> Tree:
-    """``{"a/b": x}`` as ``{"a": {"b": x}}``."""
+    """Returns ``{"a": {"b": x}}`` for ``{"a/b": x}``."""
     tree: Tree = {}
     for path, x in arrays.items():
         *outer, name = path.split("/")

@@ -1,4 +1,4 @@
-"""How closely optimizers here follow recorded trajectories, step by step."""
+"""Compares optimizers with recorded trajectories, step by step."""
 
 import dataclasses
 import importlib
@@ -15,11 +15,11 @@ from optim_zoo.recorded import Case, Trajectory, Tree
 from optim_zoo.rows import SparseRows, apply_updates
 from optim_zoo.tree import map_with_path
 
-# How far references stray from their own recordings, as `Agreement.difference`, by case.
+# How far references differ from their own recordings, as `Agreement.difference`, keyed by case.
 REFERENCE_NOISE: Mapping[str, float] = MappingProxyType(
     {
-        # pytorch_optimizer rounds the global gradient norm to float32, summing over the leaves in
-        # an order that is not recorded. Run again it is 7.3e-7 from its recording; we are 2.4e-6.
+        # pytorch_optimizer rounds the global norm to float32 and sums in an order that is not
+        # recorded: run again, it differs by 7.3e-7 from its recording; we differ by 2.4e-6.
         "po_lamb_prenorm": 3e-6,
     }
 )
@@ -27,22 +27,22 @@ REFERENCE_NOISE: Mapping[str, float] = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """An optimizer held against one recorded trajectory."""
+    """The result of comparing an optimizer with one recorded trajectory."""
 
     case: Case
-    optimizer: str  # whose name it goes by here, such as "ports.torch.AdamW"
+    optimizer: str  # its name here, such as "ports.torch.AdamW"
     difference: float  # the largest relative difference of any parameter after any step
-    agrees: bool  # within the tolerance of the case, after every step
+    agrees: bool  # whether it is within the tolerance of the case
 
     @property
     def within_noise(self) -> bool:
-        """It does not agree, but neither would the reference: see `REFERENCE_NOISE`."""
+        """Whether it differs by no more than the reference itself: see `REFERENCE_NOISE`."""
         return not self.agrees and self.difference <= REFERENCE_NOISE.get(self.case.id, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What an optimizer here made of one recorded step."""
+    """Parameters and state of an optimizer here after one recorded step."""
 
     params: Tree
     state: Any
@@ -53,12 +53,14 @@ def follow(
 ) -> Agreement:
     """Feeds the recorded gradients to an optimizer and compares the parameters after each step.
 
-    The difference is |ours - recorded| / (|recorded| + atol / rtol), with the tolerances of the
-    case, which it agrees to where that is at most rtol. Float64 cases run in float64.
+    The difference is the largest |ours - recorded| / (|recorded| + atol / rtol) of any parameter
+    after any step, with the tolerances of the case. The optimizer agrees where it is at most rtol.
+    Cases in float64 run in float64.
 
     Args:
-      case: a recorded case.
-      constructor, arguments: another optimizer than the case names, in the same form.
+      case: The recorded case.
+      constructor: The dotted name of another optimizer than the case names.
+      arguments: Its arguments, in the form of `Case.arguments`.
     """
     name = case.constructor if constructor is None else constructor
     floor = case.atol / case.rtol
@@ -70,9 +72,9 @@ def follow(
         for ours, theirs in zip(
             jax.tree.leaves(step.params), jax.tree.leaves(recorded), strict=True
         ):
-            apart = np.abs(np.asarray(ours) - theirs) / (np.abs(theirs) + floor)
-            # max of Python's builtins drops NaN; this keeps it.
-            largest = float(np.max([largest, np.max(apart, initial=0.0)]))
+            differences = np.abs(np.asarray(ours) - theirs) / (np.abs(theirs) + floor)
+            # Python's own max would drop NaN.
+            largest = float(np.max([largest, np.max(differences, initial=0.0)]))
     return Agreement(case, name.removeprefix("optim_zoo."), largest, largest <= case.rtol)
 
 
@@ -117,10 +119,14 @@ def make(
     inner: Mapping[str, Any] | None,
     trajectory: Trajectory,
 ) -> optax.GradientTransformation:
-    """The optimizer of a dotted name, such as ``optim_zoo.ports.timm.Lamb``.
+    """Returns the optimizer with a dotted name, such as ``optim_zoo.ports.timm.Lamb``.
 
-    An argument ``"per_step/<name>"`` is that series as a function of the step; one that is itself
-    ``{"constructor": ..., "arguments": ...}`` is made first; ``inner`` is what it wraps.
+    Args:
+      constructor: The dotted name.
+      arguments: Its arguments. ``"per_step/<name>"`` becomes that series as a function of the step;
+        ``{"constructor": ..., "arguments": ...}`` becomes the optimizer that it describes.
+      inner: Constructor and arguments of the optimizer that it wraps, or None.
+      trajectory: The arrays of the case, with the series.
     """
     module, name = constructor.rsplit(".", 1)
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
@@ -138,10 +144,10 @@ def make(
 
 
 def as_fed(case: Case, path: str, g: np.ndarray) -> Any:
-    """A gradient as the reference saw it: its rows that are not zero, where it was sparse."""
+    """Returns the gradient as the reference received it: as rows where it was sparse."""
     if path not in case.sparse_leaves:
         return jnp.asarray(g)
-    # All rows, of which those that are zero are padding: each step then has the same shapes.
+    # Rows that are zero become padding, so that every step has the same shapes.
     touched = np.any(g != 0, axis=tuple(range(1, g.ndim)))
     ids = np.where(touched, np.arange(len(g)), len(g)).astype(np.int32)
     return SparseRows(ids, g, len(g))

@@ -1,8 +1,8 @@
-"""Recorded trajectories that the optimizers of the zoo follow under arguments of their own.
+"""The recorded trajectories that optimizers of the zoo follow, and with which arguments.
 
-A recorded case names one constructor, mostly a port. These proofs compare an optimizer of the zoo
-with the same numbers, also where no case names it. An optimizer needs no proof here: a recorded
-case may name it, and ``tests/reference`` holds an independent implementation of every optimizer.
+A recorded case names one constructor, usually a port. A proof compares an optimizer of the zoo
+with the same numbers under its own arguments. An optimizer does not need a proof: a recorded case
+may name it, and ``tests/reference`` holds an independent implementation of every optimizer.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """One recorded case, and the arguments under which an optimizer follows it."""
+    """A recorded case, and the arguments with which an optimizer follows it."""
 
     case: str  # the id of the case
     arguments: Mapping[str, Any]  # in the form of `recorded.Case.arguments`
@@ -125,4 +125,4 @@ PROOFS: Mapping[str, tuple[Proof, ...]] = MappingProxyType(
         ),
     }
 )
-"""By the name of the optimizer."""
+"""The proofs, keyed by the name of the optimizer."""

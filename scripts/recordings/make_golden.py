@@ -1,4 +1,4 @@
-"""Runs the reference optimizers again on the recorded gradients, and compares or writes.
+"""Runs the reference optimizers again on the recorded gradients, and compares or writes them.
 
     pip install -e '.[references]'
     python scripts/recordings/make_golden.py [CASE ...] [--compare | --out DIR]
@@ -7,9 +7,10 @@ Covers the recorded cases (`optim_zoo.recorded`) whose reference pip can install
 pytorch_optimizer, keras and optax. --compare, the default, prints one JSON line per case. Its
 "largest_difference" is the largest |actual - expected| / (|expected| + atol / rtol) over the
 parameters after every step and the recorded state; a case agrees if it is at most rtol. "version"
-is the installed version, where it is not the recorded one. --out writes DIR/<case>.npz instead,
-with the keys of the recorded file. The cases of a library that cannot be imported are left out, and
-one sentence says so. timm imports torchvision, which must be the same build (CPU or CUDA) as torch.
+is the installed version where it differs from the recorded one. --out writes DIR/<case>.npz
+instead, with the keys of the recorded file. The cases of a library that cannot be imported are
+skipped with a message. timm imports torchvision, which must be the same build (CPU or CUDA) as
+torch.
 """
 
 import argparse
@@ -32,36 +33,41 @@ import optax
 from optim_zoo import recorded, tree
 
 Arrays = dict[str, np.ndarray]  # by the path of the leaf
-# The parameters after a step, and a function from the name of a part of the state to its arrays.
+# The parameters after a step, and a function from the name of a moment to its arrays.
 Snapshot = tuple[Arrays, Callable[[str], Arrays]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """A library that cases were recorded from. Their references begin with its name."""
+    """A library from which cases were recorded. Their references begin with its name."""
 
-    module: str  # that has its optimizers
+    module: str  # the module with its optimizers
     steps: Callable[[recorded.Case, recorded.Trajectory], Iterator[Snapshot]]
 
     def unusable(self) -> str | None:
-        """Why it cannot be imported, or None."""
+        """Returns why the library cannot be imported, or None."""
         try:
             self.optimizers()
         except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision of another build
-            return f"{self.module} cannot be imported ({error}), its cases are left out"
+            return f"{self.module} cannot be imported ({error}): its cases are skipped"
         return None
 
     def optimizers(self) -> Any:
-        """The module of its optimizers."""
+        """Returns the module with its optimizers."""
         os.environ["KERAS_BACKEND"] = "jax"  # read by keras when it is first imported
         return importlib.import_module(self.module)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("cases", nargs="*", metavar="CASE", help="all that are covered if none")
+    parser.add_argument(
+        "cases",
+        nargs="*",
+        metavar="CASE",
+        help="the cases to run; by default, all that are covered",
+    )
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--compare", action="store_true", help="with the recordings; the default")
+    action.add_argument("--compare", action="store_true", help="with the recordings (default)")
     action.add_argument("--out", type=Path, metavar="DIR", help="write DIR/<case>.npz instead")
     arguments = parser.parse_args()
     cases = covered()
@@ -92,7 +98,7 @@ def main() -> None:
 
 
 def covered() -> list[recorded.Case]:
-    """The recorded cases of `LIBRARIES`."""
+    """Returns the recorded cases of `LIBRARIES`."""
     return [case for case in recorded.cases() if library(case) in LIBRARIES]
 
 
@@ -101,7 +107,7 @@ def library(case: recorded.Case) -> str:
 
 
 def regenerate(case: recorded.Case) -> recorded.Trajectory:
-    """The trajectory of ``case``, with parameters and state from the installed reference."""
+    """Returns the trajectory of ``case`` as the installed reference computes it."""
     trajectory = case.load()
     params = []
     extras: dict[str, dict[int, Arrays]] = {name: {} for name in case.extras}
@@ -115,7 +121,7 @@ def regenerate(case: recorded.Case) -> recorded.Trajectory:
 
 
 def arrays(trajectory: recorded.Trajectory) -> Arrays:
-    """The keys and arrays of the file of a recorded case."""
+    """Returns the arrays of the file of a recorded case, keyed as there."""
     series: dict[str, list[Any]] = {
         "grads/": list(trajectory.grads),
         "params/": list(trajectory.params),
@@ -153,7 +159,7 @@ def comparison(case: recorded.Case, regenerated: recorded.Trajectory) -> dict[st
 
 
 def torch_steps(case: recorded.Case, trajectory: recorded.Trajectory) -> Iterator[Snapshot]:
-    """Any ``torch.optim.Optimizer``: those of torch, timm and pytorch_optimizer."""
+    """Runs any ``torch.optim.Optimizer``: those of torch, timm and pytorch_optimizer."""
     import torch
 
     leaves = {
@@ -189,14 +195,14 @@ def torch_steps(case: recorded.Case, trajectory: recorded.Trajectory) -> Iterato
 
 
 def _present_rows(grad: Any) -> Any:
-    """A COO tensor of the rows, along the first axis, that are not all zero."""
+    """Returns a sparse COO tensor of the rows, along the first axis, that are not all zero."""
     import torch
 
     (rows,) = grad.reshape(len(grad), -1).any(dim=1).nonzero(as_tuple=True)
     return torch.sparse_coo_tensor(rows[None], grad[rows], grad.shape, check_invariants=True)
 
 
-# The names of states in keras, where they differ from the recorded ones.
+# The names of moments in Keras, where they differ from the recorded ones.
 _KERAS_STATE = {
     "m": "momentum",
     "v": "velocity",
@@ -207,7 +213,7 @@ _KERAS_STATE = {
 
 
 def keras_steps(case: recorded.Case, trajectory: recorded.Trajectory) -> Iterator[Snapshot]:
-    """Keras on its jax backend."""
+    """Runs Keras on its JAX backend."""
     optimizer_of, arguments, excluded = _read(vars(case))
     import keras  # after _read, which chooses the backend
 
@@ -241,7 +247,7 @@ def keras_steps(case: recorded.Case, trajectory: recorded.Trajectory) -> Iterato
 
 
 def optax_steps(case: recorded.Case, trajectory: recorded.Trajectory) -> Iterator[Snapshot]:
-    """Optax, whose Lookahead keeps its slow weights among the parameters."""
+    """Runs optax, whose Lookahead keeps its slow weights with the parameters."""
     optimizer_of, arguments, excluded = _read(vars(case))
     if excluded:
         arguments["mask"] = lambda params: tree.map_with_path(
@@ -270,9 +276,9 @@ def optax_steps(case: recorded.Case, trajectory: recorded.Trajectory) -> Iterato
 
 
 def _by_path(nested: recorded.Tree, prefix: str = "") -> Arrays:
-    """The leaves by path in their recorded order, in which the reference sums over them.
+    """Returns the leaves, keyed by path, in their recorded order.
 
-    ``optim_zoo.tree.by_path`` would sort them.
+    The reference sums over them in this order; ``optim_zoo.tree.by_path`` would sort them.
     """
     made: Arrays = {}
     for name, x in nested.items():
@@ -285,7 +291,7 @@ class _Series(str):
 
 
 def _read(entry: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any], list[str]]:
-    """The optimizer's class, its arguments, and the patterns of leaves without weight decay."""
+    """Returns the optimizer's class, its arguments, and the patterns of undecayed leaves."""
     *_, name, optimizer = entry["constructor"].split(".")  # optim_zoo.ports.timm.Lamb
     module = LIBRARIES["optax" if name == "optim_zoo" else name].optimizers()
     arguments = dict(entry["arguments"])

@@ -1,4 +1,4 @@
-"""Makes tests/recorded_torch: runs in torch with the optimizer's state_dict in the middle.
+"""Makes tests/recorded_torch: runs in torch, with the optimizer's state_dict after 10 steps.
 
     pip install -e '.[references]'
     python scripts/recordings/make_torch_runs.py
@@ -25,7 +25,7 @@ EXAMPLES, INPUTS, OUTPUTS = 8, 5, 3
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An optimizer and its arguments."""
+    """An optimizer of a library, and its arguments."""
 
     optimizer: str
     arguments: Mapping[str, Any]
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def record(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a run, and the description that goes into its JSON file."""
+    """Returns the arrays of a run, and the description for its JSON file."""
     import torch
 
     rng = np.random.default_rng(0)
@@ -110,7 +110,7 @@ def record(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _model(rng: np.random.Generator) -> Any:
-    """A float64 model. Its first kernel is square, so that its shape cannot reveal a transpose."""
+    """Returns a float64 model whose first kernel is square: its shape cannot show a transpose."""
     import torch
 
     layers = OrderedDict(

@@ -4,8 +4,9 @@
 
 Writes optim_zoo/train/tasks/masked_language/vocabulary.txt. The trainer of `tokenizers` breaks ties
 between equally good merges in an order that changes from run to run, so that two runs give two
-vocabularies. Therefore the result is committed, and the losses of runs with different vocabularies
-must not be compared.
+vocabularies. Therefore the result is committed. Losses of runs with different vocabularies cannot
+be compared.
+
 Prints one JSON line with the share of [UNK] among the tokens of the documentation.
 """
 
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def train(documents: list[str]) -> list[str]:
-    """The tokens: the special ones, then the alphabet, then pieces in the order of the merges."""
+    """Returns the special tokens, then the alphabet, then the pieces in the order of the merges."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
