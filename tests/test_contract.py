@@ -1,4 +1,4 @@
-"""What every optimizer of the zoo promises, whatever its formula. No optimizer is named here."""
+"""Tests what every optimizer promises, whatever its formula. No optimizer is named here."""
 
 import functools
 import inspect
@@ -30,7 +30,7 @@ newest = pytest.mark.newest  # the tests that depend most on JAX, optax, Flax an
 
 Make = Callable[..., optax.GradientTransformation]  # takes at least a learning rate
 
-# What an optimizer is given where it has such an argument: every path through its code.
+# The options of an optimizer that has such arguments; they reach every path through its code.
 OPTIONS = {
     "weight_decay": 0.01,
     "exclude_from_weight_decay": ["bias"],
@@ -48,7 +48,7 @@ OPTIONS = {
 
 
 def _standing_alone(entry: registry.Entry) -> Make:
-    """What wraps another transformation, around one, as a function of the learning rate."""
+    """Returns the constructor; a wrapper is applied to Adam and becomes a function of the rate."""
     if not entry.wraps:
         return entry.constructor
     parameters = inspect.signature(entry.constructor).parameters
@@ -82,7 +82,7 @@ every = pytest.mark.parametrize(
     "make",
     [
         *FULL.values(),
-        # With options every path through the code is taken; without, some of them again.
+        # Options reach every path through the code, so that most tests can skip the defaults.
         *(pytest.param(f, marks=pytest.mark.slow) for k, f in PLAIN.items()
           if f"{k}-full" in WITH_OPTIONS),
     ],
@@ -91,7 +91,7 @@ every = pytest.mark.parametrize(
 plain = pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
 full = pytest.mark.parametrize("make", FULL.values(), ids=FULL)
 
-DTYPES = [  # of the parameters, of the gradients
+DTYPES = [  # the dtypes of the parameters and of the gradients
     ("float32", "float32"),
     ("bfloat16", "bfloat16"),
     ("float16", "float16"),
@@ -117,8 +117,8 @@ def _grads(dtype: str = "float32", seed: int = 1) -> Any:
 
 
 NARROW = ("bfloat16", "float16", "float32")
-EVERY_PAIR = list(itertools.product(NARROW, repeat=2))  # of the parameters, of the gradients
-# Arguments that give a piece other fields in its state, or other arithmetic.
+EVERY_PAIR = list(itertools.product(NARROW, repeat=2))  # of parameters and gradients
+# Arguments that change the fields of a piece's state, or its arithmetic.
 VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "chain_leaf_by_leaf": lambda: transforms.chain_leaf_by_leaf(
         scale_by_adam(), transforms.scale_by_trust_ratio()
@@ -135,7 +135,7 @@ ALL_PIECES = {name: functools.partial(pieces.make, name) for name in pieces.PIEC
 
 
 def _types(tree: Any) -> Any:
-    """Structure, shapes, dtypes and weak types."""
+    """Returns structure, shapes, dtypes and weak types."""
     avals = jax.tree.map(lambda x: (jnp.shape(x), x.dtype, x.weak_type), tree)
     return jax.tree.structure(tree), jax.tree.leaves(avals, is_leaf=lambda x: isinstance(x, tuple))
 
@@ -181,7 +181,7 @@ def _assert_equal(actual: Any, expected: Any) -> None:
 
 
 def _assert_close(actual: Any, expected: Any, rtol: float = 2e-6, atol: float = 2e-7) -> None:
-    """By default some float32 roundings, because compiled code fuses products and sums."""
+    """Allows by default some float32 roundings: compiled code fuses products and sums."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol, atol), actual, expected)
 
@@ -212,14 +212,14 @@ def test_updates_are_like_the_parameters_and_state_keeps_its_types(
 
 
 def _mixed() -> tuple[Any, Any]:
-    """Parameters and gradients whose leaves are of every pair of dtypes, in one tree."""
+    """Returns parameters and gradients with every pair of dtypes, in one tree."""
     pairs = {"-".join(pair): pair for pair in EVERY_PAIR}
     params = {name: _params(pair[0]) for name, pair in pairs.items()}
     return params, {name: _grads(pair[1]) for name, pair in pairs.items()}
 
 
 def _check_types_stay(tx: optax.GradientTransformation, params: Any, grads: Any) -> Any:
-    """The types of the updates. Traced alone: types do not depend on numbers."""
+    """Returns the types of the updates. Traces only, because types do not depend on numbers."""
     state = jax.eval_shape(tx.init, params)
     updates, after = jax.eval_shape(tx.update, grads, state, params)
     assert _types(after) == _types(state)
@@ -236,7 +236,7 @@ def test_types_stay_in_any_mix_of_dtypes(make: Make, monkeypatch: pytest.MonkeyP
         assert [u.dtype for u in jax.tree.leaves(updates)] == [
             x.dtype for x in jax.tree.leaves(params)
         ]
-    monkeypatch.setattr(jax, "device_count", lambda: 1)  # then LAMB goes leaf by leaf
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # LAMB then runs leaf by leaf
     _check_types_stay(tx, *_mixed())
 
 
@@ -247,15 +247,15 @@ def test_a_piece_keeps_its_types_in_any_mix_of_dtypes(
     tx = piece()
     for x, g in EVERY_PAIR:
         updates = _check_types_stay(tx, _params(x), _grads(g))
-        # In the dtype of the gradients where a piece does nothing to them, else of parameters or
-        # of arithmetic; never one that nobody asked for.
+        # A piece that changes nothing keeps the dtype of the gradients. Others use the dtype of the
+        # parameters or of their arithmetic, and never a third one.
         assert {u.dtype.name for u in jax.tree.leaves(updates)} <= {x, g, "float32"}
     _check_types_stay(tx, *_mixed())
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     _check_types_stay(tx, *_mixed())
 
 
-WITH_EPS = {  # what wraps another has that of the other, 1e-8
+WITH_EPS = {  # a wrapper has the eps of its inner optimizer, 1e-8
     name: make
     for name, make in CONSTRUCTORS.items()
     if "eps" in _parameters(make) or registry.OPTIMIZERS[name].wraps
@@ -265,12 +265,12 @@ WITH_EPS = {  # what wraps another has that of the other, 1e-8
 @pytest.mark.parametrize("make", WITH_EPS.values(), ids=WITH_EPS)
 @pytest.mark.parametrize("eps", [1e-8, None], ids=["1e-8", "default"])
 def test_eps_does_not_vanish_in_float16(make: Make, eps: float | None) -> None:
-    """Float16 rounds 1e-8 to 0, and the squares of gradients below 1.7e-4: a step would be 0 / 0.
+    """Float16 rounds 1e-8 and the squares of gradients below 1.7e-4 to 0: a step would be 0 / 0.
 
-    The same numbers in float32 are the measure. Between them lies the rounding of the step, once:
-    half of 2^-10 of it, or half of 2^-24 where float16 numbers are evenly spaced.
+    The steps are compared with those of the same numbers in float32. They differ by one rounding:
+    by half of 2^-10 of the step, or by half of 2^-24 where float16 numbers are evenly spaced.
     """
-    # AdaGrad's accumulator would hide squares that are rounded to 0.
+    # AdaGrad's initial accumulator would hide squares that are rounded to 0.
     options = {"initial_accumulator_value": 0.0} | ({} if eps is None else {"eps": eps})
     tx = make(0.1, **{k: v for k, v in options.items() if k in _parameters(make)})
     shapes = {"kernel": (2, 3), "bias": (3,)}
@@ -356,7 +356,7 @@ def test_nothing_compiles_twice(make: Make) -> None:
 @newest
 @full
 def test_compiled_equals_eager(make: Make) -> None:
-    """Compiled as users have it."""
+    """Compiles with the default options, as users do."""
     tx = make(0.1)
     compiled_step = jax.jit(functools.partial(_step, tx))
     eager = compiled = (_params(), tx.init(_params()))
@@ -371,7 +371,7 @@ def test_compiled_equals_eager(make: Make) -> None:
 @full
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_number_is_a_constant_schedule(make: Make, compiled: bool) -> None:
-    """Bit for bit."""
+    """The results are equal to the bit."""
     results = []
     for rate in (0.1, schedules.constant(0.1)):
         tx, step = _compiled(make, rate)
@@ -385,7 +385,7 @@ def test_a_number_is_a_constant_schedule(make: Make, compiled: bool) -> None:
 
 @every
 def test_a_schedule_sees_step_0_first(make: Make) -> None:
-    """A rate that is 0 at step 0 only: the parameters stay for one step."""
+    """With a rate that is 0 at step 0 only, the parameters do not change in the first step."""
     tx = make(lambda step: jnp.where(step == 0, 0.0, 0.1))
     carry = (_params(), tx.init(_params()))
     carry, _ = _eagerly(tx)(*carry, _grads())
@@ -401,7 +401,7 @@ def test_a_schedule_sees_step_0_first(make: Make) -> None:
 def test_a_donated_step_right_after_init(make: Make, dtype: str) -> None:
     """No two arrays of parameters and state share memory, and none is freed while in use.
 
-    Nor is a learning rate that is an array of the caller.
+    This includes a learning rate that is an array of the caller.
     """
     rate = jnp.asarray(0.1)
     tx = make(rate if dtype == "float32" else 0.1)
@@ -421,7 +421,7 @@ def test_a_donated_step_right_after_init(make: Make, dtype: str) -> None:
 
 
 def _numeric(constructor: Make) -> dict[str, float]:
-    """The numeric hyperparameters with their defaults, or values where the default is none."""
+    """Returns the numeric hyperparameters with their defaults, and a learning rate."""
     values = {"learning_rate": 0.1}
     for name, parameter in _parameters(constructor).items():
         if isinstance(parameter.default, float):
@@ -438,7 +438,7 @@ HYPERPARAMETERS = [
 
 @functools.cache
 def _injected(make: Make) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Init and update with injected hyperparameters, compiled and shared as in `_compiled`."""
+    """Returns compiled init and update with injected hyperparameters; shared as in `_compiled`."""
     injected = optax.inject_hyperparams(make)(**_numeric(make))
     return quick.jit(injected.init), quick.jit(injected.update)
 
@@ -475,14 +475,14 @@ def test_an_injected_rate_can_be_changed(make: Make) -> None:
 
 @pytest.mark.parametrize(("constructor", "name", "value"), HYPERPARAMETERS)
 def test_vmap_over_a_hyperparameter(constructor: Make, name: str, value: float) -> None:
-    # Where the default is 0, other values take another path.
+    # A default of 0 may take another path than other values.
     values = np.float32([value, 0.85 * value or 0.1, 0.9 * value or 0.05])
     options = {k: 2 for k in _parameters(constructor) if k == "sync_period"}
     params = _params()["dense"]  # a matrix and a vector: no option here names a path
 
     def moved(value: Any) -> Any:
         tx = constructor(**{"learning_rate": 0.1, name: value, **options})
-        # From step 5 on: before, b1 is all that RAdam depends on. Lookahead synchronizes then.
+        # Before step 5, RAdam depends on b1 alone. Lookahead synchronizes within these steps.
         state = jax.tree.map(lambda x: x + 5 if x.dtype == "int32" else x, tx.init(params))
         carry = (params, state)
         for seed in range(2):
@@ -528,7 +528,7 @@ ODD = {
 
 @full
 def test_odd_trees(make: Make) -> None:
-    """Each alone, but compiled together."""
+    """Each tree is updated separately; all are compiled together."""
     tx = make(0.1)
     states = {name: tx.init(params) for name, params in ODD.items()}
 
@@ -557,7 +557,7 @@ def test_other_containers(make: Make, wrap: Callable[[Any], Any]) -> None:
 
 
 def _forgiving(make: Make) -> Make:
-    """With only the options that do not name paths."""
+    """Returns the constructor with only the options that do not name paths."""
     if not isinstance(make, functools.partial):
         return make
     kept = {k: v for k, v in make.keywords.items() if not isinstance(v, list)}
@@ -574,7 +574,7 @@ def test_a_bare_array_is_a_tree(make: Make) -> None:
 @newest
 @full
 def test_masked_and_partition(make: Make) -> None:
-    """Each part is handled as if it were alone; patterns that match elsewhere are no error."""
+    """Each part is updated as if it were the whole tree; patterns may match in another part."""
     params, grads = _params(), _grads()
     labels = {"stack": "ours", "dense": {"kernel": "ours", "bias": "sgd"}, "norm": {"scale": "sgd"}}
     part = {"stack": params["stack"], "dense": {"kernel": params["dense"]["kernel"]}}
@@ -612,7 +612,7 @@ def test_masked_and_partition(make: Make) -> None:
 @newest
 @full
 def test_multi_steps(make: Make) -> None:
-    """Two halves of a gradient are one whole; between them nothing moves."""
+    """Two micro-batches make one step with their mean; the first of them changes nothing."""
     tx = optax.MultiSteps(make(0.1), every_k_schedule=2)
     params = _params()
     state = tx.init(params)
@@ -630,7 +630,7 @@ def test_multi_steps(make: Make) -> None:
 @newest
 @full
 def test_apply_if_finite(make: Make) -> None:
-    """A refused step leaves no trace."""
+    """A skipped step does not change the state."""
     tx = optax.apply_if_finite(make(0.1), 5)
     params = _params()
     start = tx.init(params)
@@ -648,7 +648,7 @@ def test_apply_if_finite(make: Make) -> None:
 @newest
 @full
 def test_tree_map_params_sees_what_is_like_the_parameters(make: Make) -> None:
-    """How shardings of an optimizer's state are made from those of the parameters."""
+    """Shardings of a state are made from those of the parameters in this way."""
     tx = make(0.1)
     params = _params()
     state = tx.init(params)
@@ -700,7 +700,7 @@ _nnx_gradients = nnx.jit(nnx.value_and_grad(lambda model: _loss(model(X))))
 
 
 def _flax_make(make: Make) -> Make:
-    """The patterns of the options, on what these models have."""
+    """Replaces the layer rules by rules for the parameters of these models."""
     if "layers" in getattr(make, "keywords", {}):
         return functools.partial(make, layers=[("stack/kernel", stacked(1))])
     return make
@@ -708,7 +708,7 @@ def _flax_make(make: Make) -> Make:
 
 @newest
 @full
-def test_linen_and_nnx_train_alike(make: Make) -> None:
+def test_linen_and_nnx_give_the_same_parameters(make: Make) -> None:
     model = NnxModel(nnx.Rngs(0))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     assert rules.leaf_paths(params) == rules.leaf_paths(nnx.state(model, nnx.Param))
@@ -737,7 +737,7 @@ def test_linen_and_nnx_train_alike(make: Make) -> None:
 @newest
 @full
 def test_nnx_models_with_sharding_annotations(make: Make) -> None:
-    """State that is not like the parameters must not inherit their annotations."""
+    """Parts of the state that are not like the parameters must not inherit their annotations."""
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
         model = NnxModel(nnx.Rngs(0), axes=(None, "model"))
@@ -806,14 +806,14 @@ def test_flax_serialization_gives_back_every_bit(make: Make) -> None:
     _assert_equal(flax.serialization.from_state_dict(fresh, as_dict), state)
 
 
-# What it is for.
+# Training.
 
 
 @full
 def test_a_quadratic_goes_down(make: Make) -> None:
-    """|x - target|^2 falls under one of three rates, which have units.
+    """|x - target|^2 falls below half under one of three learning rates, whose units differ.
 
-    To half: centralized gradients leave the mean over each output's weights as it is.
+    Centralized gradients do not change the mean weight of each output, so that it cannot reach 0.
     """
     target = jax.tree.map(jnp.add, _params(), _grads(seed=7))
 
@@ -831,7 +831,7 @@ def test_a_quadratic_goes_down(make: Make) -> None:
         return jax.lax.scan(body, (params, tx.init(params)), length=300)[0][0]
 
     start = _params()
-    # nanmin: under too large a rate it may overflow.
+    # nanmin: under too large a learning rate the loss may overflow.
     assert np.nanmin([loss(train(r, start)) for r in (0.1, 2.0, 50.0)]) < loss(start) / 2
 
 
@@ -853,7 +853,7 @@ def test_zeros_make_no_nan(make: Make, zero: str) -> None:
 @full
 @pytest.mark.parametrize("scale", [1e-15, 1e15])
 def test_gradients_of_extreme_size_make_no_nan(make: Make, scale: float) -> None:
-    """Squares from 1e-30 to 1e30 are float32 still."""
+    """Squares from 1e-30 to 1e30 are within the range of float32."""
     tx, step = _compiled(make)
     grads = jax.tree.map(lambda g: scale * g, _grads())
     _, updates = step(_params(), tx.init(_params()), grads)
@@ -898,7 +898,7 @@ def test_default_patterns_need_not_match(make: Make) -> None:
 @newest
 @full
 def test_init_traces_without_numbers(make: Make) -> None:
-    """State can be planned from shapes alone, as sharded initialisation needs."""
+    """A sharded initialization plans the state from shapes alone."""
     tx = make(0.1)
     planned = jax.eval_shape(tx.init, jax.eval_shape(_params))
     real = tx.init(_params())

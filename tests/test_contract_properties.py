@@ -1,4 +1,4 @@
-"""What every optimizer of the zoo promises, over trees that nobody wrote down."""
+"""Tests what every optimizer promises, over generated trees."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from tests.test_contract import CONSTRUCTORS, Make
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 DTYPES = ("float32", "bfloat16", "float16")
-# A fixed few, so that operations on them are compiled once.
+# A fixed set, so that operations on them are compiled once.
 SHAPES = ((), (1,), (3,), (2, 3), (2, 1, 3), (0,), (0, 3))
 
 every = pytest.mark.parametrize("make", CONSTRUCTORS.values(), ids=CONSTRUCTORS)
@@ -27,13 +27,13 @@ settings = functools.partial(hypothesis.settings, deadline=None, derandomize=Tru
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """A parameter and its gradients, as what they are made from. It is a leaf of a tree."""
+    """Describes a parameter and its gradients. It is a leaf of a generated tree."""
 
     shape: tuple[int, ...]
     dtype: str
     gradient_dtype: str
     size: str  # of the gradients: "moderate", "zero", "tiny" or "large"
-    seed: int  # 0: the parameter is zero
+    seed: int  # of the random numbers; 0 makes the parameter zero
 
     def parameter(self) -> jax.Array:
         x = np.random.default_rng(self.seed).normal(size=self.shape)
@@ -42,13 +42,13 @@ class Leaf:
     def gradient(self, step: int) -> jax.Array:
         large = 6e4 if self.gradient_dtype == "float16" else 1e30
         size = {"moderate": 1.0, "zero": 0.0, "tiny": 1e-30, "large": large}[self.size]
-        # At most 1, so that the largest is finite in its dtype.
+        # At most 1, so that the largest gradient is finite in its dtype.
         x = np.random.default_rng([self.seed, step]).uniform(-1, 1, size=self.shape)
         return jnp.asarray(size * x, self.gradient_dtype)
 
 
 def trees(*sizes: str) -> st.SearchStrategy[Any]:
-    """Nested containers, empty ones too, of `Leaf` and None."""
+    """Generates nested containers, also empty ones, of `Leaf` and None."""
     leaves = st.builds(
         Leaf,
         st.sampled_from(SHAPES),
@@ -66,7 +66,7 @@ def trees(*sizes: str) -> st.SearchStrategy[Any]:
             | st.tuples(inside, inside)
         ),
         max_leaves=5,
-    ).filter(lambda tree: tree is not None)  # as parameters that are missing
+    ).filter(lambda tree: tree is not None)  # update treats None as missing parameters
 
 
 def _params(tree: Any) -> Any:
@@ -78,7 +78,7 @@ def _grads(tree: Any, step: int) -> Any:
 
 
 def _types(tree: Any) -> Any:
-    """Structure, shapes, dtypes and weak types."""
+    """Returns structure, shapes, dtypes and weak types."""
     leaves = jax.tree.leaves(tree)
     return jax.tree.structure(tree), [(x.shape, x.dtype, x.weak_type) for x in leaves]
 
@@ -88,7 +88,7 @@ def _like(tree: Any) -> Any:
 
 
 def _assert_no_memory_is_shared(*trees: Any) -> None:
-    """But where there is none: arrays without entries."""
+    """Arrays without entries have no memory and are not compared."""
     pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(trees) if x.size]
     assert len(set(pointers)) == len(pointers)
 
@@ -101,7 +101,7 @@ def _options(make: Make, **wanted: Any) -> dict[str, Any]:
 @settings(max_examples=8)
 @hypothesis.given(tree=trees("moderate", "zero", "tiny", "large"))
 def test_types_stay_and_nothing_is_shared(make: Make, tree: Any) -> None:
-    """Of two steps, the second with a synchronization where the optimizer has one."""
+    """Makes two steps; an optimizer with a synchronization makes it in the second."""
     tx = make(0.1, **_options(make, sync_period=2))
     params = _params(tree)
     state = tx.init(params)
@@ -112,7 +112,7 @@ def test_types_stay_and_nothing_is_shared(make: Make, tree: Any) -> None:
         assert _like(updates) == _like(params)
         assert _types(state) == expected
         _assert_no_memory_is_shared(params, state)
-        # A step of 1e29 is infinite in float16, so parameters stay where they are; none is NaN.
+        # A step of 1e29 is infinite in float16; it is not applied. None is NaN.
         assert not any(np.isnan(x).any() for x in jax.tree.leaves(updates))
 
 

@@ -1,4 +1,4 @@
-"""Every recorded trajectory of a reference optimizer, step by step."""
+"""Compares every recorded trajectory with the optimizer here, step by step."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.newest
 
 every_case = pytest.mark.parametrize("case", recorded.cases(), ids=lambda case: case.id)
 
-# What the references call their state, and the fields of ours that it may be.
+# The names of moments in the references, and the fields of our states that hold them.
 FIELDS = {
     **dict.fromkeys(["m", "exp_avg", "mu", "grad_avg", "avg_grad", "mg"],
                     ("mu", "exp_avg", "momentum", "trace")),
@@ -33,12 +33,12 @@ FIELDS = {
     "mu_product": ("product",),
     "trust_ratio": ("trust_ratio",),
 }  # fmt: skip
-# Some references keep the step downhill in their momentum, others its negative.
+# Some references keep steps in their momentum, others their negatives.
 SIGNED = ("momentum", "momentum_buffer", "trace")
 
 
 def test_every_case_is_there() -> None:
-    """Each has one file of arrays, and no file is without a case."""
+    """Every case has one file of arrays, and every file has a case."""
     cases = recorded.cases()
     ids = [case.id for case in cases]
     assert ids == sorted(set(ids))
@@ -49,7 +49,7 @@ def test_every_case_is_there() -> None:
 
 
 @every_case
-def test_case_is_whole(case: recorded.Case) -> None:
+def test_case_is_complete(case: recorded.Case) -> None:
     trajectory = case.load()
     structure = jax.tree.structure(trajectory.params0)
     assert len(trajectory.params) == len(trajectory.grads) == case.steps
@@ -72,7 +72,7 @@ def test_unknown_case() -> None:
 
 @every_case
 def test_followed(case: recorded.Case) -> None:
-    """Parameters after every step, and state where it was recorded, to the recorded tolerance."""
+    """Compares parameters after every step, and moments where they were recorded."""
     rtol, atol = case.rtol, case.atol
     if case.id in REFERENCE_NOISE:
         rtol, atol = REFERENCE_NOISE[case.id], REFERENCE_NOISE[case.id] * case.atol / case.rtol
@@ -102,12 +102,12 @@ def test_learning_rates_of_create_optimizer(case_id: str) -> None:
         float(optim_zoo.metrics.read(step.state)["learning_rate"])
         for step in steps(case, trajectory, jit=quick.jit)
     ]
-    # Computed in float32 by us: a few roundings of 6e-8.
+    # We compute them in float32: a few roundings of 6e-8.
     np.testing.assert_allclose(rates, trajectory.per_step["lr"], rtol=5e-7)
 
 
-def test_a_wrong_number_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice the tolerance, in one entry after the last step, and NaN."""
+def test_a_wrong_number_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the tolerance in one entry after the last step, and NaN, do not agree."""
     case = recorded.get("optax_adamw")
     trajectory = case.load()
     ours = list(steps(case, trajectory, jit=quick.jit))
@@ -125,12 +125,12 @@ def test_a_wrong_number_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _assert_state_close(name: str, step: Any, expected: Any, rtol: float, atol: float) -> None:
     kept = _kept(name, step)
-    if name == "trust_ratio":  # kept in float32 whatever the parameters are; 1 where excluded
+    if name == "trust_ratio":  # always float32 here; excluded leaves have the ratio 1
         rtol = max(rtol, 2e-7)
         kept = optim_zoo.tree.map_with_path(
             lambda path, _: kept.get(path, np.ones(())), step.params
         )
-    if name == "mu_product":  # one for all leaves here; float32 there
+    if name == "mu_product":  # one for all leaves here; float32 in the reference
         rtol, kept = 6e-8, jax.tree.map(lambda _: kept, expected)
     if name in SIGNED:
         paired = zip(jax.tree.leaves(kept), jax.tree.leaves(expected), strict=True)
@@ -140,7 +140,7 @@ def _assert_state_close(name: str, step: Any, expected: Any, rtol: float, atol: 
 
 
 def _kept(name: str, step: Any) -> Any:
-    """What our state holds of the state that the reference calls ``name``."""
+    """Returns the field of our state that the reference calls ``name``."""
     for field in FIELDS[name]:
         for piece in _named_tuples(step.state):
             if getattr(piece, field, None) is not None:

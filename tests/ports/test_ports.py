@@ -1,4 +1,4 @@
-"""What all ports promise; that they follow their sources is tested in test_recorded.py."""
+"""Tests what all ports promise. test_recorded.py compares them with their sources."""
 
 import functools
 import importlib
@@ -26,7 +26,7 @@ PORTS = [
     and value.__module__ == f"optim_zoo.ports.{library}"
     and (name[0].isupper() or name == "create_optimizer")
 ]
-# One case a constructor: with its arguments a port is made as its users make it.
+# One case for each constructor, with the arguments that users pass.
 ONE_EACH = list({c.constructor: c for c in recorded.cases() if ".ports." in c.constructor}.values())
 one_each = pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.constructor[16:])
 
@@ -37,7 +37,7 @@ def test_every_recorded_constructor_is_a_port() -> None:
 
 
 @pytest.mark.parametrize("port", PORTS)
-def test_says_how_closely_it_agrees(port: Any) -> None:
+def test_the_docstring_says_how_closely_it_agrees(port: Any) -> None:
     assert port.__doc__
     module = importlib.import_module(port.__module__)
     assert "grees with" in f"{module.__doc__} {port.__doc__}"
@@ -121,12 +121,12 @@ def test_a_constant_schedule_is_its_value(case: recorded.Case, name: str) -> Non
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=3e-7), *results)
 
 
-# What recorded cases do not reach; the numbers were worked out from the sources' formulas.
+# What recorded cases do not reach. The numbers follow from the formulas of the sources.
 
 
 @pytest.mark.parametrize(("rate", "scheduled"), [(2.0, False), (2.0, True), (0.25, True)])
-def test_larc_bounds_the_ratio_of_a_zero_layer_too(rate: float, scheduled: bool) -> None:
-    """timm holds min(ratio / lr, 1), its ratio is 1 where a norm is 0: the step is min(lr, 1)."""
+def test_larc_limits_the_ratio_of_a_zero_layer_too(rate: float, scheduled: bool) -> None:
+    """timm takes min(ratio / lr, 1), and the ratio 1 where a norm is 0: the step is min(lr, 1)."""
     lr = (lambda step: rate) if scheduled else rate
     tx = ports.timm.Lars(lr, weight_decay=0.1, trust_clip=True)
     params, grads = {"zero": jnp.zeros(2)}, {"zero": jnp.ones(2)}
@@ -135,7 +135,7 @@ def test_larc_bounds_the_ratio_of_a_zero_layer_too(rate: float, scheduled: bool)
 
 
 def test_larc_under_a_warmup_from_zero() -> None:
-    """Where the rate is 0 nothing moves, and the next step is that of its rate."""
+    """A step with rate 0 changes nothing, and the next step has its own rate."""
     params, grads = _tree("float32", 0), _tree("float32", 1)
     results = []
     for lr in (lambda step: 0.1 * step, 0.1):
@@ -146,7 +146,7 @@ def test_larc_under_a_warmup_from_zero() -> None:
             assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates))
         updates, _ = tx.update(grads, state, params)
         results.append(updates)
-    # The rate is a product in one and a number in the other: one rounding of float32.
+    # One rate is a product and the other a number: one rounding of float32.
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=3e-7), *results)
 
 
@@ -163,7 +163,7 @@ def test_larc_under_a_warmup_from_zero() -> None:
     ids=["AdamW", "timm.Lars", "timm.Lamb", "po.LARS", "keras.SGD", "keras.Lamb"],
 )
 def test_injected_hyperparameters(port: Any, arguments: dict[str, Any]) -> None:
-    """Compiled, so that every number is traced."""
+    """Compiles the update, so that every number is traced."""
     params, grads = _tree("float32", 0), _tree("float32", 1)
     injected = optax.inject_hyperparams(port)(**arguments)
     plain = port(**arguments)
@@ -175,7 +175,7 @@ def test_injected_hyperparameters(port: Any, arguments: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("port", [p for p in PORTS if p.id.startswith("keras.")])
 def test_keras_takes_the_arguments_of_its_base_class(port: Any) -> None:
-    """By position too, and in its order."""
+    """They can be passed by position too, in the order of Keras."""
     names = list(inspect.signature(port).parameters)
     own = names.index("clipnorm")
     assert names[own:] == [
@@ -280,7 +280,7 @@ def test_the_weight_decay_of_rectified_adam_may_be_a_schedule() -> None:
         wrong.init(params)
 
 
-def test_timm_refuses_what_would_stop_it() -> None:
-    """A bound of 0, by which timm divides, and makes all gradients 0."""
+def test_timm_refuses_a_limit_of_0() -> None:
+    """timm divides by a limit of 0, which makes all gradients 0."""
     with pytest.raises(ValueError, match=r"max_grad_norm must be in \(0, inf\], got 0"):
         ports.timm.Lamb(max_grad_norm=0.0)

@@ -1,4 +1,4 @@
-"""Torch runs, recorded with the optimizer's state in the middle, go on in JAX with its numbers."""
+"""Recorded torch runs resume in JAX from the state of their optimizer, with the same numbers."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ SOURCES = {
     "sgd_nesterov": "torch.SGD",
 }
 TARGETS: dict[str, Any] = {
-    "hidden.weight": ("hidden/kernel", (1, 0)),  # square: its shape does not show it
+    "hidden.weight": ("hidden/kernel", (1, 0)),  # square: its shape cannot show the transpose
     "hidden.bias": "hidden/bias",
     "norm.weight": "norm/scale",
     "norm.bias": "norm/bias",
@@ -38,7 +38,7 @@ TARGETS: dict[str, Any] = {
 
 
 class Run:
-    """A recorded torch run and its parts in the layout of Flax."""
+    """A recorded torch run, with its arrays in the layout of Flax."""
 
     def __init__(self, name: str) -> None:
         self.about = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
@@ -79,7 +79,7 @@ def _bias_broadcasts() -> Any:
 
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("own_gradients", [False, True], ids=["recorded-gradients", "own"])
-def test_goes_on_as_torch_did(name: str, own_gradients: bool) -> None:
+def test_resumes_as_torch_continued(name: str, own_gradients: bool) -> None:
     run = Run(name)
     with jax.enable_x64(True), _bias_broadcasts():
         tx = ports.from_param_groups(SOURCES[name], run.state_dict, names=run.names)
@@ -88,7 +88,7 @@ def test_goes_on_as_torch_did(name: str, own_gradients: bool) -> None:
         assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
         update = jax.jit(tx.update)
         gradient = jax.jit(jax.grad(run.loss))
-        # The same float64 arithmetic; own gradients differ by 3e-15, which 20 steps magnify.
+        # The same float64 arithmetic. Our own gradients differ by 3e-15, which 20 steps magnify.
         rtol = 1e-9 if own_gradients else 1e-12
         for i in range(run.about["steps_after"]):
             grads = gradient(params) if own_gradients else run.flax("grads", i)
@@ -102,16 +102,16 @@ def test_goes_on_as_torch_did(name: str, own_gradients: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
-def test_starting_afresh_would_not(name: str) -> None:
-    """That the state matters: from zero moments the first step is another."""
+def test_a_fresh_state_would_not(name: str) -> None:
+    """The state matters: with zero moments the first step differs."""
     run = Run(name)
     with jax.enable_x64(True):
         tx = ports.from_param_groups(SOURCES[name], run.state_dict, names=run.names)
         params = run.flax("params0")
         updates, _ = tx.update(run.flax("grads", 0), tx.init(params), params)
         moved = optax.apply_updates(params, updates)
-        apart = np.abs(moved["hidden"]["kernel"] - run.flax("params", 0)["hidden"]["kernel"])
-        assert apart.max() > 1e-5
+        differences = np.abs(moved["hidden"]["kernel"] - run.flax("params", 0)["hidden"]["kernel"])
+        assert differences.max() > 1e-5
 
 
 def test_the_pieces_are_filled() -> None:
@@ -152,7 +152,7 @@ def test_apex_by_name() -> None:
 
 
 def test_own_arguments() -> None:
-    """A port made by hand, here with a schedule, takes the same state."""
+    """A port that is built by hand, here with a schedule, accepts the same state."""
     run = Run("adamw")
     params = run.flax("params0")
     tx = ports.torch.AdamW(
@@ -166,7 +166,7 @@ def test_own_arguments() -> None:
 
 
 def test_decay_before_the_step_and_its_inner_state() -> None:
-    """timm's decoupled Lamb keeps its chain inside another state."""
+    """The decoupled Lamb of timm keeps its chain inside another state."""
     run = Run("lamb")
     params = run.flax("params0")
     tx = ports.timm.Lamb(decoupled_decay=True)
