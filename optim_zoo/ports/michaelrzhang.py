@@ -53,8 +53,8 @@ def LookaheadTF(
 ) -> optax.GradientTransformation:
     """Lookahead whose first synchronization shrinks the weights to ``la_alpha`` times their value.
 
-    ``lookahead_tensorflow.py``: the slow weights start at zero, and synchronizations are
-    ``la_steps + 1`` steps apart. Repaired: `Lookahead`. Agrees with the source to 2e-5 in float32.
+    ``lookahead_tensorflow.py``: the slow weights start at zero, and there is a synchronization
+    every ``la_steps + 1`` steps. Repaired: `Lookahead`. Agrees with the source to 2e-5 in float32.
 
     Args:
       optimizer: The inner optimizer, with its learning rate.

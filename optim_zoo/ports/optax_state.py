@@ -69,7 +69,7 @@ def from_optax_state(
 
     ::
 
-        theirs = optax.adamw(1e-3, weight_decay=0.01)             # the run so far
+        theirs = optax.adamw(1e-3, weight_decay=0.01)             # the run with optax
         ours = optim_zoo.adamw(1e-3, weight_decay=0.01)           # continues it
         opt_state = ports.from_optax_state(ours, opt_state, params)
 
