@@ -18,7 +18,7 @@ def LAMBOptimizer(
     exclude_from_layer_adaptation: rules.Patterns | None = None,
     name: str = "LAMBOptimizer",
 ) -> optax.GradientTransformation:
-    """`mlperf.LAMBOptimizer` without bias correction, as in version 3 of the paper.
+    """Applies `mlperf.LAMBOptimizer` without bias correction, as in version 3 of the paper.
 
     Agrees with the source to 2e-5 in float32.
 

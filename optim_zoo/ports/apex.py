@@ -23,7 +23,7 @@ def FusedLAMB(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """LAMB, which is Adam on every leaf without weight decay: such a leaf loses its trust ratio.
+    """Applies LAMB, which is Adam without a trust ratio on leaves without weight decay.
 
     That is Apex's rule unless ``use_nvlamb``. `optim_zoo.lamb` adapts every leaf. Agrees with a
     transcription of the kernel to 1e-9 in float64, and with the reference in Apex's own tests to

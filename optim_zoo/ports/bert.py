@@ -24,7 +24,9 @@ def AdamWeightDecayOptimizer(
     exclude_from_weight_decay: rules.Patterns | None = None,
     name: str = "AdamWeightDecayOptimizer",
 ) -> optax.GradientTransformation:
-    """`bert_adamw`, which excludes no leaf by default. Agrees with the source to 2e-5 in float32.
+    """Applies `bert_adamw`, which excludes no leaf here by default.
+
+    Agrees with the source to 2e-5 in float32.
 
     Args:
       learning_rate: A number >= 0 or a schedule: step -> learning rate, the first step being 0.
@@ -53,7 +55,7 @@ def create_optimizer(
     *,
     exclude_from_weight_decay: rules.Patterns = UNDECAYED,
 ) -> optax.GradientTransformation:
-    """The optimizer of BERT, whose learning rate drops at the end of the warmup.
+    """Applies the optimizer of BERT, whose learning rate drops at the end of the warmup.
 
     The decay of the source starts at step 0 and not at the end of the warmup. Repaired:
     `schedules.warmup_polynomial`. The gradients are clipped to the global norm 1;

@@ -27,7 +27,7 @@ def Ranger(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """Ranger whose first step shrinks the weights to ``alpha`` times their value.
+    """Applies Ranger whose first step shrinks the weights to ``alpha`` times their value.
 
     It counts steps from 0. The slow weights, which start at zero, are therefore synchronized after
     the first step; and in rho_t the factor t (but not the power) is one less, so that r_1 is 1 and

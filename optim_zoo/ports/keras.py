@@ -62,7 +62,7 @@ def SGD(
     weight_decay: float | None = None,
     **base: Any,
 ) -> optax.GradientTransformation:
-    """Gradient descent with the learning rate inside the momentum.
+    """Applies gradient descent with the learning rate inside the momentum.
 
     ::
 
@@ -107,7 +107,7 @@ def Adam(
     weight_decay: float | None = None,
     **base: Any,
 ) -> optax.GradientTransformation:
-    """Adam with eps added to the uncorrected root, "epsilon hat" in the paper.
+    """Applies Adam with eps added to the uncorrected root, "epsilon hat" in the paper.
 
     ::
 
@@ -145,7 +145,7 @@ def AdamW(
     amsgrad: bool = False,
     **base: Any,
 ) -> optax.GradientTransformation:
-    """`Adam` with decoupled weight decay."""
+    """Applies `Adam` with decoupled weight decay."""
     ranges.check("weight_decay", weight_decay, 0.0, open_high=True)
     return Adam(learning_rate, beta_1, beta_2, epsilon, amsgrad, weight_decay, **base)
 
@@ -159,7 +159,7 @@ def Adagrad(
     weight_decay: float | None = None,
     **base: Any,
 ) -> optax.GradientTransformation:
-    """`adagrad`.
+    """Applies `adagrad`.
 
     Args:
       initial_accumulator_value: The sum of squares before the first step, >= 0.
@@ -177,7 +177,7 @@ def Adadelta(
     weight_decay: float | None = None,
     **base: Any,
 ) -> optax.GradientTransformation:
-    """`adadelta`.
+    """Applies `adadelta`.
 
     Args:
       rho: The decay rate of both averages, in [0, 1).
@@ -197,7 +197,7 @@ def RMSprop(
     weight_decay: float | None = None,
     **base: Any,
 ) -> optax.GradientTransformation:
-    """`rmsprop`: eps is inside the root and the learning rate inside the momentum.
+    """Applies `rmsprop`: eps is inside the root and the learning rate inside the momentum.
 
     ::
 
@@ -224,7 +224,7 @@ def Nadam(
     weight_decay: float | None = None,
     **base: Any,
 ) -> optax.GradientTransformation:
-    """NAdam whose momentum is scheduled by 0.96^t: `scale_by_scheduled_nadam`.
+    """Applies NAdam whose momentum is scheduled by 0.96^t: `scale_by_scheduled_nadam`.
 
     torch and tf_keras schedule it by 0.96^(0.004 t).
     """
@@ -245,7 +245,7 @@ def Lamb(
     weight_decay: float | None = None,
     **base: Any,
 ) -> optax.GradientTransformation:
-    """LAMB with the weight decay outside the trust ratio, whose norm is of the decayed parameters.
+    """Applies LAMB with the weight decay outside the trust ratio, before the norms are taken.
 
     ::
 
@@ -271,7 +271,7 @@ def Lion(
     weight_decay: float | None = None,
     **base: Any,
 ) -> optax.GradientTransformation:
-    """Lion: the sign of an average of gradients (Chen et al., arXiv 2302.06675).
+    """Applies Lion: the sign of an average of gradients (Chen et al., arXiv 2302.06675).
 
     ::
 

@@ -20,8 +20,9 @@ def RAdamOptimizer(
     use_locking: bool = False,
     name: str = "RAdam",
 ) -> optax.GradientTransformation:
-    """`torch.RAdam`: eps is added to the uncorrected root. Agrees with the source to 1e-9 in
-    float64.
+    """Applies `torch.RAdam`: eps is added to the uncorrected root.
+
+    Agrees with the source to 1e-9 in float64.
 
     Args:
       learning_rate: A number >= 0 or a schedule: step -> learning rate, the first step being 0.
@@ -38,7 +39,7 @@ def RAdamOptimizer(
 def LookaheadOptimizer(
     optimizer: optax.GradientTransformation, k: int = 5, alpha: float = 0.5
 ) -> optax.GradientTransformation:
-    """Lookahead whose first synchronization shrinks the weights to ``alpha`` times their value.
+    """Applies Lookahead, whose first synchronization here shrinks the weights by ``alpha``.
 
     The slow weights start at zero. Repaired: `optim_zoo.lookahead`, where they start as the
     parameters. Agrees with the source to 1e-9 in float64.

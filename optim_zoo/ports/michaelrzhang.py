@@ -20,9 +20,9 @@ def Lookahead(
     la_alpha: float = 0.8,
     pullback_momentum: str = "none",
 ) -> optax.GradientTransformation:
-    """`optim_zoo.lookahead`, which may also pull the momentum back: ``lookahead_pytorch.py``.
+    """Applies `optim_zoo.lookahead`, which may also pull the momentum back.
 
-    Agrees with the source to 1e-9 in float64.
+    This is ``lookahead_pytorch.py``. Agrees with the source to 1e-9 in float64.
 
     Args:
       optimizer: The inner optimizer, with its learning rate.
@@ -51,7 +51,7 @@ def Lookahead(
 def LookaheadTF(
     optimizer: optax.GradientTransformation, la_steps: int = 5, la_alpha: float = 0.8
 ) -> optax.GradientTransformation:
-    """Lookahead whose first synchronization shrinks the weights to ``la_alpha`` times their value.
+    """Applies Lookahead, whose first synchronization here shrinks the weights by ``la_alpha``.
 
     ``lookahead_tensorflow.py``: the slow weights start at zero, and there is a synchronization
     every ``la_steps + 1`` steps. Repaired: `Lookahead`. Agrees with the source to 2e-5 in float32.

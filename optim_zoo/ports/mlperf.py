@@ -38,8 +38,7 @@ def LAMBOptimizer(
     *,
     bias_correction: bool = True,
 ) -> optax.GradientTransformation:
-    """LAMB, where a leaf without weight decay also has no trust ratio, unless the second list is
-    passed.
+    """Applies LAMB without trust ratio on leaves without weight decay, by default.
 
     Otherwise `lamb`. Agrees with the source to 2e-5 in float32.
 
@@ -79,7 +78,9 @@ def LARSOptimizer(
     skip_list: rules.Patterns | None = None,
     use_nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """`lars`; leaves whose path contains an entry of ``skip_list`` have no decay and the ratio 1.
+    """Applies `lars`; leaves whose path contains an entry of ``skip_list`` are excluded.
+
+    Excluded leaves have no weight decay and the ratio 1.
 
     This is the code for TensorFlow 1, of MLPerf and of tensorflow/tpu. The code for TensorFlow 2
     silently replaces an ``epsilon`` of 0 by 1e-7; pass 1e-7 to follow it. Agrees with all three to

@@ -23,7 +23,7 @@ def Lamb(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """LAMB without bias correction whose ratio is min(|x|, 10) / (|u| + eps).
+    """Applies LAMB without bias correction whose ratio is min(|x|, 10) / (|u| + eps).
 
     Agrees with the source to 1e-9 in float64.
 

@@ -54,10 +54,9 @@ def Lamb(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """LAMB that corrects only the first moment for its bias, outside the ratio, and never the
-    second.
+    """Applies LAMB that corrects only the first moment for its bias.
 
-    Repaired: `optim_zoo.lamb`.
+    The correction is outside the ratio; the second moment is never corrected. Repaired: `optim_zoo.lamb`.
 
     ::
 
@@ -115,7 +114,7 @@ def LARS(
     foreach: bool | None = None,
     maximize: bool = False,
 ) -> optax.GradientTransformation:
-    """LARS that neither decays nor adapts leaves with one axis or none, by rank and not by name.
+    """Applies LARS that neither decays nor adapts leaves with one axis or none, by their rank.
 
     ::
 
@@ -172,7 +171,7 @@ def RAdam(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """RAdam that neither moves nor decays in its first five steps, unless ``degenerated_to_sgd``.
+    """Applies RAdam that neither moves nor decays in its first five steps, by default.
 
     Repaired: ``degenerated_to_sgd=True``, which takes momentum alone below the threshold; or
     `optim_zoo.radam`.
@@ -216,7 +215,7 @@ def Ranger(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """Ranger that takes its first five steps uphill, unless ``degenerated_to_sgd``.
+    """Applies Ranger that takes its first five steps uphill, unless ``degenerated_to_sgd``.
 
     Below the threshold of RAdam the source takes a step with the wrong sign. Repaired:
     ``degenerated_to_sgd=True``, or `optim_zoo.ranger`.
@@ -254,7 +253,7 @@ def Lookahead(
     alpha: float = 0.5,
     pullback_momentum: str = "none",
 ) -> optax.GradientTransformation:
-    """`michaelrzhang.Lookahead` with another default of ``alpha``.
+    """Applies `michaelrzhang.Lookahead` with another default of ``alpha``.
 
     Args:
       optimizer: The inner optimizer, with its learning rate.

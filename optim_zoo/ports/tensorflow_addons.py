@@ -39,8 +39,7 @@ def LAMB(
     name: str = "LAMB",
     **kwargs: Any,
 ) -> optax.GradientTransformation:
-    """LAMB, where a leaf without weight decay also has no trust ratio, unless the second list is
-    passed.
+    """Applies LAMB without trust ratio on leaves without weight decay, by default.
 
     Otherwise `lamb`. An empty second list excludes nothing here; the source takes it for none.
 
@@ -78,7 +77,7 @@ def AdamW(
     exclude_from_weight_decay: rules.Patterns | None = None,
     **kwargs: Any,
 ) -> optax.GradientTransformation:
-    """Keras's Adam with a weight decay that is not multiplied by the learning rate.
+    """Applies Keras's Adam with a weight decay that is not multiplied by the learning rate.
 
     ::
 
@@ -106,7 +105,7 @@ def SGDW(
     exclude_from_weight_decay: rules.Patterns | None = None,
     **kwargs: Any,
 ) -> optax.GradientTransformation:
-    """Keras's SGD with a weight decay that is not multiplied by the learning rate.
+    """Applies Keras's SGD with a weight decay that is not multiplied by the learning rate.
 
     ::
 
@@ -131,7 +130,7 @@ def LazyAdam(
     amsgrad: bool = False,
     name: str = "LazyAdam",
 ) -> optax.GradientTransformation:
-    """`lazy_adam` with eps added to the uncorrected root.
+    """Applies `lazy_adam` with eps added to the uncorrected root.
 
     `SparseRows` take the place of IndexedSlices: only their rows of the moments and of the
     parameters move. ``amsgrad`` is not supported.
@@ -160,7 +159,7 @@ def RectifiedAdam(
     exclude_from_weight_decay: rules.Patterns = (),
     **kwargs: Any,
 ) -> optax.GradientTransformation:
-    """`radam` with decoupled weight decay, optional AMSGrad, and a schedule of its own.
+    """Applies `radam` with decoupled weight decay, optional AMSGrad, and a schedule of its own.
 
     The source computes rho in float32, which is off by 6e-3 at beta_2 = 0.999. With
     ``sma_threshold=6`` it therefore rectifies one step too early, and this port does not.
@@ -230,7 +229,7 @@ def Lookahead(
     slow_step_size: float = 0.5,
     name: str = "Lookahead",
 ) -> optax.GradientTransformation:
-    """`lookahead`; around `RectifiedAdam` it is the source's Ranger.
+    """Applies `lookahead`; around `RectifiedAdam` it is the source's Ranger.
 
     Args:
       optimizer: The inner optimizer, with its learning rate.

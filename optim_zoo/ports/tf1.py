@@ -28,7 +28,7 @@ def AdamOptimizer(
     beta1: float | None = None,
     beta2: float | None = None,
 ) -> optax.GradientTransformation:
-    """Adam with eps added to the uncorrected root, "epsilon hat" in the paper.
+    """Applies Adam with eps added to the uncorrected root, "epsilon hat" in the paper.
 
     ::
 
@@ -58,7 +58,7 @@ def MomentumOptimizer(
     name: str = "Momentum",
     use_nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """`momentum`, or `nesterov`, with the learning rate outside the momentum.
+    """Applies `momentum`, or `nesterov`, with the learning rate outside the momentum.
 
     Args:
       learning_rate: A number >= 0 or a schedule.
@@ -83,7 +83,7 @@ def RMSPropOptimizer(
     centered: bool = False,
     name: str = "RMSProp",
 ) -> optax.GradientTransformation:
-    """`rmsprop` whose mean square starts at 1, so that its first steps are small.
+    """Applies `rmsprop` whose mean square starts at 1, so that its first steps are small.
 
     Args:
       learning_rate: A number >= 0 or a schedule.
@@ -105,7 +105,7 @@ def AdagradOptimizer(
     use_locking: bool = False,
     name: str = "Adagrad",
 ) -> optax.GradientTransformation:
-    """`adagrad` without eps.
+    """Applies `adagrad` without eps.
 
     Args:
       learning_rate: A number >= 0 or a schedule.
@@ -123,7 +123,7 @@ def AdadeltaOptimizer(
     use_locking: bool = False,
     name: str = "Adadelta",
 ) -> optax.GradientTransformation:
-    """`adadelta`.
+    """Applies `adadelta`.
 
     Args:
       learning_rate: A number >= 0 or a schedule.

@@ -19,7 +19,7 @@ def Nadam(
     name: str = "Nadam",
     **kwargs: Any,
 ) -> optax.GradientTransformation:
-    """NAdam whose momentum is scheduled by 0.96^(0.004 t), as in torch.
+    """Applies NAdam whose momentum is scheduled by 0.96^(0.004 t), as in torch.
 
     Agrees with the source to 1e-8 in float64, because it keeps some constants in float32. All
     arguments mean what they mean in `ports.keras`; ``clipnorm``, ``clipvalue`` and

@@ -57,7 +57,7 @@ def Lamb(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """LAMB, which is Adam on every leaf without weight decay: such a leaf loses its trust ratio.
+    """Applies LAMB, which is Adam without a trust ratio on leaves without weight decay.
 
     That is timm's rule unless ``always_adapt``. `optim_zoo.lamb` adapts every leaf.
 
@@ -114,7 +114,7 @@ def Lars(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """LARS, which is SGD on every leaf without weight decay: such a leaf loses its trust ratio.
+    """Applies LARS, which is SGD without a trust ratio on leaves without weight decay.
 
     That is timm's rule unless ``always_adapt``. The learning rate is outside the momentum.
 
@@ -176,7 +176,7 @@ def LaProp(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """LaProp: momentum of normalized gradients (Ziyin, Wang and Ueda, arXiv 2002.04839).
+    """Applies LaProp: momentum of normalized gradients (Ziyin, Wang and Ueda, arXiv 2002.04839).
 
     ::
 
@@ -201,7 +201,7 @@ def LaProp(
 def Lookahead(
     base_optimizer: optax.GradientTransformation, alpha: float = 0.5, k: int = 6
 ) -> optax.GradientTransformation:
-    """Lookahead whose first synchronization does nothing.
+    """Applies Lookahead whose first synchronization does nothing.
 
     timm makes the slow weights at the first synchronization, from the fast weights. Repaired:
     `optim_zoo.lookahead`, whose slow weights start as the parameters.
@@ -228,7 +228,7 @@ def NAdamLegacy(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """`torch.NAdam` with L2 regularization.
+    """Applies `torch.NAdam` with L2 regularization.
 
     Args:
       schedule_decay: The ``momentum_decay`` of `torch.NAdam`.
@@ -258,7 +258,7 @@ def NAdamW(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """AdamW whose first moment looks one step ahead, without correcting for it.
+    """Applies AdamW whose first moment looks one step ahead, without correcting for it.
 
     ::
 
@@ -290,7 +290,7 @@ def RAdamLegacy(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """`torch.RAdam` with decoupled weight decay."""
+    """Applies `torch.RAdam` with decoupled weight decay."""
     return torch.RAdam(
         lr, betas, eps, weight_decay, True, exclude_from_weight_decay=exclude_from_weight_decay
     )
@@ -312,7 +312,7 @@ def RMSpropTF(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """RMSprop of TensorFlow 1: the mean square starts at 1 and eps is inside the root.
+    """Applies RMSprop of TensorFlow 1: the mean square starts at 1 and eps is inside the root.
 
     ::
 

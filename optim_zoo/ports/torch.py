@@ -63,7 +63,7 @@ def SGD(
     fused: bool | None = None,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """Gradient descent with L2 regularization, momentum, dampening and Nesterov's momentum.
+    """Applies gradient descent with L2 regularization, momentum, dampening and Nesterov's momentum.
 
     ::
 
@@ -111,7 +111,7 @@ def Adam(
     decoupled_weight_decay: bool = False,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """`adam`, or `amsgrad`, with L2 regularization or with decoupled weight decay.
+    """Applies `adam`, or `amsgrad`, with L2 regularization or with decoupled weight decay.
 
     Args:
       amsgrad: Divides by the largest second moment, before its bias correction, instead of the
@@ -141,7 +141,7 @@ def AdamW(
     fused: bool | None = None,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """`adamw`: Adam with decoupled weight decay.
+    """Applies `adamw`: Adam with decoupled weight decay.
 
     torch decays the parameters before the step, which gives the same numbers.
 
@@ -179,7 +179,7 @@ def NAdam(
     differentiable: bool = False,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """NAdam with Dozat's schedule of the momentum: `scale_by_scheduled_nadam`.
+    """Applies NAdam with Dozat's schedule of the momentum: `scale_by_scheduled_nadam`.
 
     torch keeps the product of the scheduled momenta in float32; it is as wide as the parameters
     here.
@@ -209,7 +209,7 @@ def RAdam(
     differentiable: bool = False,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """RAdam with eps added to the uncorrected root, and momentum alone where rho_t is below 5.
+    """Applies RAdam with eps added to the uncorrected root, and momentum alone below rho_t = 5.
 
     ::
 
@@ -244,7 +244,7 @@ def RMSprop(
     *,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """RMSprop with eps outside the root and the learning rate outside the momentum.
+    """Applies RMSprop with eps outside the root and the learning rate outside the momentum.
 
     ::
 
@@ -284,7 +284,7 @@ def Adagrad(
     fused: bool | None = None,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """AdaGrad with eps outside the root and a decaying learning rate.
+    """Applies AdaGrad with eps outside the root and a decaying learning rate.
 
     ::
 
@@ -323,7 +323,7 @@ def Adadelta(
     differentiable: bool = False,
     exclude_from_weight_decay: rules.Patterns = (),
 ) -> optax.GradientTransformation:
-    """`adadelta` with L2 regularization.
+    """Applies `adadelta` with L2 regularization.
 
     Args:
       rho: The decay rate of both averages, in [0, 1).
@@ -344,7 +344,7 @@ def SparseAdam(
     eps: float = 1e-8,
     maximize: bool = False,
 ) -> optax.GradientTransformation:
-    """`lazy_adam` with eps added to the uncorrected root.
+    """Applies `lazy_adam` with eps added to the uncorrected root.
 
     `SparseRows` take the place of torch's sparse COO gradients: only their rows of the moments and
     of the parameters move. ``maximize`` is not supported here.

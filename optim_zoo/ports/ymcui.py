@@ -19,9 +19,9 @@ def LAMBOptimizer(
     exclude_from_weight_decay: rules.Patterns | None = None,
     name: str = "LAMBOptimizer",
 ) -> optax.GradientTransformation:
-    """`lamb` without bias correction, as in version 3 of the paper. Every leaf has a trust ratio.
+    """Applies `lamb` without bias correction, as in version 3 of the paper.
 
-    Agrees with the source to 2e-5 in float32.
+    Every leaf has a trust ratio. Agrees with the source to 2e-5 in float32.
 
     Args:
       learning_rate: A number >= 0 or a schedule: step -> learning rate, the first step being 0.
@@ -51,9 +51,9 @@ def create_optimizer(
     *,
     exclude_from_weight_decay: rules.Patterns = UNDECAYED,
 ) -> optax.GradientTransformation:
-    """`bert.create_optimizer` around `LAMBOptimizer`, with the same drop of the learning rate.
+    """Applies `bert.create_optimizer` around `LAMBOptimizer`.
 
-    Agrees with the source to 2e-5 in float32.
+    The learning rate has the same drop at the end of the warmup. Agrees with the source to 2e-5 in float32.
 
     Args:
       init_lr: The learning rate at the end of the warmup, >= 0.
