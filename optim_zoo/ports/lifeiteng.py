@@ -39,7 +39,7 @@ def RAdamOptimizer(
 def LookaheadOptimizer(
     optimizer: optax.GradientTransformation, k: int = 5, alpha: float = 0.5
 ) -> optax.GradientTransformation:
-    """Applies Lookahead, whose first synchronization here shrinks the weights by ``alpha``.
+    """Applies Lookahead, which at first shrinks the weights to ``alpha`` times their value.
 
     The slow weights start at zero. Repaired: `optim_zoo.lookahead`, where they start as the
     parameters. Agrees with the source to 1e-9 in float64.

@@ -51,7 +51,7 @@ def Lookahead(
 def LookaheadTF(
     optimizer: optax.GradientTransformation, la_steps: int = 5, la_alpha: float = 0.8
 ) -> optax.GradientTransformation:
-    """Applies Lookahead, whose first synchronization here shrinks the weights by ``la_alpha``.
+    """Applies Lookahead, which at first shrinks the weights to ``la_alpha`` times their value.
 
     ``lookahead_tensorflow.py``: the slow weights start at zero, and there is a synchronization
     every ``la_steps + 1`` steps. Repaired: `Lookahead`. Agrees with the source to 2e-5 in float32.

@@ -56,7 +56,8 @@ def Lamb(
 ) -> optax.GradientTransformation:
     """Applies LAMB that corrects only the first moment for its bias.
 
-    The correction is outside the ratio; the second moment is never corrected. Repaired: `optim_zoo.lamb`.
+    The correction is outside the ratio; the second moment is never corrected. Repaired:
+    `optim_zoo.lamb`.
 
     ::
 

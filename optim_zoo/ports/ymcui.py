@@ -53,7 +53,8 @@ def create_optimizer(
 ) -> optax.GradientTransformation:
     """Applies `bert.create_optimizer` around `LAMBOptimizer`.
 
-    The learning rate has the same drop at the end of the warmup. Agrees with the source to 2e-5 in float32.
+    The learning rate has the same drop at the end of the warmup. Agrees with the source to 2e-5 in
+    float32.
 
     Args:
       init_lr: The learning rate at the end of the warmup, >= 0.

@@ -44,8 +44,8 @@ def test_the_docstring_says_how_closely_it_agrees(port: Any) -> None:
 
 
 DEFECTS = {
-    "lifeiteng.LookaheadOptimizer": "whose first synchronization here shrinks the weights by ``alpha``",
-    "michaelrzhang.LookaheadTF": "whose first synchronization here shrinks the weights by ``la_alpha``",
+    "lifeiteng.LookaheadOptimizer": "at first shrinks the weights to ``alpha`` times",
+    "michaelrzhang.LookaheadTF": "at first shrinks the weights to ``la_alpha`` times",
     "jyhengcoder.Ranger": "whose first step shrinks the weights to ``alpha`` times their value",
     "pytorch_optimizer.Ranger": "takes its first five steps uphill",
     "pytorch_optimizer.RAdam": "neither moves nor decays in its first five steps",
