@@ -294,16 +294,14 @@ def _function(constructor: str) -> Callable[..., Any]:
 
 
 def defect(port: Callable[..., Any]) -> str:
-    """Returns the description in a port's docstring if it names a defect of the source, else ''.
+    """Returns what a port's docstring says about a defect of its source, or '' if it names none.
 
-    A docstring that names a defect also says how it is repaired: "Repaired: ...".
+    A docstring that names a defect does so in its first sentence, and says in a paragraph with the
+    word "Repaired:" how it is avoided.
     """
-    description = re.split(
-        r"^(?:Args|Arguments|Returns|Raises|Example|Examples):$",
-        inspect.getdoc(port) or "",
-        flags=re.MULTILINE,
-    )[0]
-    return description.strip() if re.search(r"\bRepaired\b", description) else ""
+    paragraphs = re.split(r"\n\s*\n", inspect.getdoc(port) or "")
+    repaired = [x for x in paragraphs if re.search(r"\bRepaired:", x)]
+    return "\n".join(dict.fromkeys([paragraphs[0], *repaired])) if repaired else ""
 
 
 def _indented(text: str) -> str:

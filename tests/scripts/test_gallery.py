@@ -168,6 +168,23 @@ def test_known_defects_are_found_in_the_ports(text: ModuleType) -> None:
     assert "ports.torch.AdamW" not in found
 
 
+def test_a_defect_is_the_first_sentence_and_its_repair(text: ModuleType) -> None:
+    def port() -> None:
+        """Goes uphill.
+
+        ::
+
+            x <- x + g
+
+        It has the wrong sign. Repaired: `sgd`.
+
+        Args:
+          none: at all
+        """
+
+    assert text.defect(port) == "Goes uphill.\nIt has the wrong sign. Repaired: `sgd`."
+
+
 def test_the_overview_has_a_row_for_each(numbers: ModuleType, text: ModuleType) -> None:
     entries = list(registry.OPTIMIZERS.values())
     rows = text.overview(entries, {e.name: made_up(numbers, text, e.name) for e in entries})
