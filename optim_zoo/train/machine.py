@@ -6,6 +6,8 @@ import platform
 
 import jax
 
+import optim_zoo
+
 
 def describe() -> dict[str, str]:
     """Returns the devices, the number of cores, the processor and the versions, by name."""
@@ -19,7 +21,7 @@ def describe() -> dict[str, str]:
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
         "libraries": ", ".join(versions),
-        "optim_zoo": _own_version(),
+        "optim_zoo": optim_zoo.__version__,
     }
 
 
@@ -29,13 +31,6 @@ def memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
-
-
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("optim-zoo")
-    except importlib.metadata.PackageNotFoundError:  # found by PYTHONPATH, but not installed
-        return "from a checkout"
 
 
 def _cores() -> int | None:
