@@ -47,15 +47,18 @@ def overview(entries: Iterable[Entry], numbers: Mapping[str, Numbers]) -> str:
     for entry in entries:
         of_entry = numbers[entry.name]
         memory = of_entry.memory["float32"]
-        groups = [len(d.groups) for d in of_entry.distances]
-        sources = [sum(len(g.labels) for g in d.groups) for d in of_entry.distances]
-        compared = f"{max(sources)} sources, {max(groups)} results" if sources else "one source"
+        counts = [
+            (len(d.groups), sum(len(group.labels) for group in d.groups))
+            for d in of_entry.distances
+        ]
+        results, sources = max(counts, default=(1, 1))
+        compared = f"{sources} sources, {results} result{'s' if results > 1 else ''}"
         rows.append(
             (
                 f"[{entry.name}]({entry.name}.md)",
                 _sentence(entry.description),
                 _worst(of_entry),
-                compared.replace(" 1 results", " 1 result"),
+                compared if counts else "one source",
                 f"{memory.state:g}",
                 f"{memory.moved:g}",
             )
