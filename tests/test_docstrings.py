@@ -21,8 +21,7 @@ SCHEDULES = [
     schedules.mixed_batch, schedules.scale_by_square_root, schedules.scale_linearly,
     schedules.warmup_cosine, schedules.warmup_polynomial,
 ]  # fmt: skip
-PENDING = {"clip_by_global_norm", "scale_by_lars_trust_ratio", "scale_by_trust_ratio"}
-PUBLIC = {name: getattr(optim_zoo, name) for name in sorted(set(registry.__all__) - PENDING)}
+PUBLIC = {name: getattr(optim_zoo, name) for name in registry.__all__}
 PUBLIC |= {f"schedules.{schedule.__name__}": schedule for schedule in SCHEDULES}
 PUBLIC |= {
     "accumulation.accumulate": accumulation.accumulate,

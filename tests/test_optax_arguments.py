@@ -17,6 +17,7 @@ NAMES = [
     *(name for name in registry.OPTIMIZERS if hasattr(optax, name)),
     *(name for name in ("scale_by_adam", "scale_by_amsgrad", "scale_by_radam", "scale_by_rms")),
     "scale_by_learning_rate",
+    "scale_by_trust_ratio",
     "add_decayed_weights",
 ]
 # A value of each such argument that would change something.
@@ -27,6 +28,7 @@ CHANGES = {
     "bias_correction_nu": False,
     "fast_optimizer": optax.sgd(0.1),
     "flip_sign": False,
+    "min_norm": 1.0,
     "mu_dtype": jnp.bfloat16,
     "nesterov": True,
     "reset_state": True,

@@ -14,8 +14,8 @@ from optim_zoo.tree import Tree, wide
 class ClipByGlobalNormState(NamedTuple):
     """State of `clip_by_global_norm`."""
 
-    gradient_norm: jax.Array  # (), float32: of the last updates, before they were clipped
-    clipped_norm: jax.Array  # the same after it
+    gradient_norm: jax.Array  # (), float32: the norm of the last updates before clipping
+    clipped_norm: jax.Array  # (), float32: the norm of the last updates after clipping
 
 
 def clip_by_global_norm(
@@ -30,19 +30,31 @@ def clip_by_global_norm(
 
         g <- min(1, max_norm / (G + eps)) g,   G = sqrt(sum over all leaves of |g|^2)
 
-    as ``tf.clip_by_global_norm`` in BERT's ``create_optimizer``. G is float32 or wider, where
-    ``optax.clip_by_global_norm`` sums in the gradients' own dtype, and is kept in the state. It is
-    right for float32 and bfloat16 entries from 1e-28 to 1e25, whose squares may not fit into
-    float32. Rows of `SparseRows` with the same id count as one row, their sum.
+    This is ``tf.clip_by_global_norm`` in BERT's ``create_optimizer`` (arXiv 1211.5063). G is
+    computed in float32 or wider and kept in the state; ``optax.clip_by_global_norm`` sums in the
+    dtype of the gradients. G is right for float32 and bfloat16 numbers from 1e-28 to 1e25, also
+    where their squares do not fit into float32. Rows of `SparseRows` with the same id count as one
+    row, their sum.
 
     Args:
-      max_norm: > 0; ``inf`` clips nothing and only keeps G.
-      axis_name: the mesh axes the gradients are cut over, as for `scale_by_trust_ratio`.
-      eps: >= 0; 1e-6 in ``torch.nn.utils.clip_grad_norm_``.
+      max_norm: A number > 0. Infinity clips nothing, and the state still has G.
+      axis_name: The mesh axes that the gradients are sharded over, under ``pmap`` and
+        ``shard_map(check_vma=False)``: a name, several names, or rules (path pattern, names). Not
+        needed under ``jit``, nor under ``shard_map(check_vma=True)``.
+      eps: A finite number >= 0; it is 1e-6 in ``torch.nn.utils.clip_grad_norm_``.
+
+    Returns:
+      A transformation that reads all leaves at once; its state is `ClipByGlobalNormState`.
 
     Raises:
-      ValueError: ``max_norm`` is not above 0, or ``eps`` negative; in ``update``, a gradient is
-        told to be cut over a mesh axis that it does not vary over by its type.
+      ArgumentValueError: ``max_norm`` is not above 0, or ``eps`` is negative or not finite; in
+        ``update``, ``axis_name`` names a mesh axis that a gradient does not vary over by its type.
+      ArgumentTypeError: An argument has the wrong type.
+
+    Example:
+      ```python
+      tx = optax.chain(optim_zoo.clip_by_global_norm(1.0), optim_zoo.lamb(1e-3))
+      ```
     """
     ranges.check("max_norm", max_norm, 0.0, open_low=True)
     ranges.check("eps", eps, 0.0, open_high=True)
@@ -61,7 +73,7 @@ def clip_by_global_norm(
             lambda g: g.merged() if rows.is_sparse(g) else g, updates, is_leaf=rows.is_sparse
         )
         gradient_norm = norms.global_norm(updates, axis_name)
-        # So that G = NaN scales by NaN: no leaf passes unclipped beside a broken one.
+        # G = NaN then scales by NaN: no leaf passes unclipped next to a leaf that is not finite.
         norm = gradient_norm + eps
         scale = jnp.where(norm <= max_norm, 1.0, max_norm / norm)
         clipped = jax.tree.map(

@@ -19,7 +19,7 @@ def scale_by_lars_trust_ratio(
     layers: rules.Rules = (),
     axis_name: mesh_axes.AxisName = None,
 ) -> Leafwise:
-    """Decays the gradient g of each layer and scales it to the norm of its parameters x.
+    """Decays the gradient g of each layer, and scales it to the norm of its parameters x.
 
     ::
 
@@ -27,18 +27,45 @@ def scale_by_lars_trust_ratio(
         ratio = trust_coefficient |x| / (|g| + weight_decay |x| + eps)
         ratio = 1 where |x| or |g| is 0
 
-    The norm is of g before it is decayed, where ``optax.scale_by_trust_ratio`` in ``optax.lars``
-    takes that of g + weight_decay x. As ``lars_optimizer.py`` of tensorflow/tpu.
+    The norm is that of g before weight decay, as in ``lars_optimizer.py`` of tensorflow/tpu (arXiv
+    1708.03888). ``optax.lars`` uses the norm of g + weight_decay x. Norms are Euclidean, in float32
+    or wider, and each takes one pass over its array.
 
     Args:
-      weight_decay: >= 0.
-      trust_coefficient: > 0.
-      eps: >= 0.
-      exclude_from_weight_decay: path patterns of leaves for which weight_decay is 0.
-      exclude, layers, axis_name: see `scale_by_trust_ratio`.
+      weight_decay: A finite number >= 0. At 0, as a Python number, nothing is decayed.
+      trust_coefficient: A finite number > 0, a factor of the trust ratio. The ratio 1 of a zero
+        layer is not multiplied by it.
+      eps: A finite number >= 0, added to the denominator of the trust ratio.
+      exclude_from_weight_decay: Path patterns of the leaves that are not decayed. A pattern is a
+        regular expression, searched for (``re.search``) in the path of a leaf, such as
+        ``encoder/layer_0/bias``.
+      exclude: Path patterns of the leaves whose trust ratio is 1. They may still be decayed.
+      layers: Rules (path pattern, layer spec) for leaves that hold several layers, such as
+        ``("blocks", stacked(0))``; see `optim_zoo.layers`. By default each leaf is one layer.
+      axis_name: The mesh axes that the parameters are sharded over, under ``pmap`` and
+        ``shard_map(check_vma=False)``: a name, several names, or rules (path pattern, names). Not
+        needed under ``jit``, nor under ``shard_map(check_vma=True)``.
+
+    Returns:
+      A piece whose state is `ScaleByLarsTrustRatioState`: the trust ratio and the norms of every
+      layer in the last step.
 
     Raises:
-      ValueError: see `scale_by_trust_ratio` and `add_decayed_weights`.
+      ArgumentValueError: An argument is out of its range; in ``init``, a path pattern matches no
+        leaf, or a leaf does not fit its layer spec; in ``update``, the parameters are missing, or a
+        gradient has another shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optax.chain(
+          optim_zoo.scale_by_lars_trust_ratio(1e-4, exclude=["bias$"]),
+          optim_zoo.scale_by_learning_rate(1.0, last=False),
+          optim_zoo.trace_momentum(0.9),
+          optim_zoo.cast_like_params(),
+      )
+      ```
     """
     ranges.check("trust_coefficient", trust_coefficient, 0.0, open_low=True, open_high=True)
     return scale_by_layer(
@@ -54,10 +81,10 @@ def scale_by_lars_trust_ratio(
 
 
 def lars_ratio(trust_coefficient: jax.typing.ArrayLike, eps: jax.typing.ArrayLike) -> Ratio:
-    """The formula of `scale_by_lars_trust_ratio`, for one or several layers at once.
+    """Returns the formula of `scale_by_lars_trust_ratio`, for one or several layers at once.
 
     Raises:
-      ValueError: ``eps`` is negative.
+      ArgumentValueError: ``eps`` is negative or not finite.
     """
     ranges.check("eps", eps, 0.0, open_high=True)
 

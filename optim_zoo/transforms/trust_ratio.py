@@ -1,14 +1,16 @@
-"""The layer-wise trust ratio of LAMB (You et al., arXiv 1904.00962, Algorithm 2)."""
+"""The trust ratio of LAMB (You et al., arXiv 1904.00962, Algorithm 2)."""
 
 import jax
 import jax.numpy as jnp
 
 from optim_zoo import ranges, rules
 from optim_zoo.layers import mesh_axes
+from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms.layerwise import ScaleByTrustRatioState, scale_by_layer
 from optim_zoo.transforms.leafwise import Leafwise
 
 
+@accepts_optax_arguments
 def scale_by_trust_ratio(
     *,
     phi_bounds: ranges.Bounds | None = None,
@@ -26,26 +28,48 @@ def scale_by_trust_ratio(
         u <- ratio u,   ratio = clip(trust_coefficient phi(|x|) / (|u| + eps), *ratio_bounds)
         phi(z) = clip(z, *phi_bounds);   ratio = 1 where phi(|x|) or |u| is 0
 
-    Norms are Euclidean, in float32 or wider, and take one pass over each array. They are right for
-    float32 and bfloat16 entries from 1e-28 to 1e25, whose squares may not fit into float32. A layer
-    without entries has norm 0 and so ratio 1. ``optax.scale_by_trust_ratio`` takes two passes and a
-    masked copy, and has no layers inside an array.
+    The norms are Euclidean, in float32 or wider, and each takes one pass over its array. They are
+    right for float32 and bfloat16 numbers from 1e-28 to 1e25, also where their squares do not fit
+    into float32. A layer of no numbers has norm 0, and so ratio 1. The source is arXiv 1904.00962.
+    ``optax.scale_by_trust_ratio`` needs two passes and a masked copy, and cannot express layers
+    inside an array.
 
     Args:
-      phi_bounds: (low, high) of phi, None where a side is open; None: phi is the identity.
-      ratio_bounds: (low, high) of the ratio itself.
-      trust_coefficient: a factor of the ratio; not of the ratio 1 of a zero layer.
-      eps: added to the norm of the updates.
-      exclude: path patterns of leaves whose updates pass unchanged.
-      layers: rules (path pattern, `stacked` | `split` | tuple of them) for arrays that hold
-        several layers; see `optim_zoo.layers`.
-      axis_name: under ``pmap`` and ``shard_map(check_vma=False)``, the mesh axes the parameters
-        are cut over: a name, names, or rules (path pattern, names) where some leaves are cut and
-        others are replicated. Not needed under ``jit``, nor where ``check_vma=True``.
+      phi_bounds: The bounds (low, high) of phi, None where a side is open. By default phi is the
+        identity.
+      ratio_bounds: The bounds (low, high) of the trust ratio, None where a side is open. By default
+        it has no bounds.
+      trust_coefficient: A finite number > 0, a factor of the trust ratio. The ratio 1 of a zero
+        layer is not multiplied by it.
+      eps: A finite number >= 0, added to the norm of the updates.
+      exclude: Path patterns of the leaves whose updates pass unchanged. A pattern is a regular
+        expression, searched for (``re.search``) in the path of a leaf, such as
+        ``encoder/layer_0/bias``.
+      layers: Rules (path pattern, layer spec) for leaves that hold several layers, such as
+        ``("blocks", stacked(0))``; see `optim_zoo.layers`. By default each leaf is one layer.
+      axis_name: The mesh axes that the parameters are sharded over, under ``pmap`` and
+        ``shard_map(check_vma=False)``: a name, several names, or rules (path pattern, names). Not
+        needed under ``jit``, nor under ``shard_map(check_vma=True)``.
+
+    Returns:
+      A piece whose state is `ScaleByTrustRatioState`: the trust ratio and the norms of every layer
+      in the last step.
 
     Raises:
-      ValueError: an argument is out of range; ``update`` is called without parameters; in
-        ``init``, a pattern matches no leaf or a leaf does not fit its layers.
+      ArgumentValueError: An argument is out of its range; in ``init``, a path pattern matches no
+        leaf, or a leaf does not fit its layer spec; in ``update``, the parameters are missing, or a
+        gradient has another shape than its parameter.
+      ArgumentTypeError: An argument has the wrong type; in ``init``, a parameter is not a real
+        floating-point array.
+
+    Example:
+      ```python
+      tx = optax.chain(
+          optim_zoo.scale_by_adam(),
+          optim_zoo.scale_by_trust_ratio(layers=[("stack", optim_zoo.stacked(0))]),
+          optim_zoo.scale_by_learning_rate(1e-3),
+      )
+      ```
     """
     ranges.check_bounds("phi_bounds", phi_bounds)
     ranges.check_bounds("ratio_bounds", ratio_bounds)
