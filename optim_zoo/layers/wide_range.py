@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from optim_zoo.tree import wide_dtype
+from optim_zoo.tree import root, wide_dtype
 
 # (arrays, a factor for each of them or None) -> sums of (factor x)^2, one for each array or one for
 # all of them. Factors and sums have shape () or (layers,).
@@ -42,7 +42,7 @@ def roots(sums: Sums, arrays: Sequence[jax.Array]) -> list[jax.Array]:
       arrays: any shapes; an argument of ``sums``.
     """
     if not any(_is_limited(x) for x in arrays):
-        return [jnp.sqrt(total) for total in sums(arrays, None)]
+        return [root(total) for total in sums(arrays, None)]
     if not any(isinstance(x, jax.core.Tracer) for x in arrays):  # a branch would be compiled
         plain = sums(arrays, None)
         return _again(sums, arrays, plain) if _any_out_of_bounds(plain) else _plain(plain)
@@ -78,7 +78,7 @@ def _is_in_bounds(total: jax.Array) -> jax.Array:
 
 
 def _plain(totals: Sequence[jax.Array]) -> list[jax.Array]:
-    return [jnp.sqrt(total) for total in totals]
+    return [root(total) for total in totals]
 
 
 def _again(sums: Sums, arrays: Sequence[jax.Array], plain: Sequence[jax.Array]) -> list[jax.Array]:
@@ -96,7 +96,7 @@ def _again(sums: Sums, arrays: Sequence[jax.Array], plain: Sequence[jax.Array]) 
         in_bounds = _is_in_bounds(total)
         # The root comes last: the derivative of the root of an unused zero would be NaN.
         chosen = jnp.where(in_bounds, total, again)
-        found.append(jnp.sqrt(chosen) / jnp.where(in_bounds, jnp.ones_like(factor), factor))
+        found.append(root(chosen) / jnp.where(in_bounds, jnp.ones_like(factor), factor))
     return found
 
 
@@ -113,7 +113,7 @@ def _at_once(sums: Sums, arrays: Sequence[jax.Array]) -> list[jax.Array]:
     for i, (small, large) in enumerate(zip(enlarged, reduced, strict=True)):
         fits = small < HIGH
         chosen = jnp.where(fits, small, large)
-        found.append(jnp.sqrt(chosen) / jnp.where(fits, enlarge[i], reduce[i]))
+        found.append(root(chosen) / jnp.where(fits, enlarge[i], reduce[i]))
     return found
 
 
