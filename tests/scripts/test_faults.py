@@ -242,8 +242,8 @@ ALIKE = "bit for bit equal at the end to an unbroken run"
         ),
         (
             {"next_exit_code": 2, "next_said": "no", "same": {}, "finite": None},
-            '| SIGTERM | exit 143, "stopped"; the next start: exit 2, "no"; nothing is left to '
-            "compare with an unbroken run; no parameters | 0 |",
+            '| SIGTERM | exit 143, "stopped"; the next start: exit 2, "no"; nothing can be '
+            "compared with an unbroken run; no parameters | 0 |",
         ),
         (
             {"finite": False, "skipped_steps": [3, 5], "next_same": {"metrics": False}},
