@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, KeyPath, SequenceKey
 
@@ -145,6 +146,16 @@ def is_partial(tree: Tree) -> bool:
     """Returns whether ``tree`` is empty, or a part of a larger tree, as under ``optax.masked``."""
     leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     return not leaves or any(isinstance(leaf, optax.MaskedNode) for leaf in leaves)
+
+
+def array(x: Any) -> Any:
+    """Returns a number or a NumPy array as a JAX array, and anything else unchanged.
+
+    The array is not weakly typed: a Python float has JAX's default float dtype.
+    """
+    if isinstance(x, bool | int | float | complex | np.generic | np.ndarray):
+        return jnp.asarray(x, jnp.result_type(x))
+    return x
 
 
 def wide(x: jax.typing.ArrayLike) -> jax.Array:

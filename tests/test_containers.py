@@ -22,6 +22,7 @@ from flax.core import freeze
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import optim_zoo
 from optim_zoo import lamb, lars, sharding, split, stacked, transforms, tree
 from tests.test_contract import CONSTRUCTORS, Make, _parameters
 
@@ -146,9 +147,10 @@ CONTAINERS: dict[str, Callable[[Arrays], Any]] = {
     ),
     "mixed": _fields(AttentionTuple, lambda **fields: OrderedDict(reversed(fields.items()))),
 }
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 every_container = pytest.mark.parametrize("wrap", CONTAINERS.values(), ids=CONTAINERS)
 every_optimizer = pytest.mark.parametrize("make", CONSTRUCTORS.values(), ids=CONSTRUCTORS)
-STEPS = 3  # Lookahead synchronizes after the second
+STEPS = 2  # Lookahead synchronizes after the second
 
 
 def _arrays(seed: int) -> dict[str, Any]:
@@ -220,6 +222,25 @@ def test_alike_on_one_device(
             _assert_same(updates, expected[2])
             assert jax.tree.structure(updates) == jax.tree.structure(params)
     assert _like_params(tx, run[0][1]) == _like_params(_optimizer(make), plain(make)[0][1])
+
+
+@every_optimizer
+def test_numbers_and_numpy_arrays_are_treated_as_arrays(make: Make) -> None:
+    """Python floats too, as parameters and as gradients, of which ``jax.grad`` makes none."""
+
+    def run(numbers: Any) -> Any:
+        tx = make(0.1)
+        state = tx.init(numbers)
+        structure = jax.tree.map(jnp.result_type, state)
+        for _ in range(2):
+            updates, state = tx.update(jax.tree.map(lambda x: x / 4, numbers), state, numbers)
+            numbers = optim_zoo.apply_updates(numbers, updates)
+            assert jax.tree.map(jnp.result_type, state) == structure
+        return numbers, state
+
+    numbers = {"float": 1.5, "scalar": np.float64(0.5), "array": np.float32([1, 2])}
+    arrays = jax.tree.map(lambda x: jnp.asarray(x, "float32"), numbers)
+    jax.tree.map(np.testing.assert_array_equal, run(numbers), run(arrays))
 
 
 def _like_params(tx: optax.GradientTransformation, state: Any) -> dict[str, int]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
-from optim_zoo.tree import Tree, wide
+from optim_zoo.tree import Tree, array, wide
 
 _HINT = "only optim_zoo's pieces and optim_zoo.apply_updates take SparseRows; or use to_dense()"
 
@@ -172,5 +172,17 @@ def on_rows(function: Callable[..., jax.Array], u: Any, *rest: Any) -> Any:
 
 
 def summed(tree: Tree) -> Tree:
-    """``tree`` with the rows of `SparseRows` in their place, those of the same id added up."""
-    return jax.tree.map(lambda x: x.merged().rows if is_sparse(x) else x, tree, is_leaf=is_sparse)
+    """Returns the arrays whose norms are the norms of the leaves of ``tree``.
+
+    These are the rows of `SparseRows`, with those of the same id added; zeros for a leaf of dtype
+    float0, which the gradient of an integer parameter has; and the other leaves unchanged.
+    """
+
+    def of_leaf(x: Any) -> Any:
+        if is_sparse(x):
+            return x.merged().rows
+        if getattr(x, "dtype", None) == jax.dtypes.float0:
+            return jnp.zeros(x.shape)
+        return array(x)
+
+    return jax.tree.map(of_leaf, tree, is_leaf=is_sparse)

@@ -15,7 +15,7 @@ import optax
 
 from optim_zoo import rows, rules
 from optim_zoo.errors import parameters_missing
-from optim_zoo.tree import Tree, check_distinct, check_floating, leaf_paths, wide_dtype
+from optim_zoo.tree import Tree, array, check_distinct, check_floating, leaf_paths, wide_dtype
 
 
 class Leaf(NamedTuple):
@@ -176,11 +176,11 @@ def update_leaves(
     masks = [_mask(piece, updates if params is None else params, len(paths)) for piece in pieces]
     after: list[list[Any]] = [[] for _ in pieces]
     made, known = [], None
-    for i, u in enumerate(structure.flatten_up_to(updates)):
+    for i, u in enumerate(map(array, structure.flatten_up_to(updates))):
         if wait is not None and known is not None:
             u = rows.on_rows(wait, u, known)
         for k, piece in enumerate(pieces):
-            leaf, state = Leaf(paths[i], parameters[i], begun[k][1]), before[k][i]
+            leaf, state = Leaf(paths[i], array(parameters[i]), begun[k][1]), before[k][i]
             if masks[k][i]:
                 u, state = piece.update(u, state, leaf)
             after[k].append(state)
