@@ -1,12 +1,12 @@
-"""The gradient of a few rows of a table, and steps that touch those rows alone.
+"""Gradients of the rows that a batch reads from a table, and steps that update only those rows.
 
 If a batch reads eight thousand rows of an embedding table of a million, the gradient of the table
-is zero almost everywhere. `value_and_grad` returns the other rows as `SparseRows`; `lazy_adam`
-updates those rows and their moments; `apply_updates` adds them to the table, in place where the
-table is donated::
+is zero almost everywhere. `value_and_grad` returns the rows that are not zero as `SparseRows`;
+`lazy_adam` updates those rows and their moments; `apply_updates` adds them to the table, in place
+where the table is donated::
 
     def loss_fn(params, batch):
-        x = params["embed"][batch["ids"]]  # the gather that is seen
+        x = params["embed"][batch["ids"]]  # or a Flax Embed
         ...
 
     loss, grads = rows.value_and_grad(loss_fn, ["^embed$"])(params, batch)
