@@ -21,7 +21,7 @@ also sharded over the data axis::
 
 from optim_zoo.sharding.auxiliary import Mean, Sum
 from optim_zoo.sharding.losses import LossFn, WeightedLoss
-from optim_zoo.sharding.placement import init, put, state_shardings, unspread
+from optim_zoo.sharding.placement import init, put, state_shardings, unsharded_by_zero1
 from optim_zoo.sharding.step import DataParallelStep, data_parallel
 
 __all__ = [
@@ -34,5 +34,5 @@ __all__ = [
     "init",
     "put",
     "state_shardings",
-    "unspread",
+    "unsharded_by_zero1",
 ]

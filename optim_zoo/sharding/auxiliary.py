@@ -30,23 +30,53 @@ from optim_zoo.tree import Tree, leaves_with_path
 class Mean(NamedTuple):
     """Marks a value of aux as a mean over the examples of a batch.
 
-    The step returns the mean over the whole batch, without the mark: in the dtype of ``value``, or
-    in JAX's default float dtype where that is an integer or boolean. A floating-point scalar that
-    is not marked is a `Mean` without ``weight``.
+    The step returns the mean over the global batch, ``sum(weight * value) / sum(weight)`` over all
+    calls of the loss, and 0 where the sum of the weights is 0. It is returned without the mark, in
+    the dtype of ``value``, or in JAX's default float dtype where that is an integer or boolean. A
+    floating-point scalar that is not marked is a `Mean` without ``weight``.
+
+    Attributes:
+      value: an array or a pytree of arrays, whose shapes do not depend on the size of the batch.
+      weight: a scalar, what the mean was divided by: the number or the summed weights of the
+        examples. None means the weight of the loss, which is 1 unless that is a `WeightedLoss`.
+
+    Raises:
+      ArgumentValueError: when the step is traced, the shape of ``value`` depends on the batch or
+        ``weight`` is not a scalar.
+
+    Example:
+      ::
+
+        def loss_fn(params, batch):  # used with data_parallel(..., has_aux=True)
+            hidden = model(params, batch["x"])  # (batch, features)
+            return loss(hidden, batch["y"]), {"feature_mean": Mean(hidden.mean(0))}
     """
 
-    value: Any  # an array, or a pytree of arrays, of any shape that does not depend on the batch
-    weight: Any = None  # a scalar, what the mean was divided by; None: the weight of the loss
+    value: Any
+    weight: Any = None
 
 
 class Sum(NamedTuple):
     """Marks a value of aux as a sum over the examples of a batch.
 
-    The step returns the sum over the whole batch, without the mark: in the dtype of ``value``, or
+    The step returns the sum over the global batch, without the mark, in the dtype of ``value``, or
     in int32 where that is boolean. An integer or boolean scalar that is not marked is a `Sum`.
+
+    Attributes:
+      value: an array or a pytree of arrays, whose shapes do not depend on the size of the batch.
+
+    Raises:
+      ArgumentValueError: when the step is traced, the shape of ``value`` depends on the batch.
+
+    Example:
+      ::
+
+        def loss_fn(params, batch):  # used with data_parallel(..., has_aux=True)
+            losses = per_token_loss(params, batch)  # (batch, length)
+            return losses.mean(), {"total": Sum(losses.sum())}
     """
 
-    value: Any  # an array, or a pytree of arrays, of any shape that does not depend on the batch
+    value: Any
 
 
 class Aux(NamedTuple):
@@ -135,19 +165,19 @@ class Plan:
         """Returns aux from the sum of what is added and the concatenation of the rows."""
         sums, concatenated = iter(added), iter(rows)
         replicated: list[Any] = []
-        of_rows: list[Any] = []
+        by_row: list[Any] = []
         for rule, result in zip(self.rules, self.results, strict=True):
             if rule is _Rule.ROWS:
                 replicated.append(None)
-                of_rows.append(next(concatenated))
+                by_row.append(next(concatenated))
                 continue
             x = next(sums)
             if rule is _Rule.MEAN:
                 total, weight = x
                 x = total / jnp.where(weight > 0, weight, 1)
             replicated.append(x.astype(result.dtype))
-            of_rows.append(None)
-        return Aux(self.structure.unflatten(replicated), self.structure.unflatten(of_rows))
+            by_row.append(None)
+        return Aux(self.structure.unflatten(replicated), self.structure.unflatten(by_row))
 
 
 NO_AUX = Plan(jax.tree.structure(None), (), ())
@@ -204,8 +234,8 @@ def _leaves(aux: Tree) -> Iterator[_Leaf]:
             yield _Leaf(path, x, None)
             continue
         for inner, value in leaves_with_path(x.value):
-            whole = "/".join(filter(None, (path, inner)))
-            yield _Leaf(whole, value, type(x), x.weight if isinstance(x, Mean) else None)
+            full_path = "/".join(filter(None, (path, inner)))
+            yield _Leaf(full_path, value, type(x), x.weight if isinstance(x, Mean) else None)
 
 
 def _is_mark(x: Any) -> bool:
@@ -222,7 +252,7 @@ def _check_array(leaf: _Leaf) -> None:
         if dtype is None
         else any(jnp.issubdtype(dtype, kind) for kind in kinds)
     ):
-        raise leaf.refused(f"is no array but a {type(x).__name__}", "leave it out of aux")
+        raise leaf.refused(f"is not an array but a {type(x).__name__}", "leave it out of aux")
     if jnp.ndim(0 if leaf.weight is None else leaf.weight):
         shape = jnp.shape(leaf.weight)
         raise leaf.refused(f"has a weight of shape {shape}", "return Mean(value, weight=scalar)")
@@ -256,7 +286,7 @@ def _rule(leaf: _Leaf, for_two: _Leaf, rows: set[int]) -> _Rule:
         return _Rule.MEAN if leaf.mark is Mean else _Rule.SUM
     if shape or larger:
         raise leaf.refused(
-            f"{shown} is no scalar, and its first axis is not the batch",
+            f"{shown} is not a scalar, and its first axis is not the batch",
             "return sharding.Mean(x) for a mean over the examples, sharding.Sum(x) for a sum, or "
             "leave it out of aux",
         )
@@ -273,6 +303,6 @@ def _result(leaf: _Leaf, rule: _Rule) -> jax.ShapeDtypeStruct:
 
 
 def _wide(dtype: Any) -> Any:
-    """The dtype that values of ``dtype`` are added in: at least that of weights, or of integers."""
+    """Returns the dtype in which values of ``dtype`` are added: at least JAX's default float."""
     is_inexact = jnp.issubdtype(dtype, jnp.inexact)
     return jnp.promote_types(dtype, jnp.result_type(float)) if is_inexact else dtype

@@ -52,8 +52,8 @@ def mean_gradient(
       gradient, in float32 or wider; and aux, which is without leaves unless ``has_aux``. See
       `optim_zoo.sharding.auxiliary` for how it is combined over devices and micro-batches.
     """
-    # The parameters are made to vary by type over the axis. Under shard_map, JAX sums the gradient
-    # of a value that does not vary over devices by itself, in the dtype of the parameters.
+    # Under shard_map, JAX itself sums the gradient of a value that does not vary over devices, in
+    # the dtype of the parameters. So the parameters are cast to a type that varies.
     params = _varying(params, axis_name)
     plan = auxiliary.NO_AUX
     if has_aux:
@@ -168,11 +168,11 @@ def mean_gradient_by_device(
             has_aux=has_aux,
         )
 
-    whole = PartitionSpec()
+    replicated = PartitionSpec()
     return jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(whole, PartitionSpec(axis_name)),
-        out_specs=(whole, whole, whole, Aux(replicated=whole, rows=PartitionSpec(axis_name))),
+        in_specs=(replicated, PartitionSpec(axis_name)),
+        out_specs=(replicated, replicated, replicated, Aux(replicated, PartitionSpec(axis_name))),
         axis_names={axis_name},
     )(params, batch)

@@ -32,10 +32,16 @@ class WeightedLoss(NamedTuple):
         def loss_fn(params, batch):
             losses = per_token_loss(params, batch)  # (batch, length)
             return WeightedLoss(jnp.sum(losses * batch["mask"]), jnp.sum(batch["mask"]))
+
+    Where the sum of the weights is 0, loss and gradient are 0.
+
+    Attributes:
+      total: a scalar, the weighted sum of the losses of the batch.
+      weight: a scalar, the sum of the weights of the batch, such as the number of masked tokens.
     """
 
-    total: jax.Array  # (), the loss summed over the batch
-    weight: jax.Array  # (), what the sum is divided by: the sum of the examples' weights
+    total: jax.Array
+    weight: jax.Array
 
 
 def loss_and_aux(value: Any, has_aux: bool) -> tuple[WeightedLoss, Tree]:
@@ -44,7 +50,7 @@ def loss_and_aux(value: Any, has_aux: bool) -> tuple[WeightedLoss, Tree]:
     A mean loss is returned with weight 1.
 
     Raises:
-      ArgumentTypeError: ``value`` is of another type, such as a pair that is no `WeightedLoss`.
+      ArgumentTypeError: ``value`` is of another type, such as a pair that is not a `WeightedLoss`.
       ArgumentValueError: the loss, its total or its weight is not a scalar.
     """
     if not has_aux:

@@ -54,7 +54,7 @@ class Settings:
 def jit_step(
     settings: Settings, *, zero1: str | None, param_shardings: rules.Rules
 ) -> DataParallelStep:
-    """Returns the step on global arrays, whose work the compiler divides over the devices."""
+    """Returns the step on global arrays; the compiler divides the work over the devices."""
     placement.check_axis("zero1", zero1, settings.mesh)
     rules.check_rules("param_shardings", param_shardings)
     replicated = NamedSharding(settings.mesh, PartitionSpec())
@@ -82,16 +82,16 @@ def jit_step(
 
 
 def shard_map_step(settings: Settings) -> DataParallelStep:
-    """Returns the step that ``shard_map`` runs on each device's rows, with all else replicated."""
+    """Returns the step that ``shard_map`` runs on each device; the state is replicated."""
     update = _make_update(settings, _mean_gradient_of_device(settings))
 
     def step(params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
-        whole, rows = PartitionSpec(), PartitionSpec(settings.batch_axis)
+        replicated, rows = PartitionSpec(), PartitionSpec(settings.batch_axis)
         return jax.shard_map(
             update,
             mesh=settings.mesh,
-            in_specs=(whole, whole, rows),
-            out_specs=(whole, whole, whole, Aux(replicated=whole, rows=rows)),
+            in_specs=(replicated, replicated, rows),
+            out_specs=(replicated, replicated, replicated, Aux(replicated, rows)),
         )(params, state, batch)
 
     shardings = functools.partial(placement.step_shardings, settings.tx, mesh=settings.mesh)
@@ -108,7 +108,7 @@ def _step_of_global_arrays(
 
     Args:
       settings: see `Settings`.
-      step: a function of global arrays, not compiled yet, which returns an `Aux`.
+      step: a function of global arrays, to be compiled, which returns an `Aux`.
       shardings: the shardings of parameters and state, as a function of the parameters.
       patterns: the path patterns of ``param_shardings``.
     """
@@ -148,14 +148,14 @@ def _step_of_global_arrays(
         init=init,
         params=functools.partial(placement.on_one_device, mesh=mesh),
         lower=lower,
-        uncopied=lambda tree: tree,
+        global_arrays=lambda tree: tree,
         place=place,
         batch_divisor=settings.batch_divisor,
     )
 
 
 def pmap_step(settings: Settings) -> DataParallelStep:
-    """Returns the step that ``pmap`` runs on each device's rows and its copy of all else."""
+    """Returns the step that ``pmap`` runs on each device, with a copy of parameters and state."""
     _check_pmap(settings)
     tx, mesh, by_device = settings.tx, settings.mesh, settings.rows
     devices = list(mesh.devices.flat)
@@ -189,7 +189,7 @@ def pmap_step(settings: Settings) -> DataParallelStep:
         init=init,
         params=first_copy,
         lower=lower,
-        uncopied=lambda tree: device_axis.removed(tree, by_device),
+        global_arrays=lambda tree: device_axis.removed(tree, by_device),
         place=lambda params, state: device_axis.added((params, state), by_device),
         batch_divisor=settings.batch_divisor,
     )
@@ -264,7 +264,7 @@ def _check_batch(settings: Settings, batch: Tree) -> None:
 
 
 def _check_pmap(settings: Settings) -> None:
-    """Raises unless the batch axis is the whole mesh, and all its devices are of this process."""
+    """Raises unless the mesh has no other axis than the batch axis, and no other process."""
     mesh, advice = settings.mesh, "use 'jit' or 'shard_map'"
     if mesh.size != settings.devices:
         raise ArgumentValueError(

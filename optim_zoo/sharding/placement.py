@@ -26,14 +26,19 @@ def state_shardings(
     An array of the state that belongs to a parameter has the sharding of that parameter, and every
     other array is replicated. With ``zero1`` the former are also sharded over that mesh axis, along
     their longest dimension that is not sharded yet and that the size of the axis divides. An array
-    without such a dimension keeps the sharding of its parameter: see `unspread`.
+    without such a dimension keeps the sharding of its parameter: see `unsharded_by_zero1`.
 
     Args:
       tx: the optimizer.
       params: arrays, or ``jax.ShapeDtypeStruct``s. One without a `NamedSharding` counts as
         replicated.
       mesh: the mesh of devices.
-      zero1: the mesh axis to shard the state over, usually the axis of the batch.
+      zero1: the mesh axis to shard the state over, usually the axis of the batch; None (the
+        default) shards it as the parameters.
+
+    Returns:
+      A tree like the state, with a `NamedSharding` in place of every array: the ``out_shardings``
+      of a jitted ``tx.init``, or the layout into which a checkpoint is restored.
 
     Raises:
       ArgumentValueError: the mesh has no axis of that name.
@@ -64,10 +69,16 @@ def _is_masked(x: Any) -> bool:
     return isinstance(x, optax.MaskedNode)
 
 
-def unspread(params: Tree, *, mesh: Mesh, zero1: str) -> list[str]:
+def unsharded_by_zero1(params: Tree, *, mesh: Mesh, zero1: str) -> list[str]:
     """Returns the paths of the parameters whose state ``zero1`` does not shard any further.
 
     The size of that mesh axis divides none of their dimensions that are not sharded yet.
+
+    Args:
+      params: arrays, or ``jax.ShapeDtypeStruct``s. One without a `NamedSharding` counts as
+        replicated.
+      mesh: the mesh of devices.
+      zero1: see `state_shardings`.
 
     Raises:
       ArgumentValueError: the mesh has no axis of that name.
@@ -85,11 +96,25 @@ def init(
 ) -> optax.OptState:
     """Returns the initial state of ``tx``, with the shardings of `state_shardings`.
 
-    ``jax.jit(tx.init)(params)`` alone places the state on one device, whatever the shardings of
-    the parameters.
+    ``jax.jit(tx.init)(params)`` alone would place the state on one device, whatever the shardings
+    of the parameters.
+
+    Args:
+      tx: the optimizer.
+      params: arrays. One without a `NamedSharding` counts as replicated.
+      mesh: the mesh of devices.
+      zero1: the mesh axis to shard the state over, usually the axis of the batch; None (the
+        default) shards it as the parameters.
 
     Raises:
-      ArgumentValueError: see `state_shardings`.
+      ArgumentValueError: the mesh has no axis of that name.
+
+    Example:
+      ::
+
+        mesh = jax.make_mesh((8,), ("data",))
+        params = jax.device_put(params, NamedSharding(mesh, P()))
+        state = sharding.init(lamb(1e-3), params, mesh=mesh, zero1="data")
     """
     shardings = state_shardings(tx, params, mesh=mesh, zero1=zero1)
     with jax.set_mesh(automatic(mesh)):
@@ -196,8 +221,8 @@ def _param_sharding(path: str, x: Any, spec: Any, mesh: Mesh) -> NamedSharding:
             "param_shardings",
             "give a PartitionSpec that divides the leaf",
             spec,
-            sentence=f"{{argument}}: {path} of shape {jnp.shape(x)} cannot be cut by {spec} "
-            f"over the mesh {dict(mesh.shape)}",
+            sentence=f"{{argument}}: {path} of shape {jnp.shape(x)} cannot be sharded by "
+            f"{spec} over the mesh {dict(mesh.shape)}",
         ) from None
     return sharding
 
@@ -233,14 +258,14 @@ def copied(tree: Tree, shardings: Tree, *, mesh: Mesh) -> Tree:
 
 
 def on_one_device(tree: Tree, *, mesh: Mesh) -> Tree:
-    """Returns copies of the arrays of ``tree``, each whole on the first device of this process."""
+    """Returns copies of the arrays of ``tree``, all on the first device of this process."""
     device = SingleDeviceSharding(mesh.local_devices[0])
 
-    def whole(x: jax.Array) -> jax.Array:
+    def copy(x: jax.Array) -> jax.Array:
         if not x.is_fully_addressable:
             if not x.is_fully_replicated:
                 x = jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
             x = x.addressable_data(0)
         return jax.device_put(x, device, may_alias=False)
 
-    return jax.tree.map(whole, tree)
+    return jax.tree.map(copy, tree)

@@ -22,7 +22,7 @@ class DataParallelStep:
         params, state = step.init(params)
         params, state, loss = step(params, state, batch)  # and aux with has_aux=True
 
-    With several processes, every process calls each function with the same whole values, or with
+    With several processes, every process calls each function with the same global values, or with
     arrays that span the processes.
 
     Attributes:
@@ -38,12 +38,13 @@ class DataParallelStep:
         and collectives can be read from its ``.compile()``. The arguments are arrays or
         ``jax.ShapeDtypeStruct``s, and the devices of the mesh may be absent
         (``jax.experimental.topologies``).
-      uncopied: ``uncopied(tree)`` returns parameters or state in the layout that all modes share,
-        for checkpoints and metrics: without the device axis of mode ``pmap``. The arrays may be
-        sharded over devices and processes. They are not copies, and the next step donates them.
-      place: ``place(params, state)`` is the inverse of ``uncopied``: it returns the arrays of a
-        checkpoint with the shardings that the step uses. They may share memory with the arguments,
-        and a step donates them.
+      global_arrays: ``global_arrays(tree)`` returns parameters or state in the layout that all
+        modes share, for checkpoints and metrics: without the device axis of mode ``pmap``. The
+        arrays may be sharded over devices and processes. They are not copies, and the next step
+        donates them.
+      place: ``place(params, state)`` is the inverse of ``global_arrays``: it returns the arrays of
+        a checkpoint with the shardings that the step uses. They may share memory with the
+        arguments, and a step donates them.
       batch_divisor: the number of devices along the batch axis times the number of micro-batches.
         It must divide the first axis of every array of a batch.
     """
@@ -52,10 +53,15 @@ class DataParallelStep:
     init: Callable[[Tree], tuple[Tree, optax.OptState]]
     params: Callable[[Tree], Tree]
     lower: Callable[[Tree, Tree], jax.stages.Lowered]
-    uncopied: Callable[[Tree], Tree]
+    global_arrays: Callable[[Tree], Tree]
     place: Callable[[Tree, optax.OptState], tuple[Tree, optax.OptState]]
     batch_divisor: int
 
     def __call__(self, params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         """Calls ``step``."""
         return self.step(params, state, batch)
+
+    @property
+    def uncopied(self) -> Callable[[Tree], Tree]:
+        """The former name of ``global_arrays``."""
+        return self.global_arrays

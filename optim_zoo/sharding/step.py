@@ -28,7 +28,14 @@ def data_parallel(
 
     The gradient is that of the mean loss over the global batch, for every mode and every number of
     devices and micro-batches. The step passes the loss to ``tx`` as ``value=`` and the sum of the
-    weights as ``weight=``, where ``tx`` accepts them, as guards and `accumulate` do.
+    weights as ``weight=``, where ``tx`` accepts them, as guards and `accumulate` do::
+
+        mesh = jax.make_mesh((jax.device_count(),), ("data",))
+        step = sharding.data_parallel(loss_fn, lamb(1e-3), mesh=mesh)
+        params, state = step.init(params)
+        for batch in batches:
+            params, state, loss = step(params, state, batch)
+        params = step.params(params)  # plain arrays on one device
 
     Args:
       loss_fn: ``loss_fn(params, batch)`` returns the mean loss over its batch or, where examples
@@ -55,11 +62,13 @@ def data_parallel(
         numbers of devices and micro-batches. A floating-point scalar must be a mean over the
         examples, with the weights of the loss where it has any, and is averaged with them. An
         integer or boolean scalar must be a sum over the examples, and is added (booleans in int32).
-        An array whose first axis is the batch is concatenated in the
-        order of the batch. Other means and sums are marked: ``sharding.Mean(x)`` or
-        ``sharding.Sum(x)``, for arrays of any shape, such as the mean of every feature or a
-        floating-point sum, which cannot be told from a mean. To find the arrays whose first axis
-        is the batch, the loss is also traced with a batch of twice the size.
+        An array whose first axis is the batch is concatenated in the order of the batch. Other
+        means and sums are marked, ``sharding.Mean(x)`` or ``sharding.Sum(x)``: arrays such as the
+        mean of every feature, and floating-point sums, which would else be averaged. To find the
+        arrays whose first axis is the batch, the loss is also traced with twice the batch.
+
+    Returns:
+      A `DataParallelStep`: call it for one step, and see there for its other functions.
 
     Raises:
       ArgumentValueError: the mode or an axis is unknown, or ``zero1`` or ``param_shardings`` is
@@ -68,7 +77,7 @@ def data_parallel(
         scalar, or a leaf of aux is not covered by a rule (a batch statistic without a mark, a
         random key, a string).
       ArgumentTypeError: when the step is traced, ``loss_fn`` returns something else, such as a pair
-        that is no `WeightedLoss` without ``has_aux``.
+        that is not a `WeightedLoss` without ``has_aux``.
     """
     ranges.check_choice("mode", mode, ("jit", "shard_map", "pmap"))
     placement.check_axis("batch_axis", batch_axis, mesh)

@@ -37,7 +37,7 @@ class Job:
 
     def plain(self, tree: Tree) -> Tree:
         """Returns parameters or state in the layout of checkpoints and metrics."""
-        return self.steps[0].uncopied(tree)
+        return self.steps[0].global_arrays(tree)
 
     def step(self, number: int, params: Tree, state: Tree) -> tuple[Tree, Tree, jax.Array]:
         """Returns parameters and state after step ``number`` (from 0), and its loss.

@@ -484,7 +484,7 @@ def train(devices, **options):
     x, state = step.init(params)
     for batch in batches:
         x, state, value = step(x, state, batch)
-    x, state = step.place(*step.uncopied((x, state)))
+    x, state = step.place(*step.global_arrays((x, state)))
     return step.params(x)
 
 expected = train(np.array(jax.local_devices()[:1]))

@@ -186,7 +186,7 @@ MARK = r"return sharding.Mean\(x\) for a mean over the examples, sharding.Sum\(x
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "statistic": (
         lambda batch: {"of": {"features": jnp.mean(batch["x"], 0)}},
-        rf"of/features of shape \(3,\) and dtype float32 is no scalar, .*: {MARK}",
+        rf"of/features of shape \(3,\) and dtype float32 is not a scalar, .*: {MARK}",
     ),
     "fixed": (lambda batch: {"w": jnp.ones(4)}, rf"w of shape \(4,\) .*: {MARK}"),
     "first axis": (lambda batch: {"all": batch["x"].T}, rf"all of shape .*: {MARK}"),
@@ -197,9 +197,9 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
         r"rng of shape \(\) and dtype key<fry> can be neither .*: return one for each example",
     ),
     "marked key": (lambda batch: Sum(batch["key"][0]), "the value of shape .* can be neither"),
-    "text": (lambda batch: [0.0, "text"], "1 is no array but a str: leave it out of aux"),
-    "texts": (lambda batch: {"a": np.array(["text"])}, "a is no array but a ndarray: leave it"),
-    "object": (lambda batch: {"a": Mean(object())}, "a is no array but a object: leave it out"),
+    "text": (lambda batch: [0.0, "text"], "1 is not an array but a str: leave it out of aux"),
+    "texts": (lambda batch: {"a": np.array(["text"])}, "a is not an array but a ndarray: leave it"),
+    "object": (lambda batch: {"a": Mean(object())}, "a is not an array but a object: leave it out"),
     "marked rows": (
         lambda batch: {"a": Sum({"b": batch["x"]})},
         "a/b of shape .* is marked as Sum, but its shape depends on the batch: reduce it",

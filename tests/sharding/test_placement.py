@@ -30,12 +30,12 @@ def test_state_is_made_where_it_belongs(rng: np.random.Generator) -> None:
     assert plain.mu["hidden"].sharding.spec == P(None, "model")
     assert plain.mu["out"].sharding.is_fully_replicated
     state = sharding.init(tx, params, mesh=mesh, zero1="data")
-    spread = optax.tree.get(state, "ScaleByAdamState")
-    assert spread.mu["hidden"].sharding.spec == P("data", "model")
-    assert spread.nu["out"].sharding.spec == P("data")
-    assert spread.count.sharding.is_fully_replicated
-    wanted = sharding.state_shardings(tx, params, mesh=mesh, zero1="data")
-    assert jax.tree.map(lambda x: x.sharding, state) == wanted
+    sharded = optax.tree.get(state, "ScaleByAdamState")
+    assert sharded.mu["hidden"].sharding.spec == P("data", "model")
+    assert sharded.nu["out"].sharding.spec == P("data")
+    assert sharded.count.sharding.is_fully_replicated
+    expected = sharding.state_shardings(tx, params, mesh=mesh, zero1="data")
+    assert jax.tree.map(lambda x: x.sharding, state) == expected
     for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(tx.init(params)), strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -60,8 +60,8 @@ def test_zero1_shards_one_more_dimension(shape: tuple[int, ...], spec: P, expect
     x = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
     shardings = sharding.state_shardings(optax.trace(0.9), {"x": x}, mesh=mesh, zero1="data")
     assert shardings.trace["x"] == NamedSharding(mesh, expected)
-    unspread = sharding.unspread({"x": x}, mesh=mesh, zero1="data")
-    assert unspread == (["x"] if expected == spec else [])
+    unsharded = sharding.unsharded_by_zero1({"x": x}, mesh=mesh, zero1="data")
+    assert unsharded == (["x"] if expected == spec else [])
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -102,14 +102,14 @@ def test_an_axis_that_the_mesh_does_not_have(name: str) -> None:
 
 def test_put_takes_one_sharding_or_a_tree_of_them(rng: np.random.Generator) -> None:
     mesh = data_mesh(8)
-    rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    rows, replicated = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
     tree = {"x": rng.normal(size=(8, 2)).astype(np.float32), "key": jax.random.key(0)}
-    for one, wanted in (
-        (whole, {"x": whole, "key": whole}),
-        ({"x": rows, "key": whole}, {"x": rows, "key": whole}),
+    for one, expected in (
+        (replicated, {"x": replicated, "key": replicated}),
+        ({"x": rows, "key": replicated}, {"x": rows, "key": replicated}),
     ):
         placed = sharding.put(tree, one)
-        assert jax.tree.map(lambda x: x.sharding, placed) == wanted
+        assert jax.tree.map(lambda x: x.sharding, placed) == expected
         np.testing.assert_array_equal(placed["x"], tree["x"])
         assert placed["key"] == tree["key"]
 
