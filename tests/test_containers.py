@@ -1,4 +1,4 @@
-"""Every optimizer treats the same arrays alike in whatever containers they are stored.
+"""Every optimizer treats the same arrays alike, whatever containers hold them.
 
 The optimizer is run on a tree of plain dicts and on trees of other containers that hold the same
 arrays under the same paths: outside ``jit`` on one device, where the leaves are updated one after
@@ -33,7 +33,7 @@ SHAPES = {
     "bias": (8,),
     "value": (8, 3),
 }
-# Rules that match by path alone: a path that a container spells otherwise changes the numbers.
+# Rules match by path alone: if a container changed a path, the numbers would change.
 OPTIONS = {
     "weight_decay": 0.1,
     "exclude_from_weight_decay": ["^attention/value$", "^bias$"],
@@ -90,7 +90,7 @@ class ModelStruct:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttentionModule:
-    """A module in Equinox's manner: a registered dataclass with a static field and a method."""
+    """A module like those of Equinox: a registered dataclass with a static field and a method."""
 
     query: Any
     key: Any
@@ -114,7 +114,7 @@ def _fields(inner: Callable[..., Any], outer: Callable[..., Any]) -> Callable[[A
 
 
 def _in_order(arrays: Arrays) -> Any:
-    """An ``OrderedDict`` whose order is not that of the alphabet."""
+    """Returns an ``OrderedDict`` that is not in alphabetical order."""
     items = [(k, _in_order(x) if isinstance(x, dict) else x) for k, x in arrays.items()]
     return OrderedDict(reversed(items))
 
@@ -188,7 +188,7 @@ def _run(
 
 @pytest.fixture(scope="module")
 def plain() -> Callable[[Make], list[Any]]:
-    """The run of an optimizer on plain dicts, made once."""
+    """The run of an optimizer on plain dicts; each optimizer runs once."""
     runs: dict[Make, list[Any]] = {}
 
     def run(make: Make) -> list[Any]:
@@ -209,13 +209,13 @@ def test_paths_are_those_of_dicts(wrap: Callable[[Arrays], Any]) -> None:
 def test_alike_on_one_device(
     make: Make, wrap: Callable[[Arrays], Any], plain: Callable[[Make], list[Any]]
 ) -> None:
-    """Outside of ``jit`` every operation is rounded by itself, so that the bits are the same."""
+    """Outside of ``jit`` every operation is rounded separately, so that the bits are the same."""
     tx = _optimizer(make)
     run = list(_run(tx, wrap))
     for (params, state, updates), expected in zip(run, plain(make), strict=True):
         _assert_same(params, expected[0])
         _assert_same(state, expected[1])
-        # Containers stay what they are from the start on.
+        # Containers do not change from ``init`` on.
         assert jax.tree.structure(params) == jax.tree.structure(run[0][0])
         assert jax.tree.structure(state) == jax.tree.structure(run[0][1])
         if updates is not None:
@@ -244,7 +244,7 @@ def test_numbers_and_numpy_arrays_are_treated_as_arrays(make: Make) -> None:
 
 
 def _like_params(tx: optax.GradientTransformation, state: Any) -> dict[str, int]:
-    """By the path of each array in the state: 1 where optax finds it to be like a parameter."""
+    """Returns 1 for each array of the state that optax finds to be like a parameter, else 0."""
     like = optax.tree.map_params(tx, lambda _: 1, state, transform_non_params=lambda _: 0)
     return dict(tree.leaves_with_path(like))
 
@@ -266,7 +266,7 @@ def test_alike_under_a_mesh_of_eight_devices(
         runs = list(_run(tx, wrap, place))
     assert jax.tree.structure(placed) == jax.tree.structure(runs[0][1])
     for (params, state, _), expected in zip(runs, plain(make), strict=True):
-        # Sums of squares over devices are added in another order: some roundings of 6e-8.
+        # Sums of squares over devices are added in another order: a few roundings of 6e-8.
         _assert_same(params, expected[0], rtol=2e-6)
         _assert_same(state, expected[1], rtol=2e-6)
 
@@ -280,7 +280,7 @@ def _assert_same(actual: Any, expected: Any, rtol: float = 0.0) -> None:
 
 
 def test_lamb_of_partitioned_parameters() -> None:
-    """What a linen model with ``nn.with_partitioning`` gives."""
+    """As a linen model with ``nn.with_partitioning`` returns them."""
     kernel_init = nn.with_partitioning(nn.initializers.ones, (None, "m"))
     model = nn.Dense(2, kernel_init=kernel_init)
     variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
@@ -308,7 +308,7 @@ def test_a_field_named_value_is_part_of_the_path() -> None:
         "attn/key": (2,),
         "attn/value": (2,),
     }
-    # None is decayed, so that equal parameters with equal gradients move alike.
+    # None of them is decayed: the numbers are those of an optimizer without weight decay.
     undecayed = lamb(0.1, layers=rule["layers"])
     expected, _ = undecayed.update(gradients, undecayed.init(params), params)
     jax.tree.map(np.testing.assert_array_equal, updates, expected)
