@@ -1,9 +1,9 @@
-"""One step under every sharding: LAMB and LARS behind clipping, the same as on one device.
+"""LAMB and LARS after clipping make the same steps under every sharding as on one device.
 
-`ROWS` is the table of shardings. In each row a small model is trained on a batch that is cut over
-all devices, and two things are compared with the run on one device: how far every layer moved, and
-what `metrics.read` shows. Behind it stands what cannot be detected, as tests that a wrong call
-gives other numbers, and what is refused.
+`ROWS` is the table of shardings. In each row a small model is trained on a batch that is sharded
+over all devices, and two things are compared with the run on one device: how far every layer moved,
+and what `metrics.read` returns. The other tests show that wrong calls which cannot be detected give
+other numbers, and that the rest is refused.
 """
 
 import functools
@@ -20,10 +20,10 @@ from jax.sharding import PartitionSpec as P
 
 from optim_zoo import clip_by_global_norm, lamb, lars, metrics, sharding, split, stacked
 
-# Both runs are float32 and sums over devices add in another order, which is some 5e-7 of how far
-# a layer moves here. Not of where it is: in that an error of the step would be lost.
-TOLERANCE = 1e-5  # of the movement, in the Euclidean norm of each layer
-METRICS_RTOL = 1e-5  # for the same reason; some 3e-7 here
+# Both runs are in float32, and sums over devices are added in another order: the difference is
+# about 5e-7 of the distance that a layer moves. Relative to the parameters an error would be lost.
+TOLERANCE = 1e-5  # relative to the distance that each layer moves, in the Euclidean norm
+METRICS_RTOL = 1e-5  # for the same reason; the difference is about 3e-7 here
 
 DEVICES, STEPS, EXAMPLES = 8, 5, 16
 CLIP, PHI_BOUNDS, LARS_EPS = 0.5, (0.05, 5.0), 0.1
@@ -32,7 +32,7 @@ Params = dict[str, Any]
 Trained = tuple[Params, dict[str, jax.Array]]  # and the metrics of the last step
 Make = Callable[..., optax.GradientTransformation]
 Row = Callable[[Make], Trained]
-Cut = Mapping[str, P]  # how some parameters are cut; the others are whole on every device
+Specs = Mapping[str, P]  # how some parameters are sharded; the others are replicated
 
 
 def _of_norms(seed: int, norms: Sequence[float], *shape: int) -> np.ndarray:
@@ -42,7 +42,7 @@ def _of_norms(seed: int, norms: Sequence[float], *shape: int) -> np.ndarray:
     return np.float32(x * np.reshape(norms, (-1, *[1] * len(shape))))
 
 
-# Layers a thousandfold apart in scale, within an array and between arrays.
+# The scales of layers differ a thousandfold, within an array and between arrays.
 PARAMS: Params = {
     "bias": _of_norms(0, [0.01], 8)[0],
     "kernel": _of_norms(1, [0.01, 1, 0.2, 10], 8, 8),
@@ -60,7 +60,7 @@ BATCHES = {
 
 
 def _loss(params: Params, batch: Any) -> jax.Array:
-    params = {**PARAMS, **params}  # those that are not trained stay
+    params = {**PARAMS, **params}  # those that are not trained are constant
     x = batch["x"]
     hidden = x + jnp.tanh(jnp.einsum("ni,lij->lnj", x, params["kernel"])).sum(0)
     q, k, v = jnp.split(jnp.tanh(hidden @ params["qkv"]), 3, axis=1)
@@ -75,7 +75,7 @@ def _rate(step: jax.Array) -> jax.Array:
 
 
 def _lamb(axis_name: Any = None, layers: Any = LAYERS) -> optax.GradientTransformation:
-    """With an eps beside which clipped gradients are not large: Adam hides their scale."""
+    """With an eps so large that Adam does not hide the scale of clipped gradients."""
     named = {"axis_name": axis_name, "layers": layers}
     tx = lamb(_rate, eps=1e-3, weight_decay=0.1, phi_bounds=PHI_BOUNDS, **named)
     return optax.chain(clip_by_global_norm(CLIP, axis_name), tx)
@@ -105,7 +105,7 @@ def _train(
 
 @functools.cache
 def _on_one_device(make: Make, names: tuple[str, ...]) -> Trained:
-    """The parameters of these names are trained."""
+    """Trains the parameters of these names."""
     train = jax.jit(functools.partial(_train, make(), jax.grad(_loss)))
     return jax.device_get(train({name: PARAMS[name] for name in names}, BATCHES))
 
@@ -118,8 +118,8 @@ def _mesh(*axes: str, axis_type: AxisType = AxisType.Auto) -> Mesh:
     return jax.make_mesh(shape, axes, axis_types=(axis_type,) * len(axes))
 
 
-def _specs(cut: Cut, names: Sequence[str] = NAMES) -> dict[str, P]:
-    return {name: cut.get(name, P()) for name in names}
+def _specs(sharded: Specs, names: Sequence[str] = NAMES) -> dict[str, P]:
+    return {name: sharded.get(name, P()) for name in names}
 
 
 def _axes(spec: P) -> tuple[str, ...]:
@@ -127,17 +127,17 @@ def _axes(spec: P) -> tuple[str, ...]:
     return tuple(jax.tree.leaves(tuple(spec)))
 
 
-def _rules(cut: Cut) -> list[tuple[str, tuple[str, ...]]]:
-    return [(name, _axes(spec)) for name, spec in cut.items()]
+def _rules(sharded: Specs) -> list[tuple[str, tuple[str, ...]]]:
+    return [(name, _axes(spec)) for name, spec in sharded.items()]
 
 
-def _jit(make: Make, mesh: Mesh, cut: Cut) -> Trained:
-    placed = {name: NamedSharding(mesh, spec) for name, spec in _specs(cut).items()}
+def _jit(make: Make, mesh: Mesh, sharded: Specs) -> Trained:
+    placed = {name: NamedSharding(mesh, spec) for name, spec in _specs(sharded).items()}
     params = jax.device_put(PARAMS, placed)
     batches = jax.device_put(BATCHES, NamedSharding(mesh, P(None, mesh.axis_names)))
 
     def loss(params: Params, batch: Any) -> jax.Array:
-        if AxisType.Explicit in mesh.axis_types:  # where a model has to say what it gathers
+        if AxisType.Explicit in mesh.axis_types:  # a model must gather its parameters itself
             params = jax.sharding.reshard(params, NamedSharding(mesh, P()))
         return _loss(params, batch)
 
@@ -156,7 +156,7 @@ def _zero1(make: Make) -> tuple[Params, dict[str, jax.Array], optax.OptState]:
 
 
 def _gradient(specs: dict[str, P], axes: tuple[str, ...], *, check_vma: bool) -> Any:
-    """The gradient on one device of many: cut as the parameters, a mean over the whole batch."""
+    """Returns the gradient of the mean over the global batch, sharded as the parameters."""
 
     def gather(x: jax.Array, spec: P) -> jax.Array:
         for axis, names in enumerate(spec):
@@ -168,11 +168,11 @@ def _gradient(specs: dict[str, P], axes: tuple[str, ...], *, check_vma: bool) ->
         return _loss(jax.tree.map(gather, params, specs), batch)
 
     def gradient(params: Params, batch: Any) -> Params:
-        if check_vma:  # types tell what is added over which axis
+        if check_vma:  # JAX reads from the types what it must add over which axis
             return jax.grad(lambda *args: jax.lax.pmean(loss(*args), axes))(params, batch)
 
         def mean(g: jax.Array, spec: P) -> jax.Array:
-            """Over the axes a parameter was gathered over, its gradient is added already."""
+            """The gradient is already added over the axes that the parameter was gathered over."""
             return jax.lax.psum(g, tuple(set(axes) - set(_axes(spec)))) / DEVICES
 
         return jax.tree.map(mean, jax.grad(loss)(params, batch), specs)
@@ -181,17 +181,17 @@ def _gradient(specs: dict[str, P], axes: tuple[str, ...], *, check_vma: bool) ->
 
 
 def _shard_map(
-    make: Make, cut: Cut, *, check_vma: bool, by_name: bool = False, **told: Any
+    make: Make, sharded: Specs, *, check_vma: bool, by_name: bool = False, **options: Any
 ) -> Trained:
-    """``by_name``: all parameters that are trained are cut, over an axis told by its name."""
-    mesh = _mesh("data") if by_name or not cut else _mesh("pipe", "model")
-    names = tuple(sorted(cut)) if by_name else NAMES
-    if cut and not check_vma:
-        told["axis_name"] = "data" if by_name else _rules(cut)
-    tx = make(**told)
-    specs = _specs(cut, names)
+    """With ``by_name`` all trained parameters are sharded, over one axis that is passed by name."""
+    mesh = _mesh("data") if by_name or not sharded else _mesh("pipe", "model")
+    names = tuple(sorted(sharded)) if by_name else NAMES
+    if sharded and not check_vma:
+        options["axis_name"] = "data" if by_name else _rules(sharded)
+    tx = make(**options)
+    specs = _specs(sharded, names)
     params = {name: PARAMS[name] for name in names}
-    kept = P("pipe") if "layers" in told else P()  # a device has the norms of its own layers
+    kept = P("pipe") if "layers" in options else P()  # a device has the norms of its own layers
     seen = {k: kept if k.endswith("/kernel") else P() for k in metrics.read(tx.init(params))}
     train = jax.shard_map(
         functools.partial(_train, tx, _gradient(specs, mesh.axis_names, check_vma=check_vma)),
@@ -203,10 +203,10 @@ def _shard_map(
     return jax.jit(train)(params, BATCHES)
 
 
-def _pmap(make: Make, cut: Cut, *, by_name: bool = False) -> Trained:
-    """What is cut has an axis of devices before the one it is cut along, in and out."""
-    told = {"axis_name": "data" if by_name else _rules(cut)} if cut else {}
-    specs = _specs(cut, tuple(sorted(cut)) if by_name else NAMES)
+def _pmap(make: Make, sharded: Specs, *, by_name: bool = False) -> Trained:
+    """Sharded arrays have a device axis before the axis that is sharded, in and out."""
+    options = {"axis_name": "data" if by_name else _rules(sharded)} if sharded else {}
+    specs = _specs(sharded, tuple(sorted(sharded)) if by_name else NAMES)
     axes = {name: spec.index("data") if "data" in spec else None for name, spec in specs.items()}
 
     def blocks(x: np.ndarray, axis: int | None) -> np.ndarray:
@@ -215,7 +215,7 @@ def _pmap(make: Make, cut: Cut, *, by_name: bool = False) -> Trained:
         return x.reshape(*x.shape[:axis], DEVICES, -1, *x.shape[axis + 1 :])
 
     train = jax.pmap(
-        functools.partial(_train, make(**told), _gradient(specs, ("data",), check_vma=False)),
+        functools.partial(_train, make(**options), _gradient(specs, ("data",), check_vma=False)),
         axis_name="data",
         in_axes=(axes, 1),
         out_axes=(axes, None),
@@ -224,30 +224,34 @@ def _pmap(make: Make, cut: Cut, *, by_name: bool = False) -> Trained:
     return train(params, {name: blocks(x, 1) for name, x in BATCHES.items()})
 
 
-# Through layers: over one axis and over two, some parameters whole; "odd" and "scale" always are.
+# Layers are divided over one axis or two; some are replicated, "odd" and "scale" always.
 FSDP = {"kernel": P(None, None, "data"), "qkv": P("data"), "bias": P("data"), "zero": P("data")}
-FSDP_JIT = {**FSDP, "qkv": P(None, "data")}  # across the parts of what is split: under jit alone
+FSDP_JIT = {**FSDP, "qkv": P(None, "data")}  # along the axis that is split: only under jit
 ONE_AXIS = {"kernel": P(None, "model"), "qkv": P("model"), "zero": P(None, "pipe")}
 TWO_AXES = {"kernel": P(None, "pipe", "model"), "qkv": P(("pipe", "model")), "bias": P("model")}
-# Between layers, and through them over another axis.
+# Different devices have different layers, which are also divided over another axis.
 BETWEEN = {"kernel": P("pipe", None, "model"), "qkv": P("model"), "bias": P("pipe")}
-SPREAD = [("kernel", stacked(0, mesh_axis="pipe")), *LAYERS]
+LAYERS_OVER_PIPE = [("kernel", stacked(0, mesh_axis="pipe")), *LAYERS]
 
 ROWS: dict[str, Row] = {
     "jit": lambda make: _jit(make, _mesh("data"), {}),
-    "jit, cut": lambda make: _jit(make, _mesh("data"), FSDP_JIT),
+    "jit, sharded": lambda make: _jit(make, _mesh("data"), FSDP_JIT),
     "jit, between": lambda make: _jit(make, _mesh("pipe", "model"), BETWEEN),
     "explicit": lambda make: _jit(make, _mesh("data", axis_type=AxisType.Explicit), FSDP_JIT),
     "zero1": lambda make: _zero1(make)[:2],
     "shard_map": lambda make: _shard_map(make, {}, check_vma=True),
     "shard_map, one axis": lambda make: _shard_map(make, ONE_AXIS, check_vma=True),
     "shard_map, two axes": lambda make: _shard_map(make, TWO_AXES, check_vma=True),
-    "shard_map, between": lambda make: _shard_map(make, BETWEEN, check_vma=True, layers=SPREAD),
+    "shard_map, between": lambda make: _shard_map(
+        make, BETWEEN, check_vma=True, layers=LAYERS_OVER_PIPE
+    ),
     "unchecked": lambda make: _shard_map(make, {}, check_vma=False),
     "unchecked, by name": lambda make: _shard_map(make, FSDP, check_vma=False, by_name=True),
     "unchecked, one axis": lambda make: _shard_map(make, ONE_AXIS, check_vma=False),
     "unchecked, two axes": lambda make: _shard_map(make, TWO_AXES, check_vma=False),
-    "unchecked, between": lambda make: _shard_map(make, BETWEEN, check_vma=False, layers=SPREAD),
+    "unchecked, between": lambda make: _shard_map(
+        make, BETWEEN, check_vma=False, layers=LAYERS_OVER_PIPE
+    ),
     "pmap": lambda make: _pmap(make, {}),
     "pmap, by name": lambda make: _pmap(make, FSDP, by_name=True),
     "pmap, by rules": lambda make: _pmap(make, FSDP),
@@ -255,7 +259,7 @@ ROWS: dict[str, Row] = {
 
 
 def _layers_of(name: str, x: Any) -> np.ndarray:
-    """One row a layer, of an array of any blocks."""
+    """Returns one row for each layer of an array, which may be in blocks."""
     x = np.asarray(x, np.float64).reshape(PARAMS[name].shape)
     layers = np.split(x, 3, axis=1) if name == "qkv" else x if name == "kernel" else [x]
     return np.stack([layer.reshape(-1) for layer in layers])
@@ -269,17 +273,17 @@ def _distances(x: Params, y: Params) -> dict[str, np.ndarray]:
 
 
 def _errors(make: Make, params: Params) -> dict[str, np.ndarray]:
-    """How far from its place each layer ended, over how far it should have moved."""
+    """Returns the error of each layer relative to the distance that it should have moved."""
     expected, _ = _on_one_device(make, tuple(sorted(params)))
-    apart, moved = _distances(params, expected), _distances(expected, PARAMS)
-    return {name: apart[name] / moved[name] for name in params}
+    errors, moved = _distances(params, expected), _distances(expected, PARAMS)
+    return {name: errors[name] / moved[name] for name in params}
 
 
 @every_optimizer
 @pytest.mark.parametrize("row", ROWS)
 def test_a_step_is_that_of_one_device(row: str, make: Make) -> None:
     params, seen = ROWS[row](make)
-    for x in jax.tree.leaves((params, seen)):  # devices that hold the same hold the same numbers
+    for x in jax.tree.leaves((params, seen)):  # replicas are equal to the bit
         for shard in x.addressable_shards:
             np.testing.assert_array_equal(shard.data, np.asarray(x)[shard.index])
     for name, errors in _errors(make, params).items():
@@ -292,7 +296,7 @@ def test_a_step_is_that_of_one_device(row: str, make: Make) -> None:
 
 @every_optimizer
 def test_nothing_hides_a_wrong_scale(make: Make) -> None:
-    """The gradient is clipped; phi's bounds bind for some layers; LARS's eps is not small."""
+    """The gradient is clipped, phi's bounds apply to some layers, and LARS's eps is not small."""
     params, seen = _on_one_device(make, NAMES)
     assert all((moved > 1e-3).all() for moved in _distances(params, PARAMS).values())
     assert seen["gradient_norm"] > CLIP
@@ -301,7 +305,7 @@ def test_nothing_hides_a_wrong_scale(make: Make) -> None:
     assert (norms < low).any()
     assert (norms > high).any()
     assert ((low < norms) & (norms < high)).any()
-    assert norms.max() > 500 * norms.min()  # a thousandfold before the first step
+    assert norms.max() > 500 * norms.min()  # before the first step, 1,000 times
     if make is _lars:
         updates = np.hstack([x for key, x in seen.items() if key.startswith("update_norm/")])
         assert (updates + 0.1 * norms < LARS_EPS).any()
@@ -309,72 +313,72 @@ def test_nothing_hides_a_wrong_scale(make: Make) -> None:
 
 @every_optimizer
 def test_a_device_holds_its_share_of_zero1_state(make: Make) -> None:
-    """An eighth of what divides, and the rest whole."""
+    """An eighth of the arrays with a dimension that eight divides, and all of the others."""
     state = jax.tree.leaves(_zero1(make)[2])
     divided = sum(x.nbytes for x in state if any(size % DEVICES == 0 for size in x.shape))
-    whole = sum(x.nbytes for x in state) - divided
-    assert divided > 4 * whole
+    replicated = sum(x.nbytes for x in state) - divided
+    assert divided > 4 * replicated
     shards = [shard for x in state for shard in x.addressable_shards]
     for device in jax.devices():
         held = sum(shard.data.nbytes for shard in shards if shard.device == device)
-        assert held <= divided / DEVICES + whole
+        assert held <= divided / DEVICES + replicated
 
 
-# What cannot be detected: all of this runs, and gives other numbers.
+# Mistakes that cannot be detected: the step runs, and its numbers are wrong.
 
-NOT_TOLD: dict[str, Any] = {"axis_name": None}
-MISTOLD: list[tuple[str, dict[str, Any]]] = [
-    ("unchecked, by name", NOT_TOLD),
-    ("unchecked, one axis", NOT_TOLD),
-    ("unchecked, two axes", NOT_TOLD),
-    ("unchecked, between", NOT_TOLD),
-    ("pmap, by name", NOT_TOLD),
-    ("pmap, by rules", NOT_TOLD),
-    # Parameters are whole, and the axis of the batch is told as one they are cut over.
+MISSING: dict[str, Any] = {"axis_name": None}
+MISTAKES: list[tuple[str, dict[str, Any]]] = [
+    ("unchecked, by name", MISSING),
+    ("unchecked, one axis", MISSING),
+    ("unchecked, two axes", MISSING),
+    ("unchecked, between", MISSING),
+    ("pmap, by name", MISSING),
+    ("pmap, by rules", MISSING),
+    # The parameters are replicated, but passed as sharded over the batch axis.
     ("unchecked", {"axis_name": "data"}),
     ("pmap", {"axis_name": "data"}),
-    # Layers lie apart over an axis that is not told; types do not say which dimension is cut.
+    # No rule names the axis that layers are sharded over; types do not name the dimension.
     ("unchecked, between", {"layers": LAYERS}),
     ("shard_map, between", {"layers": LAYERS}),
 ]
 
 
 @pytest.mark.parametrize(
-    ("row", "wrong"), MISTOLD, ids=lambda x: x if isinstance(x, str) else " ".join(x)
+    ("row", "wrong"), MISTAKES, ids=lambda x: x if isinstance(x, str) else " ".join(x)
 )
-def test_what_is_told_wrongly_is_wrong(row: str, wrong: dict[str, Any]) -> None:
-    """LARS: of its ratio only the eps shows gradients that are all too small alike."""
-    params, _ = ROWS[row](lambda **told: _lars(**{**told, **wrong}))
+def test_mistakes_that_give_wrong_numbers(row: str, wrong: dict[str, Any]) -> None:
+    """In LARS, whose eps makes visible that all gradients are too small by one factor."""
+    params, _ = ROWS[row](lambda **options: _lars(**{**options, **wrong}))
     assert (_errors(_lars, params)["kernel"] > TOLERANCE).all()
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_parts_along_a_dimension_that_is_cut_are_wrong(check_vma: bool) -> None:
+def test_parts_along_a_sharded_dimension_are_wrong(check_vma: bool) -> None:
     params, _ = _shard_map(_lars, {"qkv": P(None, "model")}, check_vma=check_vma)
     assert (_errors(_lars, params)["qkv"] > TOLERANCE).all()
 
 
-# What is detected.
+# Mistakes that are detected.
 
 
 every_layerwise = pytest.mark.parametrize("make", [lamb, lars])
 
 
-def _checked_update(tx: optax.GradientTransformation, cut: P, gradient: Any) -> None:
-    """Traces one update of a parameter ``x`` under ``shard_map``; rows lie over "pipe"."""
+def _checked_update(tx: optax.GradientTransformation, sharded: P, gradient: Any) -> None:
+    """Traces one update of a parameter ``x`` under ``shard_map``; rows are sharded over "pipe"."""
 
     def update(x: jax.Array, rows: jax.Array) -> jax.Array:
         return tx.update({"x": gradient(x, rows)}, tx.init({"x": x}), {"x": x})[0]["x"]
 
     mapped = jax.shard_map(
-        update, mesh=_mesh("pipe", "model"), in_specs=(cut, P("pipe")), out_specs=cut
+        update, mesh=_mesh("pipe", "model"), in_specs=(sharded, P("pipe")), out_specs=sharded
     )
     jax.eval_shape(mapped, PARAMS["kernel"], BATCHES["x"][0])
 
 
 @every_layerwise
 def test_an_update_that_varies_where_its_parameter_does_not(make: Make) -> None:
-    """Beside an axis that both are cut over."""
+    """Both are also sharded over another axis."""
     with pytest.raises(ValueError, match=r"update of x varies over the mesh axes \['pipe'\], wh"):
         _checked_update(make(0.1), P("model"), lambda x, rows: x * jnp.mean(rows))
 
@@ -388,10 +392,10 @@ def test_an_axis_name_that_types_contradict(make: Make) -> None:
 
 @every_layerwise
 def test_axes_that_the_mesh_does_not_have(make: Make) -> None:
-    spread = [("x", stacked(0, mesh_axis="pip"))]
+    layers = [("x", stacked(0, mesh_axis="pip"))]
     message = r"stacked: mesh_axis must be one of \('pipe', 'model'\), got pip"
     with pytest.raises(ValueError, match=message):
-        _checked_update(make(0.1, layers=spread), P("pipe"), lambda x, rows: x)
+        _checked_update(make(0.1, layers=layers), P("pipe"), lambda x, rows: x)
     with pytest.raises(NameError, match="unbound axis name: pip"):
         _checked_update(make(0.1, axis_name="pip"), P("pipe"), lambda x, rows: x)
 

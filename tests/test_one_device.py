@@ -1,6 +1,6 @@
-"""Tests that run again in a process with one device, as on a user's machine with one CPU.
+"""Runs some tests again in a process with one device, as on a user's machine with one CPU.
 
-All other tests run with eight virtual devices, see `conftest.py`.
+All other tests run with eight virtual devices: see `conftest.py`.
 """
 
 import os
@@ -34,7 +34,7 @@ def test_there_is_one_device() -> None:
 
 
 def test_layerwise_optimizers() -> None:
-    """Recorded trajectories and containers of the optimizers whose leaves wait for one another."""
+    """Trajectories and containers of the optimizers that finish one leaf before the next."""
     _run_with_one_device(
         "tests/test_recorded.py", "tests/test_containers.py",
         "-k", "(lamb or lars or larc) and (test_followed or one_device or partitioned)",

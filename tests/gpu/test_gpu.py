@@ -1,10 +1,10 @@
-"""Optimizers on a GPU: the numbers of the CPU, no copy through the host, no pass too many.
+"""Optimizers on a GPU: numbers, transfers between host and device, memory and kernels.
 
     OPTIM_ZOO_TEST_DEVICE=gpu pytest tests/gpu     on a machine with an NVIDIA GPU and jax[cuda]
     OPTIM_ZOO_TEST_DEVICE=cpu pytest tests/gpu     the same assertions on the CPU
 
 Run it with `tests/gpu` alone: the variable changes the device of every test in the process.
-Without the variable all of it is skipped.
+Without the variable, all tests are skipped.
 """
 
 import math
@@ -23,8 +23,8 @@ from optim_zoo import adamw, clip_by_global_norm, lamb, lars, metrics, split, st
 LAYERS = [("stack", stacked(0)), ("qkv", (split(-1, 3)))]
 SHAPES = {
     "stack": (4, 96, 80),  # four layers
-    "qkv": (128, 3 * 128),  # three
-    "kernel": (1000, 701),  # so many entries that a GPU sums them in several blocks
+    "qkv": (128, 3 * 128),  # three layers
+    "kernel": (1000, 701),  # a GPU sums this many entries in several blocks
     "bias": (701,),
     "scale": (),
 }
@@ -60,7 +60,7 @@ def _random(rng: np.random.Generator, scale: float, dtype: str) -> Any:
 def _followed(
     tx: optax.GradientTransformation, rng: np.random.Generator, dtype: str, device: jax.Device
 ) -> Iterator[tuple[Any, Any, Any]]:
-    """Parameters before a step, its gradients, parameters after it."""
+    """Yields the parameters before a step, its gradients, and the parameters after it."""
     params = jax.device_put(_random(rng, 0.02, dtype), device)
     state, step = jax.jit(tx.init)(params), _step(tx)
     for _ in range(STEPS):
@@ -74,11 +74,11 @@ def _followed(
 def test_steps_are_those_of_the_cpu_in_float64(
     optimizer: str, dtype: str, device: jax.Device, rng: np.random.Generator
 ) -> None:
-    """Each step from the parameters that the device had before it, with a state in float64.
+    """Compares each step from the same parameters, with a state in float64.
 
-    In bfloat16 the update and the new parameter are rounded, by 2^-8 of themselves at most. In
-    float32 the rounding of the parameter is 2^-24, and the update off by some operations and by
-    sums of up to 7e5 squares: by 4e-7 of its largest entry on a CPU. GPUs divide and take roots
+    In bfloat16 the update and the new parameter are rounded, by at most 2^-8 relative to each. In
+    float32 the parameter is rounded by 2^-24, and the error of the update, from several operations
+    and sums of up to 7e5 squares, is 4e-7 of its largest entry on a CPU. GPUs divide and take roots
     less exactly.
     """
     of_parameter, of_update = (2**-24, 3e-6) if dtype == "float32" else (1.01 * 2**-8,) * 2
@@ -105,7 +105,7 @@ def test_state_stays_on_the_device_and_is_donated(
     params, gradients = (jax.device_put(_random(rng, x, "float32"), device) for x in (0.02, 1e-3))
     state, step = jax.jit(tx.init)(params), _step(tx)
     memory: Any = step.lower(params, state, gradients).compile().memory_analysis()
-    # Rate and norms of the step before are not read, so that XLA takes no account of them.
+    # The last step's rate and norms are not read, so XLA does not donate them.
     given = [x for x in jax.tree.leaves((params, state)) if x.size > 100]
     with jax.transfer_guard("disallow"):
         made = step(params, state, gradients)
@@ -114,7 +114,7 @@ def test_state_stays_on_the_device_and_is_donated(
     assert all(x.devices() == {device} for x in jax.tree.leaves(made))
 
 
-# Of BERT's kind, each told apart by its number of entries in whatever shape XLA gives it.
+# Shapes as in BERT. Their numbers of entries differ, because XLA may reshape the arrays.
 LARGE = {"a": (768, 3072), "b": (1024, 1024), "c": (768, 768), "d": (512, 768)}
 FORMULAS = {
     "lamb": lambda: lamb(0.01, weight_decay=0.01),
@@ -130,16 +130,16 @@ def _compiled(tx: optax.GradientTransformation, dtype: str) -> Any:
 
 @pytest.mark.parametrize(("formula", "most"), [("lamb", 1.05), ("lars", 0.05), ("adamw", 0.05)])
 def test_temporaries(formula: str, most: float, device: jax.Device) -> None:
-    """LAMB's direction lies in memory between the two passes over it; the others keep nothing."""
+    """LAMB's direction is in memory between the two passes over it; the others keep nothing."""
     del device
     memory = _compiled(FORMULAS[formula](), "float32").memory_analysis()
     size = sum(4 * math.prod(shape) for shape in LARGE.values())
     assert memory.temp_size_in_bytes <= most * size
 
 
-# At most. A trust ratio needs one pass for the norms and one that scales; metrics need none. XLA on
-# a CPU writes one array a kernel (mu, nu, direction and parameter of LAMB, beside two norms), and
-# before it sums squares of bfloat16 it writes them as float32.
+# Upper limits. A trust ratio needs one pass for the norms and one that scales; metrics need none.
+# On a CPU, a kernel writes one array (for LAMB mu, nu, direction and parameter, and two norms), and
+# XLA writes the squares of bfloat16 as float32 before it sums them.
 KERNELS = {
     "gpu": {"lamb": (2, 2), "lars": (2, 2), "adamw": (1, 1)},  # float32, bfloat16
     "cpu": {"lamb": (6, 7), "lars": (4, 6), "adamw": (3, 3)},
