@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown."""
+    """Returns the rows as a Markdown table."""
     lines = [f"| situation | optax {optax.__version__} | optim_zoo |", "|---|---|---|"]
     lines += [f"| {row.situation} | {row.optax} | {row.optim_zoo} |" for row in rows]
     return "\n".join(lines)

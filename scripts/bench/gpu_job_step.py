@@ -99,7 +99,7 @@ SIZES: Mapping[str, Size] = MappingProxyType(
 
 
 def job_config(size: Size, parameters: str) -> Config:
-    """The config of configs/bert_base_lamb_32k.toml on one device, at a size.
+    """Returns the config of configs/bert_base_lamb_32k.toml on one device, at a size.
 
     Args:
       size: the model and the batch.
@@ -137,7 +137,7 @@ class Candidate(NamedTuple):
 
 
 def candidates(size: Size) -> dict[str, Candidate]:
-    """All steps, the most important first."""
+    """Returns all steps, the most important first."""
 
     def job_default(parameters: str) -> Candidate:
         wrap = functools.partial(optimization.wrapped, job_config(size, parameters))
@@ -215,7 +215,7 @@ class JobStep:
         self._carry = (params,) if self._job is None else self._job.init(params)
 
     def __call__(self) -> Tree:
-        """One step, or one forward and backward pass."""
+        """Makes one step, or one forward and backward pass."""
         made = self._step(*self._carry, self._batch)
         if self._job is not None:
             self._carry = made[:2]
@@ -230,12 +230,12 @@ class JobStep:
 
 
 def init_params(size: Size, key: jax.Array) -> Tree:
-    """The float32 parameters that the job starts from."""
+    """Returns the float32 parameters that the job starts from."""
     return init_bert(Bert(size.model, size.vocabulary), size.sequence_length, key)
 
 
 def random_batch(size: Size) -> Tree:
-    """A masked batch of random tokens, with the shapes and dtypes of the job's own."""
+    """Returns a masked batch of random tokens, with the shapes and dtypes of the job's batches."""
     names = tuple(map(str, range(size.vocabulary)))
     vocabulary = Vocabulary(names, pad=0, unk=1, cls=2, sep=3, mask=4, digest="")
     tokens = np.random.default_rng(0).integers(5, size.vocabulary, 100_000)
@@ -305,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _compiled(
     wanted: Mapping[str, Candidate], size: Size, until: float, common: Mapping[str, Any]
 ) -> dict[str, JobStep]:
-    """The steps that fit into time and memory, compiled."""
+    """Returns the steps that fit into time and memory, compiled."""
     batch = random_batch(size)
     makers = {
         name: functools.partial(JobStep, candidate, size, batch)

@@ -22,7 +22,7 @@ PACKAGES = ("jax", "jaxlib", "optax", "flax", "torch", "timm")
 
 
 def common(section: str) -> dict[str, Any]:
-    """The facts that a figure must not be read without: section, device and versions.
+    """Returns the facts that a figure depends on: section, device and versions.
 
     A version is "" where the package is not installed.
     """
@@ -69,12 +69,12 @@ class Sized(Protocol):
 
     @property
     def held_bytes(self) -> int:
-        """What it keeps between calls."""
+        """The bytes that the step keeps between calls."""
         ...
 
     @property
     def temporary_bytes(self) -> int:
-        """What it needs during a call."""
+        """The bytes that the step needs during a call."""
         ...
 
 
@@ -82,7 +82,7 @@ S = TypeVar("S", bound=Sized)
 
 
 def fitting(steps: Mapping[str, S], held: float, common: Mapping[str, Any]) -> dict[str, S]:
-    """Those of ``steps`` that fit into memory together; prints a line for each of the others.
+    """Returns the ``steps`` that fit into memory together; prints a line for each of the others.
 
     Args:
       steps: compiled steps, the most important first.
@@ -118,5 +118,5 @@ class Clock:
         self._began, self._seconds = time.monotonic(), seconds
 
     def at(self, share: float) -> float:
-        """The ``time.monotonic()`` at which this share of the time is spent."""
+        """Returns the ``time.monotonic()`` at which this share of the time is used up."""
         return self._began + share * self._seconds

@@ -32,7 +32,7 @@ UPDATES = (
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a file that are JSON objects."""
+    """Returns the lines of a file that are JSON objects."""
     lines: list[Line] = []
     for text in path.read_text("utf-8", errors="replace").splitlines():
         try:
@@ -45,7 +45,7 @@ def read(path: Path) -> list[Line]:
 
 
 def tables(lines: Sequence[Line]) -> str:
-    """All tables, the device and the versions first."""
+    """Returns all tables, with the device and the versions first."""
     measured: dict[str, list[Line]] = {}
     for line in lines:
         measured.setdefault(str(line.get("measured")), []).append(line)

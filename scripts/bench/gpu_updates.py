@@ -57,7 +57,7 @@ COMPILED_BY, MEASURED_BY = 0.75, 0.9
 
 
 def optimizers(layers: rules.Rules) -> dict[str, optax.GradientTransformation]:
-    """The candidates that are optax transformations, the most important first."""
+    """Returns the candidates that are optax transformations, the most important first."""
     both = {
         **update.optimizers("lamb", layers),
         **update.optimizers("lars", layers),
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _started_peers(
     shapes: Tree, dtype: str, common: Mapping[str, Any]
 ) -> dict[str, torch_peer.TorchPeer]:
-    """The torch peers, still starting; where torch cannot be used, a line for each instead."""
+    """Starts the torch peers, or returns a line for each where torch cannot be used."""
     device = torch_peer.device()
     if not device:
         for name in (*PEERS, torch_peer.COMPILED_TIMM_LAMB):
@@ -123,7 +123,7 @@ def _started_peers(
 def _compiled_steps(
     shapes: Tree, layers: rules.Rules, until: float, common: Mapping[str, Any]
 ) -> dict[str, harness.Step]:
-    """The steps that fit into memory together, compiled; prints the line of each program."""
+    """Compiles the steps that fit into memory together, and prints the line of each program."""
     makers = {
         name: functools.partial(harness.Step, tx, harness.update(tx), shapes, [shapes])
         for name, tx in optimizers(layers).items()
@@ -144,7 +144,7 @@ def _compiled_steps(
 
 
 def _program(name: str, step: harness.Step, shapes: Tree) -> dict[str, Any]:
-    """What the compiled program says about a step."""
+    """Returns the facts about a step that its compiled program states."""
     count, leaves = harness.parameters(shapes), jax.tree.leaves(shapes)
     kernels = hlo_kernels.kernels(step.text)
     largest = max(x.size for x in leaves)

@@ -116,7 +116,7 @@ def measure(grows: str, parameters: int, leaves: int, rounds: int) -> list[Line]
 
 
 def _lack(steps: Mapping[str, harness.Step], shapes: Tree) -> str:
-    """What the steps and their gradients need, if that does not fit into memory; else ""."""
+    """Returns the memory that the steps and gradients need if they do not fit, else ""."""
     return harness.lacking(
         harness.tree_bytes(shapes)
         + sum(step.held_bytes for step in steps.values())

@@ -67,7 +67,7 @@ class Step:
 
     @property
     def text(self) -> str:
-        """The optimized program, as HLO text."""
+        """Returns the optimized program as HLO text."""
         return self._step.as_text()
 
     def start(self, params: Tree, *inputs: Sequence[Tree]) -> None:
@@ -91,7 +91,7 @@ class Step:
 def update(
     tx: optax.GradientTransformation, read: Callable[[Tree], Tree] | None = None
 ) -> Callable[[Tree, Tree, Tree], Tree]:
-    """A function for `Step` that computes updates from given gradients and applies them.
+    """Returns a function for `Step` that computes updates from given gradients and applies them.
 
     Args:
       tx: the optimizer.
@@ -143,14 +143,14 @@ def interleaved(
 
 
 def spread(milliseconds: Sequence[float]) -> dict[str, Any]:
-    """The median and the quartiles, under the names that are printed."""
+    """Returns the median and the quartiles, under the names that are printed."""
     # "inclusive" keeps the quartiles of a few values between the least and the greatest of them.
     low, median, high = statistics.quantiles(milliseconds, n=4, method="inclusive")
     return {"median_ms": median, "quartiles_ms": [low, high]}
 
 
 def machine() -> dict[str, Any]:
-    """The device and the versions that a time depends on."""
+    """Returns the device and the versions that a time depends on."""
     return {
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "cores": len(os.sched_getaffinity(0)),
@@ -197,18 +197,18 @@ def tree_bytes(tree: Tree) -> int:
 
 
 def parameters(tree: Tree) -> int:
-    """The number of entries of all leaves, which may be shapes."""
+    """Returns the number of entries of all leaves, which may be shapes."""
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def square_leaves(parameters: int, leaves: int, dtype: str = "float32") -> dict[str, Tree]:
-    """The shapes of ``leaves`` equal square matrices with about ``parameters`` entries together."""
+    """Returns ``leaves`` equal square shapes with about ``parameters`` entries together."""
     side = max(1, round((parameters / leaves) ** 0.5))
     return {f"leaf_{i}": jax.ShapeDtypeStruct((side, side), dtype) for i in range(leaves)}
 
 
 def random_gradients(params: Tree) -> Tree:
-    """Normal values of the size of gradients, with the shapes and dtypes of ``params``."""
+    """Returns normal values of the size of gradients, like ``params`` in shapes and dtypes."""
     key = jax.random.key(0)
     return jax.tree.map(
         lambda x, i: 1e-3 * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype),
@@ -218,5 +218,5 @@ def random_gradients(params: Tree) -> Tree:
 
 
 def random_parameters(gradients: Tree) -> Tree:
-    """New parameters for these gradients, which a step may donate."""
+    """Returns new parameters for these gradients, which a step may donate."""
     return jax.tree.map(lambda g: PARAMETERS_OVER_GRADIENTS * g, gradients)

@@ -32,7 +32,7 @@ class Kernel(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all arrays that it reads and writes, each counted whole."""
+        """Bytes of all arrays that it reads and writes, each counted in full."""
         return sum(array.num_bytes for array in (*self.reads, *self.writes))
 
 
@@ -56,7 +56,7 @@ _CALLED = re.compile(
 
 
 def kernels(text: str) -> list[Kernel]:
-    """All kernels of a program, computation by computation.
+    """Returns all kernels of a program, computation by computation.
 
     Args:
       text: an optimized HLO module, as ``compiled.as_text()`` returns it.
@@ -94,7 +94,7 @@ def kernels(text: str) -> list[Kernel]:
 
 
 def kernels_on(text: str, entries: int) -> list[Kernel]:
-    """The kernels that read or write an array of exactly so many entries, in whatever shape."""
+    """Returns the kernels that read or write an array with this number of entries, of any shape."""
     return [
         kernel
         for kernel in kernels(text)
@@ -103,7 +103,7 @@ def kernels_on(text: str, entries: int) -> list[Kernel]:
 
 
 def _arrays(types: str) -> list[Array]:
-    """The arrays in ``(f32[2,3]{1,0}, s32[])``."""
+    """Returns the arrays in ``(f32[2,3]{1,0}, s32[])``."""
     return [
         Array(dtype, math.prod(map(int, filter(None, shape.split(",")))))
         for dtype, shape in _ARRAY.findall(types)

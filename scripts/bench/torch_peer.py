@@ -140,7 +140,7 @@ def wait_for(address: Path, until: float) -> bool:
 
 
 def device() -> str:
-    """The device that torch is to share with JAX, "cuda" or "cpu"; "" where torch is missing."""
+    """Returns the device that torch shares with JAX, "cuda" or "cpu"; "" without torch."""
     if importlib.util.find_spec("torch") is None:
         return ""
     return "cuda" if jax.default_backend() == "gpu" else "cpu"
@@ -151,7 +151,7 @@ def _serve_pipe(connection: Connection, name: str, shapes: Shapes, dtype: str, d
 
 
 def _built(name: str, shapes: Shapes, dtype: str, device: str) -> tuple[Any, tuple[str, Any]]:
-    """The candidate after two steps, and the message that says so; or None and the failure."""
+    """Returns the candidate after two steps and a message; or None and the failure."""
     os.dup2(2, 1)  # Standard output carries the JSON lines of the parent, and torch may print.
     jax.config.update("jax_platforms", "cpu")  # JAX's part of the GPU belongs to the parent.
     try:
@@ -174,7 +174,7 @@ def _built(name: str, shapes: Shapes, dtype: str, device: str) -> tuple[Any, tup
 
 
 def _serve(connection: Connection, member: Any, message: tuple[str, Any]) -> None:
-    """Reports, then makes steps until the other side closes the connection."""
+    """Reports, then makes steps until the other process closes the connection."""
     connection.send(message)
     try:
         while member is not None:

@@ -16,7 +16,7 @@ Constructor = Callable[[list[Any]], Any]  # parameters -> optimizer
 
 
 def constructors(group: str, dtype: str) -> dict[str, Constructor]:
-    """The torch optimizers of a group, keyed by name; none where they cannot be measured.
+    """Returns the torch optimizers of a group, keyed by name; none where torch cannot be used.
 
     Args:
       group: "lamb" or "lars".
@@ -59,7 +59,7 @@ def constructors(group: str, dtype: str) -> dict[str, Constructor]:
 
 
 def device() -> str | None:
-    """The device that torch must use to be comparable with JAX, or None where it cannot use it."""
+    """Returns the device that makes torch comparable with JAX; None where torch cannot use it."""
     import torch
 
     if jax.default_backend() != "gpu":
@@ -108,7 +108,7 @@ class TorchStep:
 def started(
     group: Mapping[str, Constructor], shapes: Tree, threads: int
 ) -> tuple[dict[str, TorchStep], dict[str, Any]]:
-    """The steps of a group, and the facts about torch that their times depend on.
+    """Starts the steps of a group; also returns the facts about torch that times depend on.
 
     Args:
       group: a result of `constructors`.

@@ -28,7 +28,7 @@ BERT_LARGE = Model(
 
 
 def bert_tree(model: Model) -> tuple[Tree, rules.Rules]:
-    """The shapes of BERT's parameters, and the rules that say what a layer is in them."""
+    """Returns the shapes of BERT's parameters, and the rules that define its layers."""
     ids = jax.ShapeDtypeStruct((1,), jnp.int32)
     init = functools.partial(Bert(model, VOCABULARY_SIZE).init, deterministic=True)
     variables: Any = jax.eval_shape(init, jax.random.key(0), ids, ids, ids)

@@ -46,7 +46,7 @@ READ_AND_WRITE = "read and write"
 
 
 def optimizers(group: str, layers: rules.Rules = ()) -> dict[str, optax.GradientTransformation]:
-    """The members of a group that are optax transformations, ours first."""
+    """Returns the members of a group that are optax transformations, ours first."""
     if group == "lars":
         return {
             "optim_zoo.lars": optim_zoo.lars(LEARNING_RATE, **LARS, layers=layers),
@@ -87,7 +87,7 @@ def bandwidth_is_measured() -> bool:
 
 
 def fewest_bytes(name: str, g: float, x: float, s: float) -> float:
-    """The fewest bytes per parameter that an update can read and write.
+    """Returns the fewest bytes per parameter that an update can read and write.
 
     In float32 LAMB moves 40 bytes, Adam 28 and LARS 28. A trust ratio is known only when the whole
     layer has been read, so that the update that it scales must be read a second time.

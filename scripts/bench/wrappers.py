@@ -158,7 +158,7 @@ OPTIMIZERS = ("lamb", "adamw")
 
 
 def optimizer(name: str, shapes: Tree, layers: rules.Rules) -> optax.GradientTransformation:
-    """One of `OPTIMIZERS`, with those of BERT's exclusions that match a leaf of the tree."""
+    """Returns one of `OPTIMIZERS`, with BERT's exclusions that match a leaf of the tree."""
     paths = leaf_paths(shapes)
     excluded = [x for x in EXCLUDED if any(re.search(x, path) for path in paths)]
     arguments: dict[str, Any] = {
@@ -172,7 +172,7 @@ def optimizer(name: str, shapes: Tree, layers: rules.Rules) -> optax.GradientTra
 
 
 def compiled(candidate: Candidate, shapes: Tree) -> harness.Step:
-    """The compiled step of a candidate. If it has a counter, that is the step's second input."""
+    """Returns the compiled step of a candidate. A counter is the second input of the step."""
     step = harness.update(candidate.tx)
     if not candidate.counter:
         return harness.Step(candidate.tx, step, shapes, [shapes])
@@ -258,7 +258,7 @@ def measure(tree: str, group: str, name: str, rounds: int) -> list[dict[str, Any
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The printed lines as a Markdown table."""
+    """Returns the printed lines as a Markdown table."""
     rows = [
         "| tree | step | ms (quartiles) | ratio | temporaries, x parameters |",
         "|---|---|---|---|---|",

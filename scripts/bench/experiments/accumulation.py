@@ -15,7 +15,7 @@ from optim_zoo.tree import Tree
 
 
 def nan_micro_batch() -> Row:
-    """One NaN micro-batch, and the steps that follow it.
+    """Measures one NaN micro-batch, and the steps that follow it.
 
     Every later step starts from the parameters and the inner state from before the NaN, so that
     only the accumulator itself can still hold it.
@@ -25,7 +25,7 @@ def nan_micro_batch() -> Row:
     good, bad = jnp.full(4, 0.1), jnp.array([0.1, jnp.nan, 0.1, 0.1])
 
     def finite_steps(tx: Any, inner: str) -> tuple[int, int]:
-        """The micro-batches before the first step, and how many later steps were finite."""
+        """Counts the micro-batches before the first step, and the later steps that were finite."""
         step, fresh, seen = jitted_step(tx), tx.init(params), 0
         moved, state, inner_state = params, fresh, getattr(fresh, inner)
         while same_bits(moved, params):
@@ -65,11 +65,11 @@ def nan_micro_batch() -> Row:
 
 
 def inner_calls() -> Row:
-    """How often the inner optimizer runs."""
+    """Counts how often the inner optimizer runs."""
     steps = 5
 
     def calls(wrap: Callable[[optax.GradientTransformation], Any]) -> int:
-        """How often the inner update ran: a callback runs only in the branch that is taken."""
+        """Counts the inner updates: a callback runs only in the branch that is taken."""
         count = 0
 
         def counted() -> None:
@@ -97,7 +97,7 @@ def inner_calls() -> Row:
 
 
 def token_weights() -> Row:
-    """The gradient of a least-squares fit over micro-batches of 64, 48, 24 and 8 tokens."""
+    """Measures a least-squares gradient over micro-batches of 64, 48, 24 and 8 tokens."""
     tokens, width = (64, 48, 24, 8), 16
     rng = np.random.default_rng(0)
     x = rng.normal(size=(sum(tokens), width))
@@ -116,7 +116,7 @@ def token_weights() -> Row:
     )
     counts = ", ".join(map(str, tokens))
     return Row(
-        f"micro-batches of {counts} masked tokens: distance from the gradient of the whole batch",
+        f"micro-batches of {counts} masked tokens: distance from the gradient of the full batch",
         f"`MultiSteps`, which takes no weights: {theirs:.2g} %",
         f"`accumulate(...).update(..., weight=tokens)`: {ours:.1g} %",
         {"optax_percent": theirs, "ours_percent": ours},
@@ -124,7 +124,7 @@ def token_weights() -> Row:
 
 
 def low_precision_mean() -> Row:
-    """The error of the mean of bfloat16 gradients between 1 and 2.
+    """Measures the error of the mean of bfloat16 gradients between 1 and 2.
 
     SGD with learning rate 1 on zeros makes the mean visible: it is the negated parameters.
     """

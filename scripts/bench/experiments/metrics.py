@@ -9,7 +9,7 @@ from optim_zoo import metrics
 
 
 def metrics_in_scan() -> Row:
-    """Which norms can be read from a state that ``lax.scan`` carries."""
+    """Lists the norms that can be read from a state that ``lax.scan`` carries."""
     params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
     monitor, snapshot = (
         optax.chain(optax.adamw(LEARNING_RATE), piece)
@@ -29,7 +29,7 @@ def metrics_in_scan() -> Row:
     return Row(
         "norms of a step inside `lax.scan`",
         "; ".join(
-            f"`{name}`: {f'`{error}`' if error else 'a measure of the updates where it stands'}"
+            f"`{name}`: {f'`{error}`' if error else 'the updates at its place in the chain'}"
             for name, error in theirs.items()
         ),
         f"`with_metrics`: {f'`{raised}`' if raised else ', '.join(kinds)}",

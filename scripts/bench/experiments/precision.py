@@ -47,7 +47,7 @@ def small_steps() -> Row:
 
 
 def second_moment() -> Row:
-    """A second moment whose changes are too small for bfloat16; 1,024 parameters as above."""
+    """Measures a second moment whose changes are too small for bfloat16, with 1,024 parameters."""
     steps, b2 = 3000, 0.999
     one = jnp.ones(1024)
     expected = 1 - b2**steps

@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
 
 def jitted_step(tx: Any) -> Callable[..., tuple[Tree, Tree]]:
-    """A jitted step of ``tx``: (params, state, gradients, **extra) -> (params, state)."""
+    """Jits a step of ``tx``: (params, state, gradients, **extra) -> (params, state)."""
 
     @jax.jit
     def step(params: Tree, state: Tree, gradients: Tree, **extra: Any) -> tuple[Tree, Tree]:
@@ -37,7 +37,7 @@ def jitted_step(tx: Any) -> Callable[..., tuple[Tree, Tree]]:
 def run_with_states(
     tx: Any, params: Tree, gradients: Sequence[Tree], extra: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[list[Tree], list[Tree]]:
-    """The parameters and the states after each gradient.
+    """Returns the parameters and the states after each gradient.
 
     Args:
       tx: the optimizer.
@@ -57,12 +57,12 @@ def run_with_states(
 def run(
     tx: Any, params: Tree, gradients: Sequence[Tree], extra: Sequence[Mapping[str, Any]] = ()
 ) -> list[Tree]:
-    """The parameters after each gradient; see `run_with_states`."""
+    """Returns the parameters after each gradient; see `run_with_states`."""
     return run_with_states(tx, params, gradients, extra)[0]
 
 
 def scan(tx: Any, params: Tree, gradients: Tree, steps: int) -> tuple[Tree, Tree]:
-    """The parameters and the state after ``steps`` steps with the same gradients."""
+    """Returns the parameters and the state after ``steps`` steps with the same gradients."""
     step = jitted_step(tx)
 
     def body(carry: tuple[Tree, Tree], _: None) -> tuple[tuple[Tree, Tree], None]:
@@ -72,7 +72,7 @@ def scan(tx: Any, params: Tree, gradients: Tree, steps: int) -> tuple[Tree, Tree
 
 
 def scan_raises(tx: Any, params: Tree, gradients: Tree) -> str:
-    """The name of the error that tracing a scan of two steps raises, or ""."""
+    """Returns the name of the error that tracing a scan of two steps raises, or ""."""
     try:
         jax.eval_shape(functools.partial(scan, tx, steps=2), params, gradients)
     except TypeError as error:
