@@ -19,8 +19,8 @@ from optim_zoo.rows.sparse_rows import in_range
 Tap = Callable[[str, jax.Array, jax.Array], jax.Array]
 """``(path of the table, ids, rows)`` to the rows that the loss continues with."""
 
-# They change neither the values of a table nor its shape.
-_PASSED_ON = ("copy", "copy_p", "optimization_barrier", "pcast", "pvary", "reduce_precision")
+_COPIES = ("copy", "copy_p")
+_CASTS_OF_MESH_AXES = ("pvary", "pcast")  # they change what an array varies over by its type
 
 
 class _Table(NamedTuple):
@@ -109,8 +109,12 @@ def _apply(equation: Any, inputs: list[Any], tap: Tap) -> list[Any]:
         raise read_inside(table.path)
     if primitive.name == "convert_element_type":
         return [table._replace(dtype=params["new_dtype"])]
-    if primitive.name in _PASSED_ON and len(inputs) == 1:
+    if primitive.name in _COPIES:
         return inputs
+    if primitive.name in _CASTS_OF_MESH_AXES:
+        outputs = primitive.bind(table.array, **params)
+        (array,) = outputs if primitive.multiple_results else [outputs]
+        return [table._replace(array=array)]
     if primitive.name != "gather" or inputs[0] is not table or len(tables) > 1:
         raise dense_gradient(table.path)
     if not _gathers_rows(table, inputs[1], params):

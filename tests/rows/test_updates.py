@@ -1,4 +1,4 @@
-"""`apply_updates` on trees of which some leaves are not trained."""
+"""`apply_updates`: dense updates, rows, and leaves that are not trained."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,10 @@ import optax
 import pytest
 
 import optim_zoo
-from optim_zoo import adamw, guards, lamb, metrics
+from optim_zoo import SparseRows, adamw, guards, lamb, lazy_adam, metrics
+from tests.rows.problem import IDS, dense, rows_of
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 PARAMS = {
     "number": 1.5,
@@ -132,3 +135,82 @@ def test_numbers_and_numpy_arrays_become_arrays_of_their_dtype(x: Any) -> None:
     np.testing.assert_array_equal(moved, expected)
     assert moved.dtype == expected.dtype == jnp.float32
     assert not moved.weak_type
+
+
+def test_dense_leaves_rows_and_none(rng: np.random.Generator) -> None:
+    table = rng.normal(size=(6, 3)).astype(np.float32)
+    params = {"t": jnp.asarray(table), "none": None, "w": jnp.ones(2, jnp.bfloat16), "n": table}
+    g = rows_of(rng)
+    updates = {"t": g, "none": None, "w": jnp.asarray([1.0, 2.0**-9]), "n": g}
+    for add in (optim_zoo.apply_updates, jax.jit(optim_zoo.apply_updates)):
+        moved = add(params, updates)
+        assert moved["none"] is None
+        assert moved["w"].dtype == jnp.bfloat16
+        np.testing.assert_array_equal(moved["w"], jnp.asarray([2, 1], jnp.bfloat16))
+        for name in ("t", "n"):
+            np.testing.assert_allclose(moved[name], table + dense(g), rtol=1e-6, atol=1e-6)
+            np.testing.assert_array_equal(moved[name][2:4], table[2:4])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_low_precision_tables_are_rounded_once(dtype: Any) -> None:
+    """In bfloat16, 1 + 2^-9 is 1, but 1 + 3 x 2^-9 is larger."""
+    table = {"t": jnp.ones((2, 1), jnp.bfloat16)}
+    few = np.full((4, 1), 2.0**-9)
+    updates = {"t": SparseRows(np.asarray([0, 0, 0, 1]), jnp.asarray(few, dtype), 2)}
+    moved = jax.jit(optim_zoo.apply_updates)(table, updates)["t"]
+    assert moved.dtype == jnp.bfloat16
+    expected = optim_zoo.apply_updates(table, {"t": jnp.asarray([[3 * 2.0**-9], [2.0**-9]])})["t"]
+    np.testing.assert_array_equal(moved, expected)
+    assert float(moved[0, 0]) > 1
+    assert float(moved[1, 0]) == 1
+
+
+def test_wider_rows_than_the_table_and_the_other_way(rng: np.random.Generator) -> None:
+    values = rng.normal(size=(5, 3))
+    with jax.enable_x64(True):
+        for wide, narrow in ((jnp.float64, jnp.float32), (jnp.float32, jnp.float64)):
+            table = jnp.zeros((6, 3), wide)
+            g = SparseRows(IDS, jnp.asarray(values, narrow), 6)
+            moved = optim_zoo.apply_updates(table, g)
+            assert moved.dtype == wide
+            np.testing.assert_allclose(moved, dense(g), rtol=1e-6, atol=1e-7)
+
+
+def test_a_donated_table_stays_in_place() -> None:
+    """No temporary array grows with the table."""
+    tx = lazy_adam(0.1)
+
+    def step(params: Any, state: Any, g: SparseRows) -> Any:
+        updates, state = tx.update({"t": g}, state, params)
+        return optim_zoo.apply_updates(params, updates), state
+
+    temporaries = []
+    for num_rows in (1_000, 100_000):
+        params = {"t": jnp.zeros((num_rows, 8))}
+        state = tx.init(params)
+        g = SparseRows(np.arange(0, 640, 5) % 100, np.ones((128, 8), np.float32), num_rows)
+        compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, g).compile()
+        temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
+        before = {x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, state)) if x.ndim}
+        params, state = compiled(params, state, g)
+        after = {x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, state)) if x.ndim}
+        assert len(before) == 3
+        assert before == after
+    assert temporaries[0] == temporaries[1]
+
+
+@pytest.mark.parametrize(
+    ("updates", "message"),
+    [
+        (lambda: {"a": {"t": SparseRows([1], np.ones((1, 3)), 7)}}, r"a/t.*\(7, 3\).*\(6, 3\)"),
+        (lambda: {"a": {"t": SparseRows([1], np.ones((1, 2)), 6)}}, r"a/t.*\(6, 2\).*\(6, 3\)"),
+        (lambda: {"a": {"t": SparseRows([1], np.ones(1), 6)}}, r"a/t.*\(6,\).*\(6, 3\)"),
+        (lambda: {"a": {"t": jnp.ones((5, 3))}}, r"a/t.*\(5, 3\).*\(6, 3\)"),
+        (lambda: {"a": {"t": None}}, "differ at a/t"),
+        (lambda: {"a": {"u": jnp.ones((6, 3))}}, "differ at a/t, a/u"),
+    ],
+)
+def test_updates_that_do_not_fit(updates: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"apply_updates.*{message}"):
+        optim_zoo.apply_updates({"a": {"t": jnp.ones((6, 3))}}, updates())
