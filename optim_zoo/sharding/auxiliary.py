@@ -1,6 +1,6 @@
 """How the auxiliary values of a loss are combined over devices and micro-batches.
 
-A step calls the loss once for every device and micro-batch, or once for the whole batch. Every
+A step calls the loss once for every device and micro-batch, or once for the global batch. Every
 leaf of aux is combined by one rule, so that the result does not depend on that:
 
 - a floating-point scalar is a mean over the examples, and is averaged with the weights of the loss;

@@ -35,12 +35,12 @@ def mean_gradient(
     axis_name: str | None = None,
     has_aux: bool = False,
 ) -> tuple[jax.Array, jax.Array, Tree, Aux]:
-    """Returns ``(loss, weight, gradient, aux)`` of the mean over the whole batch.
+    """Returns ``(loss, weight, gradient, aux)`` of the mean over the global batch.
 
     Args:
       loss_fn: ``loss_fn(params, batch)`` returns the mean loss or a `WeightedLoss`.
       params: the parameters.
-      batch: the whole batch or, with ``axis_name``, the rows of this device.
+      batch: the global batch or, with ``axis_name``, the rows of this device.
       micro_batches: the number of parts that the batch is divided into. They are processed one
         after another, and must divide the first axis of every array of ``batch``. Micro-batch
         ``m`` has the rows ``m, m + micro_batches, ...``.

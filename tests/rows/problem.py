@@ -21,10 +21,10 @@ def rows_of(
 
 def dense(g: SparseRows) -> np.ndarray:
     """Returns the whole array in float64, computed by NumPy alone."""
-    whole = np.zeros(g.shape)
+    dense = np.zeros(g.shape)
     known = np.asarray(g.ids) < g.num_rows
-    np.add.at(whole, np.asarray(g.ids)[known], np.asarray(g.rows, np.float64)[known])
-    return whole
+    np.add.at(dense, np.asarray(g.ids)[known], np.asarray(g.rows, np.float64)[known])
+    return dense
 
 
 def assert_same(actual: SparseRows, expected: SparseRows) -> None:

@@ -76,9 +76,9 @@ def test_traced_ids_out_of_range_are_padding() -> None:
         return g.ids, g.to_dense()
 
     low, high = -(2**31), 2**31 - 1
-    ids, whole = dense(jnp.asarray([-1, 7, low, high, 2, 6], jnp.int32))
+    ids, array = dense(jnp.asarray([-1, 7, low, high, 2, 6], jnp.int32))
     np.testing.assert_array_equal(ids, [6, 6, 6, 6, 2, 6])
-    np.testing.assert_array_equal(whole, [0, 0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(array, [0, 0, 1, 0, 0, 0])
     ids, _ = dense(jnp.asarray([2**32 - 1, 5], jnp.uint32))
     np.testing.assert_array_equal(ids, [6, 5])
     narrow = jax.jit(lambda ids: SparseRows(ids, jnp.ones(2), 1000).ids)

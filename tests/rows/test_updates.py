@@ -21,7 +21,7 @@ PARAMS = {
     "none": None,
     "integers": jnp.arange(3),
     "booleans": np.array([True, False]),
-    "whole": 7,
+    "integer": 7,
     "key": jax.random.key(0),
 }
 TRAINED = jax.tree.map(lambda x: jnp.issubdtype(jnp.result_type(x), jnp.floating), PARAMS)

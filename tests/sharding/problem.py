@@ -1,4 +1,4 @@
-"""A small problem that the tests of this folder share: a mesh, losses, and a comparison."""
+"""A small problem that the tests of this folder share: meshes, losses, training, comparison."""
 
 import functools
 from typing import Any
@@ -14,7 +14,7 @@ from optim_zoo import sharding
 from optim_zoo.sharding import WeightedLoss
 from optim_zoo.sharding.losses import loss_and_aux
 
-# Sums over devices and micro-batches add in another order: about 1e-7 of the largest entries.
+# Sums over devices and micro-batches are added in another order: about 1e-7 of the largest entries.
 RTOL = 2e-6
 
 
@@ -64,7 +64,7 @@ def train(
 
 @functools.cache
 def _stepon_one_device(loss_fn: Any, make: Any) -> Any:
-    """Returns the optimizer and its step on the whole batch, compiled once for all tests."""
+    """Returns the optimizer and its step on the global batch, compiled once for all tests."""
     tx = make()
 
     @jax.jit
@@ -83,7 +83,7 @@ def _stepon_one_device(loss_fn: Any, make: Any) -> Any:
 def on_one_device(
     loss_fn: Any, make: Any, params: Any, batches: list[Any]
 ) -> tuple[Any, np.ndarray]:
-    """Trains on the whole batch at once, without `data_parallel`."""
+    """Trains on the global batch at once, without `data_parallel`."""
     tx, step = _stepon_one_device(loss_fn, make)
     state = tx.init(params)
     losses = []

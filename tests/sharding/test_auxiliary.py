@@ -22,7 +22,7 @@ divisions = pytest.mark.parametrize(
     [
         pytest.param(
             *division,
-            # All modes, and the calls with one row and with several; the others are alike.
+            # All modes, and calls with one row and with several; other sizes are similar.
             marks=[] if division[1:] in ((1, 2), (8, 1), (8, 4)) else pytest.mark.slow,
         )
         for division in itertools.product(MODES, (1, 8), (1, 2, 4))
@@ -36,7 +36,7 @@ PARAMS = {"w": jnp.asarray([0.5, -1.0, 0.25])}
 def batch(rng: np.random.Generator, key: jax.Array) -> Any:
     return {
         "x": rng.normal(size=(ROWS, 3)).astype(np.float32),
-        # The first eight rows, which are whole devices and whole micro-batches, have no weight.
+        # The first eight rows have no weight: all rows of some devices and micro-batches.
         "weight": np.float32(rng.integers(0, 5, ROWS) * (np.arange(ROWS) >= 8)),
         "id": np.arange(ROWS, dtype=np.int32),
         "key": jax.random.split(key, ROWS),
@@ -48,7 +48,7 @@ def _losses(params: Any, batch: Any) -> jax.Array:
 
 
 def _aux(params: Any, batch: Any) -> dict[str, Any]:
-    """Aux of every kind of a loss that is a plain mean."""
+    """Returns aux of every kind, of a loss that is a mean."""
     x, positive = batch["x"], batch["x"] > 0
     return {
         "mean": jnp.mean(x),
@@ -103,7 +103,7 @@ def _is_mark(x: Any) -> bool:
 
 
 def _whole(loss_fn: Callable[..., Any], batch: Any) -> Any:
-    """Aux of one call with the whole batch, without marks; numbers as arrays."""
+    """Returns aux of one call with the global batch, without marks, with numbers as arrays."""
     _, aux = loss_fn(PARAMS, batch)
     plain = jax.tree.map(lambda x: x.value if _is_mark(x) else x, aux, is_leaf=_is_mark)
     return jax.tree.map(jnp.asarray, plain)
@@ -127,7 +127,7 @@ def _assert_same(actual: Any, expected: Any) -> None:
         assert (x.shape, x.dtype) == (y.shape, y.dtype)
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             x, y = jax.random.key_data(x), jax.random.key_data(y)
-        # Means of parts of a batch were rounded to the dtype of the aux before they are combined.
+        # Means of parts of a batch are rounded to the dtype of aux before they are combined.
         inexact = jnp.issubdtype(x.dtype, jnp.inexact)
         rtol = max(RTOL, float(jnp.finfo(x.dtype).eps)) if inexact else 0
         x, y = np.asarray(x, "float64"), np.asarray(y, "float64")
@@ -141,7 +141,7 @@ def _assert_same(actual: Any, expected: Any) -> None:
 def test_aux_is_that_of_the_whole_batch(
     batch: Any, mode: str, devices: int, micro_batches: int
 ) -> None:
-    """Two leaves show the rules for values that are no sums over the examples."""
+    """Two leaves show the rules for values that are not sums over the examples."""
     expected = _whole(_mean_loss, batch)
     expected["calls with a positive value"] = jnp.int32(devices * micro_batches)
     expected["booleans"] = jnp.full(3, devices * micro_batches, "int32")

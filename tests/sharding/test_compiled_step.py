@@ -29,7 +29,7 @@ def test_a_step_can_be_compiled_without_arrays(params: Any, batches: list[Any], 
     assert 0.8 * held < memory.argument_size_in_bytes < 1.5 * (held + rows)
 
 
-def test_the_compiled_memory_is_that_of_the_spread_state() -> None:
+def test_the_compiled_memory_is_that_of_the_sharded_state() -> None:
     params = {"x": jax.ShapeDtypeStruct((1024, 64), jnp.float32)}
 
     def argument_bytes(**placing: Any) -> int:
@@ -45,12 +45,12 @@ def test_the_compiled_memory_is_that_of_the_spread_state() -> None:
     size, small = 4 * 1024 * 64, 4 * 1024 + 256  # small: a row of the batch, and the scalars
     assert 3 * size < argument_bytes() < 3 * size + small
     assert 1.25 * size < argument_bytes(zero1="data") < 1.25 * size + small
-    cut = {"zero1": "data", "param_shardings": [("x", P("data"))]}
-    assert 0.375 * size < argument_bytes(**cut) < 0.375 * size + small
+    sharded = {"zero1": "data", "param_shardings": [("x", P("data"))]}
+    assert 0.375 * size < argument_bytes(**sharded) < 0.375 * size + small
 
 
 def test_low_precision_gradients_are_added_in_float32(batches: list[Any]) -> None:
-    """In bfloat16 each of the seven small terms, half a last digit of 1, would be lost."""
+    """In bfloat16, each of the seven small terms is half an ulp of 1 and would be lost."""
     small = np.full((8, 1), 2.0**-9, np.float32)
     small[0] = 1
     step = sharding.data_parallel(

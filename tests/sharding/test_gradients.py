@@ -24,7 +24,7 @@ Result = tuple[Any, Any, Any, Any]  # loss, weight, gradient, aux
 
 
 def _by_definition(loss_fn: Any, params: Any, batch: Any) -> tuple[jax.Array, Any]:
-    """The mean loss and its gradient, of the whole batch at once on one device."""
+    """Returns the mean loss and its gradient, of the global batch on one device."""
 
     def mean(params: Any) -> jax.Array:
         loss, _ = loss_and_aux(loss_fn(params, batch), has_aux=False)
@@ -108,9 +108,9 @@ def test_devices_and_micro_batches_of_a_larger_batch(
     params: Any, batches: list[Any], micro_batches: int
 ) -> None:
     """Eight devices with four micro-batches need 32 rows."""
-    whole = jax.tree.map(lambda *x: np.concatenate(x), *batches[:2])
-    expected = mean_gradient(weighted_loss, params, whole)
-    actual = MAPPED["shard_map"](weighted_loss, params, whole, micro_batches=micro_batches)
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *batches[:2])
+    expected = mean_gradient(weighted_loss, params, joined)
+    actual = MAPPED["shard_map"](weighted_loss, params, joined, micro_batches=micro_batches)
     assert_same(actual, expected)
 
 
@@ -147,7 +147,7 @@ def test_the_gradient_of_low_precision_parameters_is_wide(
 
 
 def test_micro_batches_are_added_in_float32() -> None:
-    """In bfloat16 each of the seven small terms, half a last digit of 1, would be lost."""
+    """In bfloat16, each of the seven small terms is half an ulp of 1 and would be lost."""
     small = np.full((8, 1), 2.0**-9, np.float32)
     small[0] = 1
     _, _, gradient, _ = mean_gradient(
@@ -160,7 +160,7 @@ def test_micro_batches_are_added_in_float32() -> None:
 
 
 def _equations(jaxpr: Any, inside: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every equation of ``jaxpr``, with the names of the primitives that it is inside of."""
+    """Yields every equation of ``jaxpr`` with the names of the primitives that contain it."""
     for equation in jaxpr.eqns:
         yield inside, equation
         for value in equation.params.values():

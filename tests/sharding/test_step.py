@@ -51,7 +51,7 @@ every_mode = pytest.mark.parametrize("mode", ["jit", "shard_map", "pmap"])
         *(("pmap", *sizes) for sizes in [(2, 1), (8, 2)]),
     ],
 )
-def test_every_division_of_the_batch_is_the_whole_batch(
+def test_every_division_of_the_batch_gives_the_numbers_of_one_device(
     params: Any,
     batches: list[Any],
     make: Any,
@@ -92,7 +92,7 @@ def test_no_weight_is_no_gradient(
 
 @every_mode
 def test_steps_of_several_weighted_batches(params: Any, batches: list[Any], mode: str) -> None:
-    """The step passes the weight of each batch to `accumulate`, so two halves equal the whole."""
+    """The step passes the weight of each batch to `accumulate`, so that two halves equal one batch."""
     joined = jax.tree.map(lambda *x: np.concatenate(x), *batches[:2])
     tx = accumulation.accumulate(lamb(0.1), 2)
     step = sharding.data_parallel(weighted_loss, tx, mesh=data_mesh(2), mode=mode)
@@ -101,7 +101,9 @@ def test_steps_of_several_weighted_batches(params: Any, batches: list[Any], mode
     assert_same(actual, expected)
 
 
-def test_randomness_is_a_key_an_example(params: Any, batches: list[Any], key: jax.Array) -> None:
+def test_randomness_is_a_key_for_each_example(
+    params: Any, batches: list[Any], key: jax.Array
+) -> None:
     def loss_fn(params: Any, batch: Any) -> jax.Array:
         noise = jax.vmap(lambda k: jax.random.normal(k, (4,)))(batch["key"])
         return mean_loss(params, {**batch, "x": batch["x"] + noise})
@@ -125,10 +127,10 @@ def test_randomness_is_a_key_an_example(params: Any, batches: list[Any], key: ja
 @every_mode
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("placed", [False, True], ids=["anywhere", "in-place"])
-def test_the_callers_parameters_live_on(
+def test_the_callers_parameters_are_not_donated(
     params: Any, batches: list[Any], devices: int, placed: bool, mode: str
 ) -> None:
-    """Also where they have the shardings of the step already, so that placing makes no copy."""
+    """Also where they already have the shardings of the step, so that placing makes no copy."""
     before = jax.tree.map(np.array, params)
     step = sharding.data_parallel(mean_loss, lamb(0.1), mesh=data_mesh(devices), mode=mode)
     if placed:
@@ -191,8 +193,8 @@ def test_state_is_donated_and_nothing_compiles_twice(
         old = (x, state)
         x, state, _ = step(x, state, batch)
         # Norms of the last step are not read by the next: jit prunes them, and donates the rest.
-        whole = (leaf for leaf in jax.tree.leaves(old) if leaf.ndim > (mode == "pmap"))
-        assert all(leaf.is_deleted() for leaf in whole)
+        arrays = (leaf for leaf in jax.tree.leaves(old) if leaf.ndim > (mode == "pmap"))
+        assert all(leaf.is_deleted() for leaf in arrays)
         # value_and_grad inside scan traces the loss a fixed number of times, in the first call.
         first = first or len(traces)
         assert compilations or batch is not batches[0]
