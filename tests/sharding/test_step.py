@@ -92,7 +92,7 @@ def test_no_weight_is_no_gradient(
 
 @every_mode
 def test_steps_of_several_weighted_batches(params: Any, batches: list[Any], mode: str) -> None:
-    """The step passes the weight of each batch to `accumulate`, so that two halves equal one batch."""
+    """The step passes the weight of each batch to `accumulate`: two halves equal one batch."""
     joined = jax.tree.map(lambda *x: np.concatenate(x), *batches[:2])
     tx = accumulation.accumulate(lamb(0.1), 2)
     step = sharding.data_parallel(weighted_loss, tx, mesh=data_mesh(2), mode=mode)
