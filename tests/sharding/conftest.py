@@ -17,7 +17,7 @@ def params(rng: np.random.Generator) -> Any:
 
 @pytest.fixture
 def batches(rng: np.random.Generator) -> list[Any]:
-    """The weights are so uneven that a mean of means is wrong: devices may have no weight at all."""
+    """Weights so uneven that a mean of means is wrong: some devices may have no weight."""
     return [
         {
             "x": rng.normal(size=(16, 4)).astype(np.float32),

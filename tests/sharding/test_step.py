@@ -142,9 +142,7 @@ def test_the_callers_parameters_are_not_donated(
 
 @every_mode
 @pytest.mark.parametrize("device", [0, 1])
-def test_parameters_that_liveon_one_device(
-    params: Any, batches: list[Any], device: int, mode: str
-) -> None:
+def test_parameters_on_one_device(params: Any, batches: list[Any], device: int, mode: str) -> None:
     """They are committed to that device, as a checkpoint or ``jax.device_put`` leaves them."""
     placed = jax.device_put(params, jax.devices()[device])
     step = sharding.data_parallel(mean_loss, optax.sgd(0.1), mesh=data_mesh(8), mode=mode)
@@ -168,9 +166,7 @@ def test_parameters_may_be_numbers_and_numpy_arrays(mode: str) -> None:
 
 @every_mode
 @pytest.mark.parametrize("device", [0, 1])
-def test_a_batch_that_liveson_one_device(
-    params: Any, batches: list[Any], device: int, mode: str
-) -> None:
+def test_a_batch_on_one_device(params: Any, batches: list[Any], device: int, mode: str) -> None:
     placed = jax.device_put(batches, jax.devices()[device])
     step = sharding.data_parallel(mean_loss, optax.sgd(0.1), mesh=data_mesh(8), mode=mode)
     assert_same(train(step, params, placed), train(step, params, batches))
