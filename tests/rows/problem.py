@@ -19,7 +19,7 @@ def rows_of(
     return SparseRows(IDS, jnp.asarray(rng.normal(size=(len(IDS), *shape)), dtype), NUM_ROWS)
 
 
-def dense(g: SparseRows) -> np.ndarray:
+def dense_by_numpy(g: SparseRows) -> np.ndarray:
     """Returns the whole array in float64, computed by NumPy alone."""
     dense = np.zeros(g.shape)
     known = np.asarray(g.ids) < g.num_rows

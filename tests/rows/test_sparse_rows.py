@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import optim_zoo
 from optim_zoo import SparseRows, lazy_adam, rows
-from tests.rows.problem import IDS, NUM_ROWS, assert_same, dense, rows_of
+from tests.rows.problem import IDS, NUM_ROWS, assert_same, dense_by_numpy, rows_of
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -92,7 +92,7 @@ def test_traced_ids_out_of_range_are_padding() -> None:
 def test_to_dense(rng: np.random.Generator, shape: tuple[int, ...]) -> None:
     g = rows_of(rng, shape)
     # Two float32 rows added: half an ulp of what is near 1.
-    np.testing.assert_allclose(g.to_dense(), dense(g), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(g.to_dense(), dense_by_numpy(g), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 2)])
@@ -101,7 +101,7 @@ def test_merged(rng: np.random.Generator, shape: tuple[int, ...]) -> None:
     for merged in (g.merged(), jax.jit(SparseRows.merged)(g)):
         np.testing.assert_array_equal(merged.ids, [0, 1, 4, 6, 6])
         np.testing.assert_array_equal(merged.rows[3:], np.zeros((2, *shape)))
-        np.testing.assert_allclose(dense(merged), dense(g), rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(dense_by_numpy(merged), dense_by_numpy(g), rtol=1e-6, atol=1e-7)
         assert merged.shape == g.shape
 
 
@@ -114,7 +114,7 @@ def test_merged_of_any_ids(rng: np.random.Generator, ids: list[int]) -> None:
     merged = g.merged()
     unique = sorted(set(ids) - {6})
     np.testing.assert_array_equal(merged.ids, unique + [6] * (len(ids) - len(unique)))
-    np.testing.assert_allclose(dense(merged), dense(g), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(dense_by_numpy(merged), dense_by_numpy(g), rtol=1e-6, atol=1e-7)
 
 
 def test_many_ids_merge_as_numpy_has_them(rng: np.random.Generator) -> None:
@@ -125,7 +125,7 @@ def test_many_ids_merge_as_numpy_has_them(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(merged.ids[: len(unique)], unique)
     np.testing.assert_array_equal(merged.ids[len(unique) :], 1000)
     # A dozen float32 rows of size 1 are added.
-    np.testing.assert_allclose(dense(merged), dense(g), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(dense_by_numpy(merged), dense_by_numpy(g), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [0, 1, 256])
@@ -189,7 +189,7 @@ def test_through_vmap(rng: np.random.Generator) -> None:
     many, dense = jax.vmap(both)(jnp.asarray(ids), values)
     np.testing.assert_array_equal(many.ids, ids)
     for i in range(4):
-        expected = dense(SparseRows(ids[i], values[i], 6))
+        expected = dense_by_numpy(SparseRows(ids[i], values[i], 6))
         np.testing.assert_allclose(dense[i], expected, rtol=1e-6, atol=1e-6)
 
 
@@ -210,7 +210,7 @@ def test_through_shard_map(rng: np.random.Generator, mesh: Mesh, check_vma: bool
     assert_same(same, g)
     # Every device has a copy.
     np.testing.assert_array_equal(every.ids.reshape(8, 16), np.tile(ids, (8, 1)))
-    np.testing.assert_allclose(total, dense(g), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(total, dense_by_numpy(g), rtol=1e-6, atol=1e-6)
 
 
 def _update(tx: optax.GradientTransformation, as_params: bool, g: Any, table: Any) -> Any:

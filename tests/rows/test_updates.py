@@ -11,7 +11,7 @@ import pytest
 
 import optim_zoo
 from optim_zoo import SparseRows, adamw, guards, lamb, lazy_adam, metrics
-from tests.rows.problem import IDS, dense, rows_of
+from tests.rows.problem import IDS, dense_by_numpy, rows_of
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -148,7 +148,7 @@ def test_dense_leaves_rows_and_none(rng: np.random.Generator) -> None:
         assert moved["w"].dtype == jnp.bfloat16
         np.testing.assert_array_equal(moved["w"], jnp.asarray([2, 1], jnp.bfloat16))
         for name in ("t", "n"):
-            np.testing.assert_allclose(moved[name], table + dense(g), rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(moved[name], table + dense_by_numpy(g), rtol=1e-6, atol=1e-6)
             np.testing.assert_array_equal(moved[name][2:4], table[2:4])
 
 
@@ -174,7 +174,7 @@ def test_wider_rows_than_the_table_and_the_other_way(rng: np.random.Generator) -
             g = SparseRows(IDS, jnp.asarray(values, narrow), 6)
             moved = optim_zoo.apply_updates(table, g)
             assert moved.dtype == wide
-            np.testing.assert_allclose(moved, dense(g), rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(moved, dense_by_numpy(g), rtol=1e-6, atol=1e-7)
 
 
 def test_a_donated_table_stays_in_place() -> None:
