@@ -49,7 +49,7 @@ class Mean(NamedTuple):
 
         def loss_fn(params, batch):  # used with data_parallel(..., has_aux=True)
             hidden = model(params, batch["x"])  # (batch, features)
-            return loss(hidden, batch["y"]), {"feature_mean": Mean(hidden.mean(0))}
+            return loss(hidden), {"mean": Mean(hidden.mean(0)), "total": Sum(hidden.sum(0))}
     """
 
     value: Any
@@ -67,13 +67,6 @@ class Sum(NamedTuple):
 
     Raises:
       ArgumentValueError: when the step is traced, the shape of ``value`` depends on the batch.
-
-    Example:
-      ::
-
-        def loss_fn(params, batch):  # used with data_parallel(..., has_aux=True)
-            losses = per_token_loss(params, batch)  # (batch, length)
-            return losses.mean(), {"total": Sum(losses.sum())}
     """
 
     value: Any
