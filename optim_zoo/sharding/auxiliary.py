@@ -63,10 +63,7 @@ class Sum(NamedTuple):
     in int32 where that is boolean. An integer or boolean scalar that is not marked is a `Sum`.
 
     Attributes:
-      value: an array or a pytree of arrays, whose shapes do not depend on the size of the batch.
-
-    Raises:
-      ArgumentValueError: when the step is traced, the shape of ``value`` depends on the batch.
+      value: an array or a pytree of arrays. Shapes that depend on the batch are refused.
     """
 
     value: Any
