@@ -43,9 +43,11 @@ def roots(sums: Sums, arrays: Sequence[jax.Array]) -> list[jax.Array]:
     """
     if not any(_is_limited(x) for x in arrays):
         return [root(total) for total in sums(arrays, None)]
-    if not any(isinstance(x, jax.core.Tracer) for x in arrays):  # a branch would be compiled
+    if not any(isinstance(x, jax.core.Tracer) for x in arrays):
         plain = sums(arrays, None)
-        return _again(sums, arrays, plain) if _any_out_of_bounds(plain) else _plain(plain)
+        # Inside jit, the sum of an array that is a constant is traced.
+        if not any(isinstance(total, jax.core.Tracer) for total in plain):
+            return _again(sums, arrays, plain) if _any_out_of_bounds(plain) else _plain(plain)
     return jax.lax.platform_dependent(
         *arrays,
         cpu=lambda *arrays: _with_branch(sums, [_with_own_conversion(x) for x in arrays]),
