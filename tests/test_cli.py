@@ -253,7 +253,7 @@ def test_a_path_that_is_not_ascii(tiny: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
 
 
-def test_a_path_that_is_not_utf8_is_one_sentence(
+def test_a_path_that_is_not_utf8_is_reported_in_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: list[Path]
 ) -> None:
     assert cli.main(["train", os.fsdecode(os.fsencode(tmp_path) + b"/\xff.toml")]) == 2
@@ -414,7 +414,7 @@ def test_a_closed_pipe_is_no_error_for_commands_that_print(arguments: list[str])
     assert process.wait(timeout=60) == 128 + signal.SIGPIPE
 
 
-def test_a_missing_platform_is_one_sentence() -> None:
+def test_a_missing_platform_is_reported_in_one_sentence() -> None:
     """Commands that compute nothing do not need the platform."""
     nowhere = {**environment(), "JAX_PLATFORMS": "nowhere"}
     start = [sys.executable, "-m", "optim_zoo.cli"]
@@ -537,7 +537,7 @@ def test_a_terminal_gets_a_bar(tiny: Path, tmp_path: Path) -> None:
     assert "report: " in text
 
 
-def test_a_closed_pipe_is_one_sentence(tiny: Path, tmp_path: Path) -> None:
+def test_a_closed_pipe_is_reported_in_one_sentence(tiny: Path, tmp_path: Path) -> None:
     """As in `optim-zoo train ... | head -2`."""
     process = subprocess.Popen(
         command(tiny, tmp_path / "run"),
@@ -555,7 +555,7 @@ def test_a_closed_pipe_is_one_sentence(tiny: Path, tmp_path: Path) -> None:
     assert err == "optim-zoo: Broken pipe; the same command resumes from what is saved\n"
 
 
-def test_an_output_on_a_full_disk_is_one_sentence(tiny: Path, tmp_path: Path) -> None:
+def test_an_output_on_a_full_disk_is_reported_in_one_sentence(tiny: Path, tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     with open("/dev/full", "w") as full:
@@ -608,7 +608,7 @@ RARELY = ("output.log_every=1000", "output.evaluate_every=1000", "output.checkpo
         ((*RARELY, "output.evaluate_every=200"), "report.html", ".png"),
     ],
 )
-def test_a_disk_that_fills_up_is_one_sentence_and_the_run_resumes_later(
+def test_a_disk_that_fills_up_is_reported_in_one_sentence_and_the_run_resumes_later(
     overrides: tuple[str, ...], first: str, named: str, tiny: Path, disk: Path, tmp_path: Path
 ) -> None:
     steps = ("train.steps=800", "schedule.warmup_steps=5")

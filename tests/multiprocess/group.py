@@ -27,7 +27,7 @@ def environment(devices: int) -> dict[str, str]:
 
 
 class Group:
-    """The processes of one run; killed on the way out."""
+    """Starts the processes of one run, and kills them on exit from the block."""
 
     def __init__(self, commands: Sequence[Sequence[str]], devices: int) -> None:
         self.processes = [
@@ -50,7 +50,7 @@ class Group:
             process.communicate()
 
     def ends(self, seconds: float = 240) -> list[tuple[int, str, str]]:
-        """Exit code, output and errors of each."""
+        """Waits for all processes, and returns exit code, output and errors of each."""
         limit = time.monotonic() + seconds
         seen = []
         for process in self.processes:

@@ -1,4 +1,4 @@
-"""Two processes that agree, differ, and see the same run folder or two."""
+"""Two processes with equal and different settings, and with one or two run folders."""
 
 from pathlib import Path
 
@@ -60,7 +60,7 @@ os.write(2, b"standard error are restored\\n")
 """
 
 
-def test_two_processes_agree(tmp_path: Path) -> None:
+def test_two_processes_compare_their_settings_and_run_folders(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     commands = [["-c", PROGRAM, address, str(index), str(tmp_path)] for index in range(2)]
     with Group(commands, devices=1) as group:

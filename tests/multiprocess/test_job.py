@@ -1,7 +1,7 @@
 """The training job over several processes, each with virtual devices, on this machine.
 
-Sums over devices add in another order when they cross processes, so losses agree to rounding: a
-float32 loss of about 3 after a few steps of LAMB, whose trust ratios carry the difference on.
+Sums across processes are taken in another order, so the float32 losses agree to rounding only.
+The trust ratios of LAMB carry the differences from step to step.
 """
 
 import json
@@ -24,7 +24,7 @@ from tests.multiprocess.group import Group, free_port
 from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = [
-    pytest.mark.xdist_group("processes"),  # in one worker: the fixtures are runs, and long
+    pytest.mark.xdist_group("processes"),  # one worker, because the fixtures are whole runs
     pytest.mark.usefixtures("compiled"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
@@ -58,14 +58,14 @@ evaluate_every = 1000
 evaluation_batches = 2
 checkpoint_every = 3
 """
-SEVENTY_FIVE = 75  # the exit code that says: start again
+RESTART = 75  # the exit code after which a launcher starts the run again
 LONG = ("train.steps=100000", "output.checkpoint_every=20")
 RTOL = 1e-5
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A config, with a little text and a vocabulary beside it."""
+    """Returns a config file, in a folder that also has a little text and a vocabulary."""
     folder = tmp_path_factory.mktemp("tiny")
     write_random_text(folder)
     (folder / "tiny.toml").write_text(TINY.format(folder=folder))
@@ -73,13 +73,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the runs in this process."""
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns plots off for runs in this process, because they are slow."""
     monkeypatch.setattr(plots, "write_all", lambda *_, **__: [])
 
 
 def train(tiny: Path, folder: Path, *overrides: str, processes: int = 2, devices: int = 4) -> Group:
-    """Starts a run."""
+    """Starts the processes of a run."""
     common = [
         *("-m", "optim_zoo.cli", "train", str(tiny), f"run.dir={folder}", *overrides),
         f"distributed.coordinator=127.0.0.1:{free_port()}",
@@ -89,12 +89,15 @@ def train(tiny: Path, folder: Path, *overrides: str, processes: int = 2, devices
 
 
 def train_here(tiny: Path, folder: Path, *overrides: str) -> None:
-    """In this one process, on its eight devices."""
+    """Trains in this process, on its eight devices."""
     loop.run(config_file.load(tiny, overrides), folder)
 
 
 def losses(folder: Path, lines: int | None = None) -> list[float]:
-    """The loss of every step, and the last one on held-out text, in all or the first lines."""
+    """Returns the loss of every step and the last held-out loss.
+
+    It reads only the first ``lines`` lines of the metrics file, or all by default.
+    """
     written = (folder / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in written[:lines]]
     steps = [record for record in records if record["kind"] == "train"]
@@ -109,7 +112,7 @@ def lines_of(folder: Path) -> int:
 
 
 def cut_back(whole: Path, folder: Path, step: int) -> Path:
-    """A copy of a run folder without the checkpoints after ``step``."""
+    """Copies a run folder without the checkpoints after ``step``."""
     shutil.copytree(whole, folder)
     for path in (folder / "checkpoints").iterdir():
         if int(path.name) > step:
@@ -121,7 +124,7 @@ def cut_back(whole: Path, folder: Path, step: int) -> Path:
 def two(
     tiny: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[tuple[int, str, str]]]:
-    """A finished run of two processes with four devices each, and how its processes ended."""
+    """Returns the folder and the ends of a finished run of two processes with four devices each."""
     folder = tmp_path_factory.mktemp("two") / "run"
     with train(tiny, folder) as group:
         return folder, group.ends()
@@ -129,7 +132,7 @@ def two(
 
 @pytest.fixture(scope="module")
 def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run by this one process, on eight devices."""
+    """Returns the folder of the same run in this process, on eight devices."""
     folder = tmp_path_factory.mktemp("one") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "write_all", lambda *_, **__: [])
@@ -137,33 +140,33 @@ def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# One run, by any number of processes
+# The same run in any number of processes
 
 
 @pytest.mark.newest
-def test_the_first_process_writes_and_speaks(two: tuple[Path, list[Any]]) -> None:
+def test_only_process_0_writes_files_and_output(two: tuple[Path, list[Any]]) -> None:
     folder, ((code, out, err), *others) = two
     assert (code, err) == (0, "")
-    assert others == [(0, "", "")]  # not even what C++ prints
+    assert others == [(0, "", "")]  # nothing, including the log of C++
     printed = out.splitlines()
     assert [line.split("  ")[0] for line in printed[:6]] == [f"step {i}/6" for i in range(1, 7)]
     assert printed[-1] == f"report: {folder / 'report.html'}"
     assert "8 x cpu in 2 processes" in (folder / "report.html").read_text()
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"3", "6"}
     assert len(list((folder / "tokens").iterdir())) == 1
-    # The mark by which the processes have seen that they share the folder is removed.
+    # The file by which the processes checked that they share the folder is removed.
     hidden = {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] == "."}
     assert hidden == {".lock": b""}
-    # Where it ran is no part of what it is.
+    # Launch settings are not part of the experiment.
     assert "distributed" not in (folder / "config.toml").read_text()
 
 
 @pytest.mark.newest
-def test_two_processes_give_the_losses_of_one(two: tuple[Path, Any], one: Path) -> None:
+def test_two_processes_agree_with_one(two: tuple[Path, Any], one: Path) -> None:
     np.testing.assert_allclose(losses(two[0]), losses(one), rtol=RTOL)
 
 
-def test_a_run_of_two_processes_goes_on_in_one(
+def test_a_run_of_two_processes_resumes_in_one(
     two: tuple[Path, Any], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = cut_back(two[0], tmp_path / "run", 3)
@@ -172,17 +175,17 @@ def test_a_run_of_two_processes_goes_on_in_one(
     np.testing.assert_allclose(losses(folder), losses(two[0]), rtol=RTOL)
 
 
-def test_a_run_of_two_processes_goes_on_in_four_until_one_is_killed(
+def test_a_run_of_two_processes_resumes_in_four_and_ends_if_one_is_killed(
     two: tuple[Path, Any], tiny: Path, tmp_path: Path
 ) -> None:
-    """The optimizer's state is sharded over the four; the other three end with a sentence."""
+    """The state is sharded over four processes. When one is killed, the others end."""
     folder = cut_back(two[0], tmp_path / "run", 3)
     changes = (
         *("parallel.zero1=true", "run.accept_changes=true", "train.steps=100000"),
         *("output.checkpoint_every=6", "output.evaluate_every=6"),
     )
     with train(tiny, folder, *changes, processes=4, devices=2) as group:
-        # Then the four have saved a checkpoint, and made another step.
+        # By then the four have saved a checkpoint and made another step.
         group.wait_for(lambda: saved_steps(folder)[-1] >= 6 and lines_of(folder) > 7)
         group.processes[3].kill()
         killed = time.monotonic()
@@ -193,13 +196,13 @@ def test_a_run_of_two_processes_goes_on_in_four_until_one_is_killed(
     np.testing.assert_allclose(losses(folder, lines=7), losses(two[0]), rtol=RTOL)
     assert ends[3][0] == -signal.SIGKILL
     for code, _, err in ends[:3]:
-        assert code == SEVENTY_FIVE
-        # A save may end between the sentences of two processes.
+        assert code == RESTART
+        # A save may finish between the messages of two processes, which then name other steps.
         assert_lost(err, folder, saved=saved_steps(folder))
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_goes_on_in_four_with_its_state_spread(
+def test_a_run_of_two_processes_resumes_in_four_with_sharded_state(
     two: tuple[Path, Any], tiny: Path, tmp_path: Path
 ) -> None:
     folder = cut_back(two[0], tmp_path / "run", 3)
@@ -209,14 +212,14 @@ def test_a_run_of_two_processes_goes_on_in_four_with_its_state_spread(
     np.testing.assert_allclose(losses(folder), losses(two[0]), rtol=RTOL)
 
 
-# Being stopped, and losing a process
+# Stopping a run, and losing a process
 
 
 @pytest.fixture(scope="module")
 def stopped(
     tiny: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[tuple[int, str, str]]]:
-    """A long run whose second process was sent SIGTERM."""
+    """Returns the folder and the ends of a long run after SIGTERM was sent to process 1."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with train(tiny, folder, *LONG) as group:
         group.wait_for(lambda: lines_of(folder) > 2)
@@ -229,22 +232,22 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
 ) -> None:
     folder, ends = stopped
     assert [code for code, _, _ in ends] == [128 + signal.SIGTERM] * 2
-    said = re.fullmatch(
+    found = re.fullmatch(
         rf"optim-zoo: stopped by SIGTERM; step (\d+) is saved in {folder}, and the same command "
         r"resumes from there\n",
         ends[0][2],
     )
-    assert said, ends
+    assert found, ends
     assert ends[1][1:] == ("", "")
-    assert saved_steps(folder)[-1] == int(said[1]) == lines_of(folder)
-    # Saved by both: the copy of either is whole.
-    params = folder / "checkpoints" / said[1] / "training"
+    assert saved_steps(folder)[-1] == int(found[1]) == lines_of(folder)
+    # Process 0 wrote its part of the checkpoint.
+    params = folder / "checkpoints" / found[1] / "training"
     assert any(params.glob("ocdbt.process_0"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [1, 0])
-def test_a_killed_process_ends_the_other_with_a_sentence_and_the_run_goes_on(
+def test_a_killed_process_ends_the_other_with_one_sentence_and_the_run_resumes(
     victim: int, stopped: tuple[Path, Any], tiny: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -260,16 +263,16 @@ def test_a_killed_process_ends_the_other_with_a_sentence_and_the_run_goes_on(
     assert took < 30
     assert ends[victim][0] == -signal.SIGKILL
     code, _, err = ends[1 - victim]
-    assert code == SEVENTY_FIVE
+    assert code == RESTART
     assert_lost(err, folder)
     if victim == 0:
-        assert_goes_on_and_ctrl_c_stops_it(tiny, folder)
+        assert_resumes_and_stops_on_ctrl_c(tiny, folder)
 
 
-def assert_goes_on_and_ctrl_c_stops_it(tiny: Path, folder: Path) -> None:
-    """Ctrl-C at one process stops all too; each has the exit code of the signal it got."""
+def assert_resumes_and_stops_on_ctrl_c(tiny: Path, folder: Path) -> None:
+    """Resumes the run and sends Ctrl-C to process 0, which stops process 1 by SIGTERM."""
     saved = saved_steps(folder)[-1]
-    (folder / "metrics.jsonl").unlink()  # to see when the first line is there
+    (folder / "metrics.jsonl").unlink()  # so that a first line shows that training has begun
     with train(tiny, folder, *LONG) as group:
         group.wait_for(lambda: lines_of(folder) > 0)
         group.processes[0].send_signal(signal.SIGINT)
@@ -284,25 +287,25 @@ def assert_goes_on_and_ctrl_c_stops_it(tiny: Path, folder: Path) -> None:
 def assert_lost(
     err: str, folder: Path, reason: str = ".*", saved: Sequence[int] | None = None
 ) -> None:
-    """One sentence of ours, without anything of Python's or C++'s.
+    """Checks that standard error is only the sentence about a lost process.
 
-    The step that it names is one of `saved`, by default the last one in the folder.
+    The sentence must name one of the steps in `saved`, by default the last one in the folder.
     """
-    said = re.fullmatch(
+    found = re.fullmatch(
         rf"optim-zoo: another process of this run has failed or is gone \({reason}\); step (\d+) "
         rf"is saved in {folder}: start all processes again with the same commands to resume "
         r"from there\n",
         err,
     )
-    assert said, err
-    assert int(said[1]) in (saved or saved_steps(folder)[-1:])
+    assert found, err
+    assert int(found[1]) in (saved or saved_steps(folder)[-1:])
 
 
 @pytest.mark.slow
-def test_a_process_that_stops_answering_ends_the_other(
+def test_a_process_without_heartbeats_ends_the_other(
     stopped: tuple[Path, Any], tiny: Path, tmp_path: Path
 ) -> None:
-    """No connection breaks, so a collective waits for ever: the heartbeats tell."""
+    """No connection breaks, so a collective would wait forever without heartbeats."""
     folder = tmp_path / "run"
     shutil.copytree(stopped[0], folder)
     before = lines_of(folder)
@@ -314,30 +317,32 @@ def test_a_process_that_stops_answering_ends_the_other(
         took = time.monotonic() - silent
     print(f"the other was gone after {took:.1f} s")
     assert took < 30
-    assert group.processes[0].returncode == SEVENTY_FIVE
+    assert group.processes[0].returncode == RESTART
     assert_lost(err, folder, "no heartbeat of process 1")
 
 
 @pytest.mark.slow
-def test_a_mistake_of_one_process_ends_the_other_too(
+def test_an_error_in_one_process_ends_the_other(
     stopped: tuple[Path, Any], tiny: Path, tmp_path: Path
 ) -> None:
-    """Here the first one may not write; the folder stands for a full disk."""
+    """Process 0 cannot write, because a folder has the name of its file."""
     folder = tmp_path / "run"
     shutil.copytree(stopped[0], folder)
     (folder / "config.toml").unlink()
     (folder / "config.toml.tmp").mkdir()
     with train(tiny, folder, *LONG) as group:
         ends = group.ends(200)
-    assert [code for code, _, _ in ends] == [2, SEVENTY_FIVE]
+    assert [code for code, _, _ in ends] == [2, RESTART]
     assert ends[0][2].startswith(f"optim-zoo: expected to write {folder / 'config.toml'}, got ")
     assert ends[0][2].count("\n") == 1
     assert_lost(ends[1][2], folder)
 
 
 @pytest.mark.slow
-def test_a_closed_output_is_one_sentence_and_ends_the_other_too(tiny: Path, tmp_path: Path) -> None:
-    """As in `optim-zoo train ... | head -2`."""
+def test_a_closed_pipe_ends_both_processes_with_one_sentence_each(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """This happens in `optim-zoo train ... | head -2`."""
     with train(tiny, tmp_path / "run", *LONG) as group:
         first = group.processes[0]
         assert first.stdout is not None
@@ -346,7 +351,7 @@ def test_a_closed_output_is_one_sentence_and_ends_the_other_too(tiny: Path, tmp_
         ends = group.ends()
     assert ends[0][0] == 2
     assert ends[0][2] == "optim-zoo: Broken pipe; the same command resumes from what is saved\n"
-    assert ends[1][0] == SEVENTY_FIVE
+    assert ends[1][0] == RESTART
     assert ends[1][2].startswith("optim-zoo: another process of this run has failed or is gone (")
     assert ends[1][2].count("\n") == 1
 
@@ -355,14 +360,14 @@ def test_a_closed_output_is_one_sentence_and_ends_the_other_too(tiny: Path, tmp_
 
 
 @pytest.fixture
-def said(
+def error_message(
     tiny: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., str]:
-    """A function from overrides to the one sentence that a mistake is answered with."""
-    monkeypatch.setattr(cli, "_quiet_orbax", lambda: None)  # it changes the whole process
+    """Returns a function that runs the command with overrides and returns its error message."""
+    monkeypatch.setattr(cli, "_quiet_orbax", lambda: None)  # it changes global logging settings
 
     def sentence(*overrides: str) -> str:
         settings = [f"distributed.{override}" for override in overrides]
@@ -391,22 +396,26 @@ HERE = "coordinator=127.0.0.1:1234"
         (("heartbeat_seconds=1",), "heartbeat_seconds must be >= 2, got 1"),
     ],
 )
-def test_settings_that_do_not_fit_together(
-    overrides: tuple[str, ...], expected: str, said: Callable[..., str]
+def test_inconsistent_settings_are_refused(
+    overrides: tuple[str, ...], expected: str, error_message: Callable[..., str]
 ) -> None:
-    sentence = said(*overrides)
+    sentence = error_message(*overrides)
     assert sentence.startswith("optim-zoo: command line (distributed.")
     assert re.search(expected, sentence)
 
 
-def test_a_coordinator_that_is_not_there(said: Callable[..., str]) -> None:
+def test_an_unreachable_coordinator_is_reported_in_one_sentence(
+    error_message: Callable[..., str],
+) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
     overrides = (f"coordinator={nowhere}", "processes=2", "index=1", "start_seconds=1")
-    assert re.search(rf"the coordinator {nowhere} was not reached in 1 s \(", said(*overrides))
+    assert re.search(
+        rf"the coordinator {nowhere} was not reached in 1 s \(", error_message(*overrides)
+    )
 
 
 @pytest.mark.slow
-def test_two_processes_of_the_same_index(tiny: Path, tmp_path: Path) -> None:
+def test_a_duplicate_process_index_is_refused(tiny: Path, tmp_path: Path) -> None:
     overrides = (
         f"distributed.coordinator=127.0.0.1:{free_port()}",
         "distributed.processes=3",
@@ -425,8 +434,8 @@ def test_two_processes_of_the_same_index(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_processes_must_train_the_same(tiny: Path, tmp_path: Path) -> None:
-    """Another learning rate on one host would be averaged in silence."""
+def test_processes_with_different_configs_are_refused(tiny: Path, tmp_path: Path) -> None:
+    """Processes with different settings would otherwise average their gradients silently."""
     address = f"127.0.0.1:{free_port()}"
     command = [
         *("-m", "optim_zoo.cli", "train", str(tiny), f"run.dir={tmp_path / 'run'}"),
@@ -443,8 +452,8 @@ def test_processes_must_train_the_same(tiny: Path, tmp_path: Path) -> None:
         assert err.count("\n") == 1
 
 
-def test_a_plain_machine_is_asked_nothing(tmp_path: Path, tiny: Path) -> None:
-    """Loading a config starts no backend, and no cluster is found here."""
+def test_without_a_cluster_no_backend_is_initialized(tmp_path: Path, tiny: Path) -> None:
+    """Loading a config and looking for a cluster do not initialize JAX."""
     program = (
         "import jax\n"
         "from jax._src import xla_bridge\n"
@@ -460,7 +469,7 @@ def test_a_plain_machine_is_asked_nothing(tmp_path: Path, tiny: Path) -> None:
         assert group.ends() == [(0, "", "")]
 
 
-# The step itself
+# One step, without the training job
 
 
 STEPS = """
@@ -505,7 +514,7 @@ jax.distributed.shutdown()
 
 
 @pytest.mark.slow
-def test_a_step_spans_processes_in_every_layout() -> None:
+def test_a_step_across_processes_works_in_every_layout() -> None:
     address = f"127.0.0.1:{free_port()}"
     with Group([["-c", STEPS, address, str(i)] for i in range(2)], devices=2) as group:
         ends = group.ends()

@@ -320,7 +320,9 @@ def test_a_tiny_config_is_compiled_for_four_chips() -> None:
         (["--topology", "v5e:12x12"], "stages.0.batch_size must divide by 144 devices"),
     ],
 )
-def test_what_cannot_be_compiled_is_one_sentence(arguments: list[str], sentence: str) -> None:
+def test_what_cannot_be_compiled_is_reported_in_one_sentence(
+    arguments: list[str], sentence: str
+) -> None:
     done = run(POD, *arguments)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -9,7 +9,7 @@ from optim_zoo.train import job, loop, machine
 
 
 class OneDevice:
-    """Stands for the module jax in a run. It has one device; eight would be many times slower."""
+    """Replaces the module jax in a run. It has one device, because eight are much slower."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(jax, name)

@@ -513,7 +513,7 @@ def test_if_the_last_undamaged_checkpoint_is_of_another_model_none_is_moved(
     assert digests(folder) == before
 
 
-def test_a_damaged_checkpoint_that_cannot_be_moved_is_one_sentence(
+def test_a_damaged_checkpoint_that_cannot_be_moved_is_reported_in_one_sentence(
     whole: Path, tmp_path: Path
 ) -> None:
     folder = copied(whole, tmp_path)
@@ -570,7 +570,7 @@ def test_a_killed_save_leaves_no_checkpoint(whole: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("where", ["", "checkpoints"])
-def test_a_file_in_the_way_is_one_sentence(where: str, tmp_path: Path) -> None:
+def test_a_file_in_the_way_is_reported_in_one_sentence(where: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     if where:
         folder.mkdir()
@@ -583,7 +583,9 @@ def test_a_file_in_the_way_is_one_sentence(where: str, tmp_path: Path) -> None:
     assert "none is saved yet" in said
 
 
-def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay_complete(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_sentence_and_earlier_checkpoints_stay_complete(
+    tmp_path: Path,
+) -> None:
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path], capture_output=True
     )
@@ -617,7 +619,7 @@ def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay_complete(tmp_p
         subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
-def test_a_folder_that_is_removed_is_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_is_removed_is_reported_in_one_sentence(tmp_path: Path) -> None:
     params, state = begun()
 
     def save() -> None:

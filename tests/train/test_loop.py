@@ -31,8 +31,8 @@ from tests.train.one_device import OneDevice, use_devices
 from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = [
-    pytest.mark.xdist_group("loop"),  # in one worker: the fixtures are runs, which are made once
-    pytest.mark.usefixtures("compiled", "quick_to_compile"),  # most runs are of the same program
+    pytest.mark.xdist_group("loop"),  # one worker, because the fixtures are whole runs
+    pytest.mark.usefixtures("compiled", "quick_to_compile"),  # most runs compile the same program
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
@@ -92,7 +92,7 @@ def _one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a few documents, a vocabulary and a config."""
+    """Returns a folder with a few documents, a vocabulary and a config."""
     folder = tmp_path_factory.mktemp("tiny")
     write_random_text(folder)
     (folder / "tiny.toml").write_text(TINY.format(folder=folder))
@@ -103,7 +103,7 @@ PICTURES = 'output.sinks=["progress", "plots", "report"]'
 
 
 def train(tiny: Path, folder: Path, *overrides: str) -> Any:
-    """Trains without plots, which take most of the time of a short run, unless it asks for them."""
+    """Trains without plots by default, because they take most of the time of a short run."""
     config = config_file.load(tiny / "tiny.toml", ('output.sinks=["progress"]', *overrides))
     return loop.run(config, folder)
 
@@ -112,7 +112,7 @@ def train(tiny: Path, folder: Path, *overrides: str) -> Any:
 def unbroken(
     tiny: Path, compiled: None, quick_to_compile: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A finished run, with all of its checkpoints: of steps 4, 8 and 12."""
+    """Returns the folder of a finished run with checkpoints of steps 4, 8 and 12."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     with pytest.MonkeyPatch.context() as patch:
         use_devices(patch, OneDevice())
@@ -124,7 +124,7 @@ def unbroken(
 def unbroken_stages(
     tiny: Path, compiled: None, quick_to_compile: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A finished run of two stages, 5 and 5 steps, with checkpoints of steps 6, 9 and 10."""
+    """Returns the folder of a finished run of two stages of 5 steps, with all checkpoints."""
     folder = tmp_path_factory.mktemp("stages") / "run"
     with pytest.MonkeyPatch.context() as patch:
         use_devices(patch, OneDevice())
@@ -133,13 +133,13 @@ def unbroken_stages(
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """Returns the metrics without the one that a clock measures."""
+    """Returns the lines of the metrics file without the tokens per second, which vary."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in records]
 
 
 def cut_back(whole: Path, folder: Path, step: int) -> Path:
-    """A copy of a run folder without the checkpoints after ``step``."""
+    """Copies a run folder without the checkpoints after ``step``."""
     shutil.copytree(whole, folder)
     for path in (folder / "checkpoints").iterdir():
         if int(path.name) > step:
@@ -156,7 +156,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def checkpoint_of(folder: Path, tiny: Path, *overrides: str) -> tuple[Any, ...]:
-    """Step, parameters and state of the last checkpoint of a run."""
+    """Returns step, parameters and state of the last checkpoint of a run."""
     loaded = config_file.load(tiny / "tiny.toml", overrides)
     task = config_file.make_task(loaded, folder / "tokens")
     params = jax.tree.map(
@@ -170,7 +170,7 @@ def checkpoint_of(folder: Path, tiny: Path, *overrides: str) -> tuple[Any, ...]:
 # What a run writes
 
 
-def test_a_run_leaves_metrics_plots_report_config_and_checkpoints(unbroken: Path) -> None:
+def test_a_run_writes_metrics_plots_report_config_and_checkpoints(unbroken: Path) -> None:
     names = {path.name for path in unbroken.iterdir()}
     assert names == PLOTS | {
         *("metrics.jsonl", "report.html", "config.toml", "checkpoints", "tokens", ".lock")
@@ -186,14 +186,14 @@ def test_a_run_leaves_metrics_plots_report_config_and_checkpoints(unbroken: Path
     assert report.count("<img ") == len(PLOTS)
 
 
-def test_config_toml_is_the_config(unbroken: Path, tiny: Path) -> None:
+def test_the_saved_config_equals_the_config_of_the_run(unbroken: Path, tiny: Path) -> None:
     saved = saved_config.load(unbroken / "config.toml")
     assert saved_config.differences(saved, config_file.load(tiny / "tiny.toml")) == []
     assert saved.run.dir == str(unbroken)
 
 
-def test_metrics_are_what_the_optimizer_computed(unbroken: Path, tiny: Path) -> None:
-    """Bit for bit the state of the last step; a list where a leaf holds stacked layers."""
+def test_metrics_equal_the_state_of_the_optimizer(unbroken: Path, tiny: Path) -> None:
+    """The last line equals the saved state bit for bit, with a list for each stacked leaf."""
     step, _, state = checkpoint_of(unbroken, tiny)
     expected = {name: np.asarray(value) for name, value in metrics.read(state).items()}
     written = [r for r in lines(unbroken) if r["kind"] == "train"][-1]
@@ -211,7 +211,9 @@ def test_metrics_are_what_the_optimizer_computed(unbroken: Path, tiny: Path) -> 
     np.testing.assert_allclose(rates, expected_rates, rtol=1e-6)  # float32
 
 
-def test_the_held_out_loss_is_that_of_the_saved_parameters(unbroken: Path, tiny: Path) -> None:
+def test_the_held_out_loss_is_computed_from_the_saved_parameters(
+    unbroken: Path, tiny: Path
+) -> None:
     _, params, _ = checkpoint_of(unbroken, tiny)
     task = config_file.make_task(config_file.load(tiny / "tiny.toml"), unbroken / "tokens")
     measure = jax.jit(task.measure)
@@ -219,16 +221,14 @@ def test_the_held_out_loss_is_that_of_the_saved_parameters(unbroken: Path, tiny:
     assert lines(unbroken)[-1]["loss"] == pytest.approx(sums[:, 0].sum() / sums[:, 1].sum(), 1e-7)
 
 
-def test_the_same_run_again_is_the_same_to_the_last_bit(
-    unbroken: Path, tiny: Path, tmp_path: Path
-) -> None:
+def test_repeating_a_run_gives_the_same_bits(unbroken: Path, tiny: Path, tmp_path: Path) -> None:
     train(tiny, tmp_path / "run", "output.checkpoint_every=100", "output.evaluate_every=100")
     again = [r for r in lines(tmp_path / "run") if r["kind"] == "train"]
     assert again == [r for r in lines(unbroken) if r["kind"] == "train"]
 
 
-def test_a_run_of_one_step_draws_and_reports(tiny: Path, tmp_path: Path) -> None:
-    """There is no second step to time, and no warning about that."""
+def test_a_run_of_one_step_writes_plots_and_a_report(tiny: Path, tmp_path: Path) -> None:
+    """The speed is not timed, because there is no second step."""
     overrides = ("train.steps=1", "schedule.warmup_steps=0", "output.log_every=50", PICTURES)
     figures = train(tiny, tmp_path / "run", *overrides)
     assert figures["steps"] == "1 of 1"
@@ -239,7 +239,7 @@ def test_a_run_of_one_step_draws_and_reports(tiny: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("step", [4, 8])
-def test_a_run_cut_back_to_a_checkpoint_ends_bit_for_bit_the_same(
+def test_resuming_from_an_earlier_checkpoint_gives_the_same_bits(
     step: int, unbroken: Path, tiny: Path, tmp_path: Path
 ) -> None:
     folder = cut_back(unbroken, tmp_path / "run", step)
@@ -250,7 +250,7 @@ def test_a_run_cut_back_to_a_checkpoint_ends_bit_for_bit_the_same(
 
 
 @pytest.mark.parametrize("step", [3, 6])
-def test_a_run_of_two_stages_goes_on_across_their_boundary(
+def test_resuming_before_and_after_a_stage_boundary_gives_the_same_metrics(
     step: int, unbroken_stages: Path, tiny: Path, tmp_path: Path
 ) -> None:
     folder = cut_back(unbroken_stages, tmp_path / "run", step)
@@ -258,7 +258,7 @@ def test_a_run_of_two_stages_goes_on_across_their_boundary(
     assert lines(folder) == lines(unbroken_stages)
 
 
-def test_two_stages_see_their_own_shapes_and_warm_up_twice(unbroken_stages: Path) -> None:
+def test_each_stage_has_its_own_batch_shape_and_warmup(unbroken_stages: Path) -> None:
     seen = [r for r in lines(unbroken_stages) if r["kind"] == "train"]
     assert [r["tokens"] for r in seen] == [128 * i for i in range(1, 11)]
     rates = [r["learning_rate"] for r in seen]
@@ -266,7 +266,7 @@ def test_two_stages_see_their_own_shapes_and_warm_up_twice(unbroken_stages: Path
     assert rates[6] == pytest.approx(0.01)
 
 
-def test_a_finished_run_started_again_changes_nothing(
+def test_restarting_a_finished_run_changes_no_file(
     unbroken: Path,
     tiny: Path,
     tmp_path: Path,
@@ -293,7 +293,7 @@ def test_a_finished_run_without_its_metrics_is_evaluated_again(
     assert figures["held-out loss"] == f"{lines(unbroken)[-1]['loss']:.4f} nats"
 
 
-def test_lines_after_the_checkpoint_and_half_lines_are_written_again(
+def test_metrics_after_the_checkpoint_and_incomplete_lines_are_written_again(
     unbroken: Path, tiny: Path, tmp_path: Path
 ) -> None:
     folder = cut_back(unbroken, tmp_path / "run", 8)
@@ -303,7 +303,7 @@ def test_lines_after_the_checkpoint_and_half_lines_are_written_again(
     assert lines(folder) == lines(unbroken)
 
 
-# What is refused, without any change to the run folder
+# Errors that leave the run folder unchanged
 
 
 def refused(tiny: Path, folder: Path, *overrides: str) -> str:
@@ -311,40 +311,42 @@ def refused(tiny: Path, folder: Path, *overrides: str) -> str:
     with pytest.raises(UserError) as caught:
         train(tiny, folder, *overrides)
     assert digests(folder) == before
-    said = str(caught.value)
-    assert "\n" not in said
-    return said
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
 
 
-def test_another_config_is_refused_and_named(unbroken: Path, tiny: Path) -> None:
-    said = refused(tiny, unbroken, "model.hidden_size=32", "optimizer.weight_decay=0.5")
-    assert f"{unbroken} holds a run of another config" in said
-    assert "model.hidden_size: 16 -> 32; optimizer.weight_decay: 0.01 -> 0.5" in said
-    assert "run.accept_changes=true" in said
+def test_a_changed_config_is_refused_and_its_changes_are_named(unbroken: Path, tiny: Path) -> None:
+    message = refused(tiny, unbroken, "model.hidden_size=32", "optimizer.weight_decay=0.5")
+    assert f"{unbroken} holds a run of another config" in message
+    assert "model.hidden_size: 16 -> 32; optimizer.weight_decay: 0.01 -> 0.5" in message
+    assert "run.accept_changes=true" in message
 
 
-def test_another_config_goes_on_when_told_to(unbroken: Path, tiny: Path, tmp_path: Path) -> None:
+def test_a_changed_config_resumes_with_accept_changes(
+    unbroken: Path, tiny: Path, tmp_path: Path
+) -> None:
     folder = cut_back(unbroken, tmp_path / "run", 8)
     train(tiny, folder, "train.steps=14", "run.accept_changes=true")
     seen = lines(folder)
     assert seen[: len(lines(unbroken)) - 5] == lines(unbroken)[:-5]
     assert seen[-1]["step"] == 14
     assert config_file.load(folder / "config.toml").train.steps == 14
-    # From then on the change needs no permission.
+    # The accepted change is saved, so the next start does not need the permission again.
     train(tiny, folder, "train.steps=14")
 
 
-def test_accepted_changes_that_do_not_fit_leave_the_folder_alone(
-    unbroken: Path, tiny: Path
+def test_accept_changes_does_not_accept_another_model(unbroken: Path, tiny: Path) -> None:
+    message = refused(tiny, unbroken, "model.hidden_size=32", "run.accept_changes=true")
+    assert "another model or optimizer" in message
+
+
+def test_fewer_steps_than_the_checkpoint_has_are_refused(
+    unbroken: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    said = refused(tiny, unbroken, "model.hidden_size=32", "run.accept_changes=true")
-    assert "another model or optimizer" in said
-
-
-def test_fewer_steps_than_were_made_are_refused(unbroken: Path, tiny: Path, tmp_path: Path) -> None:
-    said = refused(tiny, unbroken, "train.steps=10", "run.accept_changes=true")
-    assert "the checkpoint is of step 12, beyond the 10 steps of this config" in said
-    # As many as were made, at a step that was not evaluated: it is now.
+    message = refused(tiny, unbroken, "train.steps=10", "run.accept_changes=true")
+    assert "the checkpoint is of step 12, beyond the 10 steps of this config" in message
+    # As many steps as the checkpoint has are accepted, and the last one is evaluated.
     folder = cut_back(unbroken, tmp_path / "run", 4)
     figures = train(tiny, folder, "train.steps=4", "run.accept_changes=true")
     assert figures["steps"] == "4 of 4"
@@ -366,8 +368,10 @@ def test_another_vocabulary_is_refused(unbroken: Path, tiny: Path, tmp_path: Pat
         assert kept.items() <= digests(unbroken).items()
 
 
-def test_another_text_is_refused_until_accepted(unbroken: Path, tiny: Path, tmp_path: Path) -> None:
-    """The same pattern, but a file has gone: the config is the same."""
+def test_a_changed_text_is_refused_without_accept_changes(
+    unbroken: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """A file that the pattern matched is removed, so the text changes but the config does not."""
     folder = cut_back(unbroken, tmp_path / "run", 8)
     removed = tiny / "07.txt"
     content = removed.read_text()
@@ -382,7 +386,7 @@ def test_another_text_is_refused_until_accepted(unbroken: Path, tiny: Path, tmp_
         removed.write_text(content)
 
 
-def test_another_number_of_cores_is_noted(
+def test_resuming_with_another_number_of_cores_prints_a_note(
     unbroken: Path,
     tiny: Path,
     tmp_path: Path,
@@ -399,7 +403,7 @@ def test_another_number_of_cores_is_noted(
     )
 
 
-def test_a_mistake_before_anything_is_saved_can_be_mended_in_the_same_folder(
+def test_a_run_that_failed_before_its_first_checkpoint_can_be_started_again(
     tiny: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -412,12 +416,16 @@ def test_a_mistake_before_anything_is_saved_can_be_mended_in_the_same_folder(
 def test_patterns_that_match_nothing_name_the_nearest_paths(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         train(tiny, tmp_path / "run", "optimizer.exclude_from_layer_adaptation=['atention']")
-    said = str(caught.value)
-    assert said.startswith("[optimizer] exclude_from_layer_adaptation: 'atention' matches no leaf")
-    assert "encoder/layers/attention/" in said
+    message = str(caught.value)
+    assert message.startswith(
+        "[optimizer] exclude_from_layer_adaptation: 'atention' matches no leaf"
+    )
+    assert "encoder/layers/attention/" in message
 
 
-def test_batches_must_divide(tiny: Path, tmp_path: Path) -> None:
+def test_the_batch_size_must_divide_by_devices_times_micro_batches(
+    tiny: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"train\.batch_size must divide by 1 devices x 3 micro"):
         train(tiny, tmp_path / "run", "train.micro_batches=3")
     with pytest.raises(UserError, match=r"stages\.1\.batch_size must divide by"):
@@ -435,7 +443,10 @@ CHANGED = ("run.accept_changes=true",)
 
 
 def assert_close(folder: Path, expected: Path) -> None:
-    """Sums in another order, and through the trust ratios of some steps."""
+    """Compares the losses and gradient norms of two runs.
+
+    Sums are taken in another order, and trust ratios carry the rounding through several steps.
+    """
     for line, other in zip(lines(folder), lines(expected), strict=True):
         assert line.keys() == other.keys()
         for key in set(line) & {"loss", "gradient_norm"}:
@@ -443,10 +454,10 @@ def assert_close(folder: Path, expected: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_mode_on_eight_devices_is_one_device_and_a_resume_may_change_it(
+def test_every_mode_agrees_with_one_device_and_a_resume_may_change_the_mode(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each example has a dropout key. All modes save the same layout."""
+    """Each example has its own dropout key, and all modes save the same layout."""
     options = ("train.steps=4", "model.dropout=0.1", "output.evaluate_every=100")
     longer = (*options, "train.steps=6", *CHANGED)
     train(tiny, tmp_path / "one", *options)
@@ -456,7 +467,7 @@ def test_every_mode_on_eight_devices_is_one_device_and_a_resume_may_change_it(
         use_devices(monkeypatch, jax)
         train(tiny, tmp_path / mode, *options, *setting)
         assert_close(tmp_path / mode, tmp_path / "one")
-        # To one device and, in every mode, from it.
+        # Resumes a run of one device in this mode, and a run of this mode on one device.
         resumed = cut_back(tmp_path / "one", tmp_path / f"one to {mode}", 4)
         train(tiny, resumed, *longer, *setting)
         assert_close(resumed, tmp_path / "one longer")
@@ -466,10 +477,10 @@ def test_every_mode_on_eight_devices_is_one_device_and_a_resume_may_change_it(
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
+def test_a_nonfinite_loss_ends_the_run_without_a_checkpoint(
     every: int, tiny: Path, tmp_path: Path
 ) -> None:
-    """This includes parameters that are still finite, but have a loss that is not."""
+    """Parameters that are finite but give a nonfinite loss are not saved either."""
     folder = tmp_path / "run"
     too_high = ("schedule.learning_rate=1e30", "schedule.warmup_steps=0")
     with pytest.raises(UserError) as caught:
@@ -480,46 +491,47 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
         str(caught.value),
     )
     assert saved_steps(folder) == []
-    # The advice can be followed in the same folder.
+    # The same folder can be used after following the advice.
     train(tiny, folder, "train.steps=1", "schedule.warmup_steps=0")
 
 
 @pytest.fixture
-def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Multiplies the weights of every batch, and so its loss and gradient, by a number of its own.
+def scale_batches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Returns a function that scales the loss and the gradient of each batch.
 
-    With ``skip`` batches from that number on are those after them. Called again it replaces both.
+    The function multiplies the weights of batch ``number`` by ``factor(number)``. With ``skip`` it
+    also leaves out the batch of that number. A second call replaces the first.
     """
     batch = MaskedLanguage.batch
 
-    def spoil(factor: Callable[[int], float], skip: int | None = None) -> None:
-        def spoiled(self: MaskedLanguage, number: int, stage: Stage) -> Tree:
+    def scale_batches(factor: Callable[[int], float], skip: int | None = None) -> None:
+        def scaled_batch(self: MaskedLanguage, number: int, stage: Stage) -> Tree:
             made = batch(self, number + (skip is not None and number >= skip), stage)
             scale = np.float32(factor(number))
             return {**made, "masked_weights": made["masked_weights"] * scale}
 
-        monkeypatch.setattr(MaskedLanguage, "batch", spoiled)
+        monkeypatch.setattr(MaskedLanguage, "batch", scaled_batch)
 
-    return spoil
+    return scale_batches
 
 
-def test_unguarded_a_loss_that_becomes_nan_ends_the_run(
-    tiny: Path, tmp_path: Path, spoil: Callable[..., None]
+def test_without_guards_a_nan_loss_ends_the_run(
+    tiny: Path, tmp_path: Path, scale_batches: Callable[..., None]
 ) -> None:
-    spoil(lambda number: math.nan if number == 6 else 1)
+    scale_batches(lambda number: math.nan if number == 6 else 1)
     with pytest.raises(UserError, match=r"the loss is nan at step 7 \(step 4 is saved\)"):
         train(tiny, tmp_path / "run", "guards.nonfinite=false")
     assert saved_steps(tmp_path / "run") == [4]
 
 
-def test_a_step_that_is_not_finite_has_not_been(
+def test_a_skipped_step_gives_the_same_bits_as_a_run_without_its_batch(
     unbroken: Path,
     tiny: Path,
     tmp_path: Path,
-    spoil: Callable[..., None],
+    scale_batches: Callable[..., None],
 ) -> None:
-    """Counted and drawn; what follows is the run that has no such batch, to the last bit."""
-    spoil(lambda number: math.nan if number == 6 else 1)
+    """The skipped step is counted and plotted."""
+    scale_batches(lambda number: math.nan if number == 6 else 1)
     train(tiny, tmp_path / "run", PICTURES)
     steps = [r for r in lines(tmp_path / "run") if r["kind"] == "train"]
     assert [r["skipped_steps"] for r in steps] == [0] * 6 + [1] * 6
@@ -528,7 +540,7 @@ def test_a_step_that_is_not_finite_has_not_been(
     report = (tmp_path / "run" / "report.html").read_text()
     assert 'alt="Plot of the skipped by step"' in report
 
-    spoil(lambda number: 1, skip=6)
+    scale_batches(lambda number: 1, skip=6)
     train(tiny, tmp_path / "without", "output.checkpoint_every=11")
     (tmp_path / "without" / "checkpoints" / "12").rename(tmp_path / "12")
     expected = checkpoint_of(tmp_path / "without", tiny)
@@ -537,10 +549,10 @@ def test_a_step_that_is_not_finite_has_not_been(
     jax.tree.map(np.testing.assert_array_equal, got[2].inner, expected[2].inner)
 
 
-def test_too_many_refused_steps_end_the_run_which_goes_on_from_what_is_saved(
-    unbroken: Path, tiny: Path, tmp_path: Path, spoil: Callable[..., None]
+def test_too_many_skipped_steps_end_the_run_and_it_resumes_from_the_last_checkpoint(
+    unbroken: Path, tiny: Path, tmp_path: Path, scale_batches: Callable[..., None]
 ) -> None:
-    spoil(lambda number: math.inf if number >= 6 else 1)
+    scale_batches(lambda number: math.inf if number >= 6 else 1)
     folder = tmp_path / "run"
     with pytest.raises(UserError) as caught:
         train(tiny, folder, "guards.max_consecutive=3")
@@ -548,8 +560,8 @@ def test_too_many_refused_steps_end_the_run_which_goes_on_from_what_is_saved(
         "up to step 9, 3 steps in a row were skipped, at most 2 are allowed (3 in all); step 8 is "
         "saved: lower schedule.learning_rate, warm up for longer, or raise guards.max_consecutive"
     )
-    # The last two of what is saved were refused, and change nothing: mended, it is as step 6.
-    spoil(lambda number: 1)
+    # Steps 7 and 8 were skipped, so the parameters saved at step 8 are those of step 6.
+    scale_batches(lambda number: 1)
     train(tiny, folder, CHANGED[0])
     assert [r["loss"] for r in lines(folder)[:7]] == [r["loss"] for r in lines(unbroken)[:7]]
     last = lines(folder)[-2]
@@ -557,19 +569,21 @@ def test_too_many_refused_steps_end_the_run_which_goes_on_from_what_is_saved(
     assert math.isfinite(last["loss"])
 
 
-def test_batches_of_a_step_are_weighted_and_one_that_is_not_finite_is_left_out(
-    tiny: Path, tmp_path: Path, spoil: Callable[..., None]
+def test_accumulation_weights_micro_batches_and_skips_nonfinite_ones(
+    tiny: Path, tmp_path: Path, scale_batches: Callable[..., None]
 ) -> None:
-    """Steps are counted by the optimizer's; a resume lands between no two batches of one."""
+    """Steps are those of the optimizer, and checkpoints are only saved between them."""
     options = ("accumulation.every=2", "train.steps=6", "output.checkpoint_every=2")
-    spoil(lambda number: math.nan if number == 5 else 1)
+    scale_batches(lambda number: math.nan if number == 5 else 1)
     folder = tmp_path / "run"
     train(tiny, folder, *options)
     steps = [r for r in lines(folder) if r["kind"] == "train"]
     assert [r["tokens"] for r in steps] == [2 * 128 * i for i in range(1, 7)]
     assert [r["skipped_micro_batches"] for r in steps] == [0, 0, 1, 1, 1, 1]
     assert {r["skipped_steps"] for r in steps} == {0}
-    assert steps[2]["loss"] == pytest.approx(steps[1]["loss"], abs=0.1)  # of the other batch
+    assert steps[2]["loss"] == pytest.approx(
+        steps[1]["loss"], abs=0.1
+    )  # the loss of the finite one
     np.testing.assert_allclose([r["learning_rate"] for r in steps[:4]], [0, 0.01, 0.02, 0.03])
     resumed = cut_back(folder, tmp_path / "resumed", 2)
     train(tiny, resumed, *options)
@@ -594,25 +608,25 @@ def test_bfloat16_parameters_are_trained_saved_and_resumed(
     assert step == 12
     assert {x.dtype.name for x in jax.tree.leaves(params)} == {"bfloat16"}
     if wrapper == "master_weights":
-        # The guard's, then that of the wrapper.
+        # The outer state belongs to the guard, the inner one to the wrapper.
         rounded = jax.tree.map(lambda x: x.astype("bfloat16"), state.inner.master)
         jax.tree.map(np.testing.assert_array_equal, params, rounded)
     for line, other in zip(lines(folder), lines(unbroken), strict=True):
-        # 8 bits of each parameter are 2^-9 of it, and so about that of a loss near 3.
+        # bfloat16 rounds by 2^-9 at most, which is about 0.006 of a loss near 3.
         assert line["loss"] == pytest.approx(other["loss"], abs=0.02)
     resumed = cut_back(folder, tmp_path / "resumed", 4)
     train(tiny, resumed, *options)
     assert lines(resumed) == lines(folder)
 
 
-def test_a_field_that_the_state_has_not_is_named(tiny: Path, tmp_path: Path) -> None:
+def test_an_unknown_field_of_the_state_is_named_in_the_error(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"^\[precision\] unknown field of the state 'velocity'; .*, nu,"
     ):
         train(tiny, tmp_path / "run", "precision.state={velocity='bfloat16'}")
 
 
-def test_a_run_may_change_its_schedule_and_its_clipping(
+def test_a_resumed_run_may_change_its_schedule_and_its_clipping(
     unbroken: Path, tiny: Path, tmp_path: Path
 ) -> None:
     folder = cut_back(unbroken, tmp_path / "run", 4)
@@ -627,7 +641,7 @@ def test_a_run_may_change_its_schedule_and_its_clipping(
     steps = [r for r in lines(folder) if r["kind"] == "train"]
     assert [r["learning_rate"] for r in steps[4:]] == [pytest.approx(0.03, rel=1e-6)] * 8
     assert all(r["clipped_gradient_norm"] == r["gradient_norm"] for r in steps[4:])
-    # And back.
+    # The change can be undone.
     shutil.rmtree(folder / "checkpoints" / "12")
     train(tiny, folder, *CHANGED)
     steps = [r for r in lines(folder) if r["kind"] == "train"]
@@ -635,7 +649,7 @@ def test_a_run_may_change_its_schedule_and_its_clipping(
     assert steps[-1]["clipped_gradient_norm"] <= 1 + 1e-6
 
 
-# The same numbers from batches that are divided in another way
+# The same numbers for every number of micro-batches
 
 
 def test_micro_batches_give_the_same_run_to_rounding(
@@ -643,15 +657,15 @@ def test_micro_batches_give_the_same_run_to_rounding(
 ) -> None:
     folder = tmp_path / "run"
     train(tiny, folder, "train.micro_batches=4", "train.steps=4", "output.evaluate_every=100")
-    # Another schedule length would change the rates after the warmup alone.
+    # These steps are in the warmup, which does not depend on train.steps.
     for whole, parts in zip(lines(unbroken)[:4], lines(folder)[:4], strict=True):
         assert parts["loss"] == pytest.approx(whole["loss"], rel=2e-6)
         assert parts["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-4)
 
 
 @pytest.mark.slow
-def test_dropout_gives_the_same_run_with_micro_batches(tiny: Path, tmp_path: Path) -> None:
-    """Each sequence has a key of its own."""
+def test_dropout_does_not_depend_on_the_number_of_micro_batches(tiny: Path, tmp_path: Path) -> None:
+    """Each sequence has its own dropout key."""
     both = []
     for parts in (1, 4):
         folder = tmp_path / str(parts)
@@ -660,14 +674,14 @@ def test_dropout_gives_the_same_run_with_micro_batches(tiny: Path, tmp_path: Pat
     np.testing.assert_allclose(both[0], both[1], rtol=2e-6)
 
 
-# In processes of their own
+# Runs in separate processes
 
 
 CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 
 
 def environment(devices: int) -> dict[str, str]:
-    """The variables of a user's process, and the module's cache of compiled programs."""
+    """Returns the environment of a user's process, with this module's compilation cache."""
     own = {
         name: value
         for name, value in os.environ.items()
@@ -709,7 +723,7 @@ def lines_of(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_eight_devices_give_the_run_of_one(unbroken: Path, tiny: Path, tmp_path: Path) -> None:
+def test_eight_devices_agree_with_one_device(unbroken: Path, tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     quick = ("train.steps=4", "output.evaluate_every=100", "output.checkpoint_every=100")
     code, out, err = finish(start(tiny, folder, *quick, devices=8))
@@ -732,7 +746,7 @@ LONG = (
 
 @pytest.fixture(scope="module")
 def long_run(tiny: Path, compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, longer than a signal takes to arrive."""
+    """Returns the folder of a finished run that lasts longer than a signal takes to arrive."""
     folder = tmp_path_factory.mktemp("long") / "run"
     code, _, err = finish(start(tiny, folder, *LONG))
     assert (code, err) == (0, "")
@@ -749,7 +763,7 @@ def long_run(tiny: Path, compiled: None, tmp_path_factory: pytest.TempPathFactor
         ),
     ],
 )
-def test_a_signal_saves_and_leaves_with_a_sentence(
+def test_a_signal_saves_a_checkpoint_and_ends_the_run_with_one_sentence(
     number: signal.Signals, tiny: Path, tmp_path: Path, long_run: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -758,26 +772,26 @@ def test_a_signal_saves_and_leaves_with_a_sentence(
     process.send_signal(number)
     code, _, err = finish(process)
     assert code == 128 + number, err
-    said = re.fullmatch(
-        r"(?:optim-zoo: saving step \d+, .*\n)?"  # the answer to Ctrl-C
+    found = re.fullmatch(
+        r"(?:optim-zoo: saving step \d+, .*\n)?"  # printed for Ctrl-C only
         rf"optim-zoo: stopped by {number.name}; step (\d+) is saved in {folder}, and the same "
         r"command resumes from there\n",
         err,
     )
-    assert said, err
-    assert saved_steps(folder)[-1] == int(said[1]) < 200
-    assert lines_of(folder) >= int(said[1])  # the lines of that step are written
+    assert found, err
+    assert saved_steps(folder)[-1] == int(found[1]) < 200
+    assert lines_of(folder) >= int(found[1])  # the metrics of that step are written
     code, out, err = finish(start(tiny, folder, *LONG))
     assert (code, err) == (0, "")
-    assert out.startswith(f"resuming from the checkpoint of step {said[1]} in {folder}\n")
+    assert out.startswith(f"resuming from the checkpoint of step {found[1]} in {folder}\n")
     assert lines(folder) == lines(long_run)
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_change_no_bit(
+def test_a_run_killed_at_random_moments_resumes_with_the_same_bits(
     kills: int, tiny: Path, tmp_path: Path, long_run: Path
 ) -> None:
-    """SIGKILL in each part of the run, every second one while a save is going on."""
+    """Sends SIGKILL in each part of the run, every second time during a save."""
     folder = tmp_path / "run"
     moments = random.Random(1904_00962)
     landed = []
@@ -807,7 +821,7 @@ def test_kills_at_random_moments_change_no_bit(
     print("kills landed after lines", landed)
 
 
-def test_a_folder_is_one_process_at_a_time(tiny: Path, tmp_path: Path) -> None:
+def test_one_process_at_a_time_trains_in_a_run_folder(tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     hold = (
@@ -823,11 +837,11 @@ def test_a_folder_is_one_process_at_a_time(tiny: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"another process trains in {folder}"):
             train(tiny, folder)
         assert [path.name for path in folder.iterdir()] == [".lock"]
-        other.kill()  # and nobody has to clean up after it
+        other.kill()  # its lock needs no cleanup
     train(tiny, folder, "train.steps=3")
 
 
-def test_a_step_that_does_not_fit_says_what_to_do(
+def test_a_step_that_exhausts_memory_suggests_more_micro_batches(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:

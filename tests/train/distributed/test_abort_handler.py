@@ -1,4 +1,4 @@
-"""A process that C aborts: what it prints, and how it ends. Each is a process of its own."""
+"""What a process prints and how it ends when C++ code aborts it. Each test starts a process."""
 
 import signal
 import subprocess
@@ -26,14 +26,14 @@ def abort():
 
 
 def run(program: str) -> tuple[int, str]:
-    """Exit code and standard error of a process."""
+    """Runs a program, and returns its exit code and standard error."""
     command = [sys.executable, "-c", START + program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.stdout == ""
     return done.returncode, done.stderr
 
 
-def test_an_abort_becomes_the_sentence_and_the_exit_code() -> None:
+def test_an_explained_abort_prints_one_sentence_and_sets_the_exit_code() -> None:
     program = (
         "handler = AbortHandler(explain)\n"
         "log('of the start')\nhandler.discard_log()\n"
@@ -43,12 +43,12 @@ def test_an_abort_becomes_the_sentence_and_the_exit_code() -> None:
     assert run(program) == (75, "from Python\nreason: process 1 is lost\n")
 
 
-def test_an_abort_of_another_cause_ends_as_it_would_have() -> None:
+def test_an_unexplained_abort_keeps_its_log_and_its_signal() -> None:
     program = "handler = AbortHandler(explain)\nlog('corruption')\nabort()\n"
     assert run(program) == (-signal.SIGABRT, "corruption\n")
 
 
-def test_an_abort_after_the_last_line_changes_nothing() -> None:
+def test_an_abort_after_the_final_line_changes_nothing() -> None:
     program = (
         "handler = AbortHandler(explain)\nlog('noise')\nhandler.say(3, 'the end')\n"
         "log('process 1 is lost')\nabort()\n"
@@ -56,7 +56,7 @@ def test_an_abort_after_the_last_line_changes_nothing() -> None:
     assert run(program) == (3, "noise\nthe end\n")
 
 
-def test_a_last_line_replaces_the_log_of_an_abort_that_is_on_its_way() -> None:
+def test_the_final_line_replaces_the_log_of_an_imminent_abort() -> None:
     program = (
         "handler = AbortHandler(explain)\nlog('process 1 is lost')\n"
         "handler.say(3, 'a collective has failed')\nabort()\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 from optim_zoo.train import distributed
 
 
-def test_one_process_waits_for_nobody(tmp_path: Path) -> None:
+def test_one_process_does_not_wait(tmp_path: Path) -> None:
     assert distributed.is_first()
     assert not distributed.several()
     distributed.wait_for_all("nobody")

@@ -1,4 +1,4 @@
-"""One run in a folder; tests/train/test_loop.py has a lock of another process that is killed."""
+"""Locks of run folders. tests/train/test_loop.py tests the lock of a process that is killed."""
 
 import errno
 import os
@@ -34,9 +34,7 @@ def test_an_error_releases_the_lock(tmp_path: Path) -> None:
         pass
 
 
-def test_the_other_processes_leave_the_lock_to_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_process_0_takes_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with alone_in(tmp_path):
         monkeypatch.setattr(agreement, "is_first", lambda: False)
         with alone_in(tmp_path), alone_in(tmp_path / "not made"):
@@ -45,9 +43,9 @@ def test_the_other_processes_leave_the_lock_to_the_first(
 
 @pytest.fixture
 def read_only() -> Iterator[Path]:
-    """A folder that this process may not write to; the superuser gives that right away."""
+    """Returns a folder without write permission. The superuser first gives up its privileges."""
     user = os.geteuid()
-    with tempfile.TemporaryDirectory() as name:  # `tmp_path` is in a folder of its user alone.
+    with tempfile.TemporaryDirectory() as name:  # only its user can enter `tmp_path`
         folder = Path(name)
         folder.chmod(0o555)
         if user == 0:
@@ -57,7 +55,7 @@ def read_only() -> Iterator[Path]:
         folder.chmod(0o755)
 
 
-def test_a_folder_that_may_not_be_written_is_a_sentence(read_only: Path) -> None:
+def test_a_run_folder_without_write_permission_is_reported_in_one_sentence(read_only: Path) -> None:
     advice = "make it writable, or choose another folder with run.dir"
     with pytest.raises(UserError) as caught, alone_in(read_only):
         pass
@@ -72,10 +70,10 @@ def test_a_folder_that_may_not_be_written_is_a_sentence(read_only: Path) -> None
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_a_sentence(
+def test_a_file_system_without_locks_is_reported_in_one_sentence(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lustre and NFS without a lock service fail so."""
+    """Lustre and NFS without a lock service raise these errors."""
 
     def fails(*_: Any) -> None:
         raise OSError(number, os.strerror(number))

@@ -1,4 +1,4 @@
-"""Which errors mean that another process is lost, as far as one process can show it."""
+"""Which errors mean that another process is lost. These tests run in one process."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ def _several(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_several")
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_an_error_of_the_runtime_is_a_lost_process(wrapped: bool, tmp_path: Path) -> None:
-    """Also where it is the cause of another error, such as a checkpoint that is not written."""
+def test_a_communication_error_means_that_a_process_is_lost(wrapped: bool, tmp_path: Path) -> None:
+    """It may also be the cause of another error, such as a failed save."""
     for step in (9, 10):
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
     with pytest.raises(Lost) as caught, watched(tmp_path):
@@ -36,7 +36,7 @@ def test_an_error_of_the_runtime_is_a_lost_process(wrapped: bool, tmp_path: Path
     )
 
 
-def test_without_a_checkpoint_a_lost_process_says_so(tmp_path: Path) -> None:
+def test_the_message_says_if_no_checkpoint_was_saved(tmp_path: Path) -> None:
     assert str(Lost(tmp_path)) == (
         "another process of this run has failed or is gone; no checkpoint was saved: start all "
         "processes again with the same commands"
@@ -52,11 +52,11 @@ def test_without_a_checkpoint_a_lost_process_says_so(tmp_path: Path) -> None:
         jax.errors.JaxRuntimeError("INVALID_ARGUMENT: a bug"),
     ],
 )
-def test_other_errors_are_their_own(error: Exception, tmp_path: Path) -> None:
+def test_other_errors_do_not_mean_that_a_process_is_lost(error: Exception, tmp_path: Path) -> None:
     with pytest.raises(type(error), match=str(error)), watched(tmp_path):
         raise error
 
 
-def test_one_process_loses_no_other(tmp_path: Path) -> None:
+def test_a_single_process_never_reports_a_lost_process(tmp_path: Path) -> None:
     with pytest.raises(jax.errors.JaxRuntimeError), watched(tmp_path):
         raise jax.errors.JaxRuntimeError(GLOO)

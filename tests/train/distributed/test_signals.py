@@ -26,7 +26,7 @@ def test_sighup_and_sigusr1_may_be_repeated(number: signal.Signals) -> None:
         for _ in range(3):
             os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.requested(1) == number  # the first one counts
+        assert signals.requested(1) == number  # the first signal
     assert signal.getsignal(number) == before
 
 
@@ -40,40 +40,40 @@ def test_a_run_under_nohup_ignores_sighup() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def answer(capfd: pytest.CaptureFixture[str]) -> str:
+def wait_for_stderr(capfd: pytest.CaptureFixture[str]) -> str:
     """Waits for text on standard error, and returns it."""
-    said, limit = "", time.monotonic() + 20
-    while not said and time.monotonic() < limit:
-        said = capfd.readouterr().err
+    printed, limit = "", time.monotonic() + 20
+    while not printed and time.monotonic() < limit:
+        printed = capfd.readouterr().err
         time.sleep(0.01)
-    return said
+    return printed
 
 
 @pytest.mark.parametrize(
     ("made", "saved"), [(None, "the first step"), (6, "step 7"), (9, "step 9")]
 )
-def test_ctrl_c_is_answered_while_the_main_thread_is_busy(
+def test_ctrl_c_prints_a_message_while_the_main_thread_is_busy(
     made: int | None, saved: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The answer comes from another thread than the main one."""
+    """The wait_for_stderr comes from another thread than the main one."""
     with Signals(last_step=9) as signals:
         if made is not None:
             assert signals.requested(made) is None
         os.kill(os.getpid(), signal.SIGINT)
-        said = answer(capfd)
+        printed = wait_for_stderr(capfd)
         assert signals.requested(10) == signal.SIGINT
-    assert said == f"optim-zoo: saving {saved}, then leaving; Ctrl-C again leaves now\n"
+    assert printed == f"optim-zoo: saving {saved}, then leaving; Ctrl-C again leaves now\n"
 
 
-def test_the_other_signals_are_not_answered(capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_signals_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with Signals():
         for number in (signal.SIGTERM, *REPEATED):
             os.kill(os.getpid(), number)
     assert capfd.readouterr().err == ""
 
 
-# A process whose terminal is closed. It continues to print, as a progress bar would.
-CLOSED = """
+# A program that prints after its terminal was closed, as a progress bar would.
+CLOSED_TERMINAL = """
 import fcntl, os, sys, termios, time
 from optim_zoo.train.distributed.signals import Signals
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -88,11 +88,11 @@ os.write(int(sys.argv[1]), str(signals.requested(2)).encode())
 """
 
 
-def test_a_closed_terminal_stops_the_run_and_not_its_saving() -> None:
+def test_a_closed_terminal_requests_a_stop_without_ending_the_process() -> None:
     reader, writer = os.pipe()
     terminal, side_of_process = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", CLOSED, str(writer)],
+        [sys.executable, "-c", CLOSED_TERMINAL, str(writer)],
         stdin=side_of_process,
         stdout=side_of_process,
         stderr=side_of_process,
@@ -111,13 +111,13 @@ def test_a_closed_terminal_stops_the_run_and_not_its_saving() -> None:
 
 
 @pytest.mark.parametrize("number", BOTH)
-def test_a_signal_is_recorded_and_a_second_one_has_its_usual_effect(
+def test_the_first_signal_is_recorded_and_the_second_has_its_default_effect(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def usual(*_: object) -> None:
+    def default(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = {each: signal.signal(each, usual) for each in BOTH}
+    before = {each: signal.signal(each, default) for each in BOTH}
     try:
         with Signals() as signals:
             assert signals.requested(1) is None
@@ -125,13 +125,13 @@ def test_a_signal_is_recorded_and_a_second_one_has_its_usual_effect(
             assert signals.requested(2) == signals.requested(3) == number
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), number)
-        assert [signal.getsignal(each) for each in BOTH] == [usual, usual]
+        assert [signal.getsignal(each) for each in BOTH] == [default, default]
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
 
 
-def test_another_thread_sets_no_handler() -> None:
+def test_handlers_are_set_only_in_the_main_thread() -> None:
     seen = []
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""The sentences of a start that fails; tests/multiprocess/test_job.py makes starts fail."""
+"""Messages about a start that fails. tests/multiprocess/test_job.py tests such starts."""
 
 import socket
 from pathlib import Path
@@ -12,17 +12,17 @@ from optim_zoo.train.config import Distributed
 from optim_zoo.train.distributed import starting
 
 
-def test_one_process_joins_nobody(tmp_path: Path) -> None:
+def test_a_single_process_joins_no_cluster(tmp_path: Path) -> None:
     with distributed.start(Distributed(processes=1), tmp_path / "not made") as processes:
         assert not processes.joined
     assert not jax.distributed.is_initialized()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_coordinator_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+def test_an_unreachable_coordinator_is_reported_in_one_sentence(tmp_path: Path) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{found.getsockname()[1]}"  # bound, but nobody listens there
+        address = f"127.0.0.1:{found.getsockname()[1]}"  # bound, but nothing listens on it
         settings = Distributed(coordinator=address, processes=2, index=1, start_seconds=1)
         expected = rf"^the coordinator {address} was not reached in 1 s \("
         with pytest.raises(UserError, match=expected):

@@ -90,7 +90,7 @@ def test_a_folder_that_is_missing_is_named(tmp_path: pathlib.Path) -> None:
         JsonLines().open(run_info(tmp_path / "absent"))
 
 
-def test_a_full_disk_is_one_sentence_and_complete_lines_stay_readable(
+def test_a_full_disk_is_reported_in_one_sentence_and_complete_lines_stay_readable(
     tmp_path: pathlib.Path,
 ) -> None:
     resource = pytest.importorskip("resource")
