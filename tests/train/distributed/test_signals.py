@@ -55,7 +55,7 @@ def wait_for_stderr(capfd: pytest.CaptureFixture[str]) -> str:
 def test_ctrl_c_prints_a_message_while_the_main_thread_is_busy(
     made: int | None, saved: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The wait_for_stderr comes from another thread than the main one."""
+    """Another thread prints the message."""
     with Signals(last_step=9) as signals:
         if made is not None:
             assert signals.requested(made) is None
