@@ -1,9 +1,10 @@
 """Paths of leaves, and functions of arrays that are lifted to trees."""
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,9 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, KeyPath, Seque
 from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 
 Tree = Any  # a pytree; the docstring that uses it says what its leaves are
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _COMPLEX_ADVICE = "store the real and imaginary parts as separate arrays"
 
@@ -158,6 +162,21 @@ def array(x: Any) -> Any:
     return x
 
 
+def promoting(function: Callable[P, R]) -> Callable[P, R]:
+    """Returns ``function`` with JAX's default promotion of dtypes inside it.
+
+    This library chooses the dtypes of its arithmetic, which combines bfloat16, float32 and
+    integers. A caller's ``jax_numpy_dtype_promotion="strict"`` is for the caller's own code.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return run
+
+
 def wide(x: jax.typing.ArrayLike) -> jax.Array:
     """Returns ``x`` in float32, or unchanged where its dtype is wider."""
     x = jnp.asarray(x)
@@ -195,7 +214,8 @@ def wide_dtype(x: jax.typing.ArrayLike) -> jnp.dtype:
             _COMPLEX_ADVICE,
             sentence=f"complex parameters are not supported: {_COMPLEX_ADVICE}",
         )
-    return jnp.promote_types(jnp.result_type(x), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(jnp.result_type(x), jnp.float32)
 
 
 def check_floating(params: Tree) -> None:

@@ -11,7 +11,7 @@ from optim_zoo import ranges, rows
 from optim_zoo.errors import parameters_missing
 from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms.leafwise import zeros
-from optim_zoo.tree import Tree, check_floating, map_to_several, wide, wide_dtype
+from optim_zoo.tree import Tree, check_floating, map_to_several, promoting, wide, wide_dtype
 
 
 class LookaheadState(NamedTuple):
@@ -107,6 +107,7 @@ def synchronize(
         slow = jax.tree.map(zeros if slow_starts_at_zero else _copied, params)
         return LookaheadState(jnp.zeros((), jnp.int32), slow, inner.init(params))
 
+    @promoting
     def update(
         updates: Tree, state: LookaheadState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, LookaheadState]:

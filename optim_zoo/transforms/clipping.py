@@ -8,7 +8,7 @@ import optax
 
 from optim_zoo import ranges, rows
 from optim_zoo.layers import mesh_axes, norms
-from optim_zoo.tree import Tree, wide
+from optim_zoo.tree import Tree, promoting, wide
 
 
 class ClipByGlobalNormState(NamedTuple):
@@ -65,6 +65,7 @@ def clip_by_global_norm(
         zero = jnp.zeros((), jnp.float32)
         return ClipByGlobalNormState(zero, jnp.copy(zero))
 
+    @promoting
     def update(
         updates: Tree, state: ClipByGlobalNormState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, ClipByGlobalNormState]:

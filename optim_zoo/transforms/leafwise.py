@@ -15,7 +15,15 @@ import optax
 
 from optim_zoo import rows, rules
 from optim_zoo.errors import parameters_missing
-from optim_zoo.tree import Tree, array, check_distinct, check_floating, leaf_paths, wide_dtype
+from optim_zoo.tree import (
+    Tree,
+    array,
+    check_distinct,
+    check_floating,
+    leaf_paths,
+    promoting,
+    wide_dtype,
+)
 
 
 class Leaf(NamedTuple):
@@ -145,6 +153,7 @@ def leafwise(declaration: Declaration) -> Leafwise:
     return made
 
 
+@promoting
 def update_leaves(
     pieces: Sequence[Declaration],
     updates: Tree,

@@ -11,7 +11,7 @@ import optax
 from optim_zoo import ranges, rows
 from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 from optim_zoo.layers import mesh_axes
-from optim_zoo.tree import Tree, check_floating, varying_axes, wide, wide_dtype
+from optim_zoo.tree import Tree, check_floating, promoting, varying_axes, wide, wide_dtype
 from optim_zoo.wrappers.counters import SkippedMicroBatches, SkippedSteps, check_types
 from optim_zoo.wrappers.decisions import all_finite, cast_like, materialized, mean_loss, step_if
 from optim_zoo.wrappers.guards import SkipNonfiniteState, SkipSpikesState
@@ -129,6 +129,7 @@ def accumulate(
             inner=inner.init(params),
         )
 
+    @promoting
     def update(
         updates: Tree,
         state: AccumulateState,

@@ -21,11 +21,13 @@ import optax
 from optim_zoo import ranges
 from optim_zoo.errors import ArgumentTypeError
 from optim_zoo.layers import mesh_axes, norms
-from optim_zoo.tree import Tree
+from optim_zoo.tree import Tree, promoting
 from optim_zoo.wrappers.counters import SkippedSteps, all_of, check_types
 from optim_zoo.wrappers.decisions import all_finite, choose_step, mean_loss
 
 _logger = logging.getLogger(__name__)
+# A norm or loss that is not known. It is no NaN, which jax_debug_nans would report.
+_UNKNOWN = jnp.finfo(jnp.float32).max
 
 
 class SkipNonfiniteState(NamedTuple):
@@ -42,7 +44,7 @@ class SkipSpikesState(NamedTuple):
     # (), int32: steps made; from ``window`` on, window + (steps made) % window
     made: jax.Array
     norms: jax.Array  # (window,), float32: gradient norms of the last steps that were made
-    values: jax.Array  # (window,), float32: losses of these steps, NaN where none was passed
+    values: jax.Array  # (window,), float32: losses of these steps, `_UNKNOWN` if not passed
     inner: optax.OptState
 
 
@@ -115,6 +117,7 @@ def skip_nonfinite(
         mesh_axes.check_axis_matches(axis_name, params)
         return SkipNonfiniteState(SkippedSteps.none(max_consecutive), inner.init(params))
 
+    @promoting
     def update(
         updates: Tree, state: SkipNonfiniteState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, SkipNonfiniteState]:
@@ -196,7 +199,7 @@ def skip_spikes(
 
     def init(params: Tree) -> SkipSpikesState:
         mesh_axes.check_axis_matches(axis_name, params)
-        unknown = jnp.full(window, jnp.nan, jnp.float32)
+        unknown = jnp.full(window, _UNKNOWN, jnp.float32)
         return SkipSpikesState(
             SkippedSteps.none(max_consecutive),
             jnp.zeros((), jnp.int32),
@@ -205,6 +208,7 @@ def skip_spikes(
             inner.init(params),
         )
 
+    @promoting
     def update(
         updates: Tree, state: SkipSpikesState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, SkipSpikesState]:
@@ -212,9 +216,9 @@ def skip_spikes(
         value = extra.get("value")
         if value is None:
             log_missing_loss_once()
-        loss = jnp.full_like(norm, jnp.nan) if value is None else mean_loss(value, axis_name)
+        loss = jnp.full_like(norm, _UNKNOWN) if value is None else mean_loss(value, axis_name)
         warm = state.made >= window
-        usual_norm, usual_loss = jnp.nanmedian(state.norms), jnp.nanmedian(state.values)
+        usual_norm, usual_loss = _median(state.norms), _median(state.values)
         largest = jnp.finfo(jnp.float32).max  # a number that is not finite is above it
         most_norm = jnp.where(warm & (usual_norm != 0), factor * usual_norm, largest)
         rise = usual_loss + (factor - 1) * jnp.abs(usual_loss)
@@ -243,6 +247,14 @@ def skip_spikes(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _median(history: jax.Array) -> jax.Array:
+    """Returns the median of the known entries, or 0 if there are none."""
+    known = jnp.sum(history < _UNKNOWN)
+    ordered = jnp.sort(history)
+    middle = ordered[jnp.maximum(jnp.stack([known - 1, known]) // 2, 0)]
+    return jnp.where(known > 0, 0.5 * middle[0] + 0.5 * middle[1], 0)
 
 
 def _log_missing_loss() -> None:

@@ -9,7 +9,7 @@ import optax
 from optim_zoo import ranges, rows
 from optim_zoo.errors import parameters_missing
 from optim_zoo.layers import mesh_axes, norms
-from optim_zoo.tree import Tree, by_path, leaf_paths, map_with_path
+from optim_zoo.tree import Tree, by_path, leaf_paths, map_with_path, promoting
 from optim_zoo.wrappers.decisions import traced_once
 from optim_zoo.wrappers.metrics.state import WithMetricsState, figures
 
@@ -74,6 +74,7 @@ def with_metrics(
             state,
         )
 
+    @promoting
     def update(
         updates: Tree, state: WithMetricsState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, WithMetricsState]:

@@ -7,7 +7,7 @@ import optax
 
 from optim_zoo import ranges, rows
 from optim_zoo.errors import parameters_missing
-from optim_zoo.tree import Tree, check_floating
+from optim_zoo.tree import Tree, check_floating, promoting
 from optim_zoo.wrappers.precision.narrow import is_narrow, reaching, widened
 
 
@@ -66,6 +66,7 @@ def master_weights(
         master = jax.tree.map(lambda x: widened(x) if is_narrow(x) else optax.MaskedNode(), params)
         return MasterWeightsState(master, inner.init(_masters(params, master)))
 
+    @promoting
     def update(
         updates: Tree, state: MasterWeightsState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, MasterWeightsState]:

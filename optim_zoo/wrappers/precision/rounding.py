@@ -8,7 +8,7 @@ import optax
 
 from optim_zoo import ranges, rows
 from optim_zoo.errors import ArgumentTypeError, parameters_missing
-from optim_zoo.tree import Tree, check_floating, wide
+from optim_zoo.tree import Tree, check_floating, promoting, wide
 from optim_zoo.wrappers.precision.narrow import is_narrow, reaching, widened
 
 
@@ -67,6 +67,7 @@ def stochastic_rounding(
             jnp.copy(jax.random.key_data(key)), inner.init(jax.tree.map(widened, params))
         )
 
+    @promoting
     def update(
         updates: Tree, state: StochasticRoundingState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, StochasticRoundingState]:

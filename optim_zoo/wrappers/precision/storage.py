@@ -9,7 +9,7 @@ import optax
 
 from optim_zoo import ranges
 from optim_zoo.errors import ArgumentTypeError
-from optim_zoo.tree import Tree, wide
+from optim_zoo.tree import Tree, promoting, wide
 from optim_zoo.wrappers.precision.narrow import NARROW
 from optim_zoo.wrappers.precision.rounding import keys_like, round_stochastically
 
@@ -86,6 +86,7 @@ def store_state(
         count = jnp.zeros((), jnp.int32)
         return StoreStateState(count, narrowed(state, count))
 
+    @promoting
     def update(
         updates: Tree, state: StoreStateState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, StoreStateState]:
