@@ -1,4 +1,4 @@
-"""Compiles programs that run for a millisecond in half of the time, for tests that make many."""
+"""Halves the compile time of tests that compile many small programs."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ _OLDER_CODE = {"xla_cpu_use_fusion_emitters": False}
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
-    """Returns ``jax.jit`` of the function, compiled with few optimizations."""
+    """Works like ``jax.jit``, with few compiler optimizations."""
     return jax.jit(function, compiler_options=_compiler_options(), **options)
 
 

@@ -1,6 +1,7 @@
-"""An optimizer is added by the list of files in ``docs/architecture.md``, and by no other change.
+"""Adding an optimizer takes the files that ``docs/architecture.md`` lists and no other change.
 
-The tests add one, with a piece of its own, to a copy of the package and run the shared tests there.
+The tests add an optimizer with its own piece to a copy of the package and run the shared tests
+there.
 """
 
 import os
@@ -153,7 +154,7 @@ ENTRY = """\
         example="optim_zoo.toy(1e-3)",
     ),
 """
-# The second of two texts is inserted where the file has the first for the first time.
+# (anchor, text) pairs: the text is inserted before the first occurrence of the anchor.
 INSERTED: Mapping[str, tuple[tuple[str, str], ...]] = {
     "optim_zoo/registry.py": (
         (
@@ -172,7 +173,7 @@ INSERTED: Mapping[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-def test_the_files_are_those_that_the_documentation_lists() -> None:
+def test_the_documentation_lists_the_files_to_touch() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     _, _, after = page.partition("## To add an optimizer, touch these files\n")
     documented = re.findall(r"^\d\. `([^`]+)`", after.partition("\n## ")[0], flags=re.MULTILINE)
@@ -189,7 +190,7 @@ def test_the_files_are_those_that_the_documentation_lists() -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a copy of the package and its tests, to which the optimizer was added."""
+    """Returns a copy of the package and its tests with the new optimizer added."""
     root = tmp_path_factory.mktemp("copy")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, root / folder)
@@ -217,7 +218,7 @@ def _python(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_is_public(copy: Path) -> None:
+def test_the_new_optimizer_is_public(copy: Path) -> None:
     code = (
         "import optim_zoo\n"
         "print(optim_zoo.__file__)\n"
@@ -229,7 +230,7 @@ def test_it_is_public(copy: Path) -> None:
     assert Path(done.stdout.splitlines()[0]).is_relative_to(copy)
 
 
-def test_the_commands_know_it(copy: Path) -> None:
+def test_the_commands_list_and_show_the_new_optimizer(copy: Path) -> None:
     commands = [["list"], ["show", "toy"], ["verify", "toy"]]
     code = f"from optim_zoo import cli\nfor c in {commands}: print(cli.main(c), flush=True)\n"
     done = _python(copy, "-c", code)
@@ -243,8 +244,8 @@ def test_the_commands_know_it(copy: Path) -> None:
     assert "no trajectory is recorded for toy" in done.stderr
 
 
-def test_its_own_tests_and_the_shared_tests_pass(copy: Path) -> None:
-    """The shared tests are those of this optimizer, of the registry and of public names."""
+def test_the_tests_of_the_new_optimizer_and_the_shared_tests_pass(copy: Path) -> None:
+    """Runs the shared tests of this optimizer, of the registry and of the public names."""
     done = _python(
         copy, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-n", "0",
         "tests/optimizers/test_toy.py", "tests/test_bad_input.py", "tests/test_catalogue.py",
@@ -253,7 +254,7 @@ def test_its_own_tests_and_the_shared_tests_pass(copy: Path) -> None:
         "-k", "toy or test_public_names or (test_registry and not proof and not default_arguments)",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    # Each of these has at least one test of the optimizer and, where it covers pieces, of its own.
+    # Each of these files has at least one test of the optimizer and one of its piece.
     passed = [line for line in done.stdout.splitlines() if " PASSED " in line]
     for file in ("bad_input", "contract", "errors"):
         for name in ("toy", "scale_by_toy"):

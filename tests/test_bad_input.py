@@ -35,7 +35,7 @@ def _update(tx: optax.GradientTransformation, grads: Any, *params: Any) -> Any:
 
 
 def _make(name: str, **arguments: Any) -> optax.GradientTransformation:
-    """Returns an optimizer of the registry, with a transformation to wrap where it needs one."""
+    """Makes an optimizer of the registry; a wrapper gets a transformation to wrap."""
     constructor = registry.OPTIMIZERS[name].constructor
     takes = inspect.signature(constructor).parameters
     if "learning_rate" in takes:
@@ -51,7 +51,7 @@ def _takes(name: str, *arguments: str) -> list[str]:
     return [argument for argument in arguments if argument in takes]
 
 
-# Numbers of every optimizer.
+# Hyperparameters of every optimizer.
 
 
 def _numbers() -> Iterator[Row]:
@@ -182,7 +182,9 @@ def _trees() -> Iterator[Row]:
 
 def _pieces() -> Iterator[Row]:
     for name in pieces.PIECES:
-        declared = getattr(pieces.make(name), "leaf", None)  # None: it reads several leaves at once
+        declared = getattr(
+            pieces.make(name), "leaf", None
+        )  # None if it reads several leaves at once
         if declared and not declared.takes_rows:
             yield (
                 f"{name}-sparse",
@@ -335,7 +337,7 @@ TABLE: list[Row] = [
      "^SparseRows has no arithmetic: .* optim_zoo.apply_updates"),
     ("rows-in-lookahead", lambda: _update(oz.lookahead(oz.lazy_adam(0.1)), SPARSE, PARAMS),
      TypeError, "^lookahead takes no SparseRows, which the gradient of embed is"),
-    # Ports: what they do not support, and errors in the words of the source.
+    # Ports: unsupported arguments, and errors that use the argument names of the source.
     ("torch-foreach", lambda: ports.torch.SGD(foreach=True), NotImplementedError,
      r"^torch.SGD of optim_zoo does not support foreach=True; .* default is None"),
     ("torch-fused", lambda: ports.torch.AdamW(fused=True), NotImplementedError, "fused=True"),
@@ -417,22 +419,24 @@ TABLE: list[Row] = [
 @pytest.mark.parametrize(
     ("call", "error", "message"), [pytest.param(*row, id=name) for name, *row in TABLE]
 )
-def test_bad_input(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+def test_bad_input_raises_a_helpful_error(
+    call: Callable[[], Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         call()
 
 
-def test_every_row_has_a_distinct_name() -> None:
+def test_the_rows_of_the_table_have_distinct_names() -> None:
     names = [name for name, *_ in TABLE]
     assert len(set(names)) == len(names) >= 60
 
 
-# Only numbers have a range: a traced array has no value yet.
+# Ranges are not checked for traced arrays, because they have no value yet.
 
 
 @pytest.mark.parametrize("name", registry.OPTIMIZERS)
-def test_traced_hyperparameters_pass(name: str) -> None:
-    """Each is outside its range, and is tested alone."""
+def test_ranges_of_traced_hyperparameters_are_not_checked(name: str) -> None:
+    """Traces each hyperparameter separately, with a value outside its range."""
     takes = inspect.signature(registry.OPTIMIZERS[name].constructor).parameters
     numbers = [k for k, p in takes.items() if isinstance(p.default, float) or k == "learning_rate"]
     assert numbers
@@ -456,7 +460,7 @@ def test_traced_hyperparameters_pass(name: str) -> None:
         (ports.mlperf.LARSOptimizer, ("learning_rate", "momentum", "eeta", "epsilon")),
     ],
 )
-def test_traced_hyperparameters_of_ports_pass(
+def test_ranges_of_traced_hyperparameters_of_ports_are_not_checked(
     port: Callable[..., Any], names: tuple[str, ...]
 ) -> None:
     @jax.jit

@@ -11,8 +11,8 @@ MODULES = [name for name in ports.__all__ if inspect.ismodule(getattr(ports, nam
 PORTS = [f"{library}.{name}" for library, made in catalogue.libraries().items() for name in made]
 
 
-def test_every_optimizer_begins_a_line_of_the_table() -> None:
-    """Thus `optim-zoo list | cut -d' ' -f1` prints the names."""
+def test_each_line_of_the_table_begins_with_a_name() -> None:
+    """The command `optim-zoo list | cut -d' ' -f1` therefore prints the names."""
     of_zoo, of_ports = catalogue.table().split("\n\n")
     assert [line.split()[0] for line in of_zoo.splitlines()] == list(registry.OPTIMIZERS)
     for line, entry in zip(of_zoo.splitlines(), registry.OPTIMIZERS.values(), strict=True):
@@ -32,12 +32,12 @@ def test_the_columns_are_aligned() -> None:
 def test_the_table_fits_a_terminal(width: int) -> None:
     wrapped = catalogue.table(width)
     assert max(map(len, wrapped.splitlines())) <= width
-    # Wrapping loses no word.
+    # Wrapping must keep every word.
     assert sorted(wrapped.split()) == sorted(catalogue.table().split())
 
 
 def test_every_port_is_listed() -> None:
-    """A port without a recorded case would be missing."""
+    """The list is made from the recorded cases, so that a port without one would be missing."""
     for library in MODULES:
         module = getattr(ports, library)
         public = {
@@ -51,7 +51,7 @@ def test_every_port_is_listed() -> None:
 
 
 @pytest.mark.parametrize("entry", registry.OPTIMIZERS.values(), ids=lambda entry: entry.name)
-def test_page_of_an_optimizer(entry: registry.Entry) -> None:
+def test_the_page_of_an_optimizer_is_complete(entry: registry.Entry) -> None:
     page = catalogue.page(entry.name)
     assert page.startswith(f"{entry.name}: {entry.description}")
     for text in (entry.paper, entry.variant, entry.example):
@@ -64,7 +64,7 @@ def test_page_of_an_optimizer(entry: registry.Entry) -> None:
 
 
 @pytest.mark.parametrize("name", PORTS)
-def test_page_of_a_port(name: str) -> None:
+def test_the_page_of_a_port_is_complete(name: str) -> None:
     library, port = name.split(".")
     page = catalogue.page(name)
     assert page.startswith(f"ports.{name}\n")
@@ -83,7 +83,7 @@ def assert_shows_cases(page: str, name: str) -> None:
         assert comparison.case.reference.split()[0] in page
 
 
-def test_the_page_of_an_optimizer_without_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_says_when_no_trajectory_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "comparisons", lambda short: [])
     page = catalogue.page("lamb")
     assert "agrees" not in page.partition("example")[2]
@@ -94,7 +94,7 @@ def test_a_page_says_to_how_many_digits_cases_agree() -> None:
     lamb = catalogue.page("lamb")
     assert "      9 digits, float64: optax_lamb, optax_lamb_excl, optax_lamb_wd0\n" in lamb
     assert "      4 digits, float32: dle_tf_bert_lamb\n" in lamb  # within 2e-5
-    # The reference repeats itself to no more digits, which is fewer than the tolerance asks for.
+    # The reference is reproducible to fewer digits than the tolerance requires.
     assert "      5 digits, float64: po_lamb_prenorm" in catalogue.page("pytorch_optimizer.Lamb")
 
 
@@ -108,7 +108,7 @@ def test_a_page_shows_the_signature_without_types() -> None:
 
 
 @pytest.mark.parametrize("name", ["torch.SGD", "ports.torch.SGD", "optim_zoo.ports.torch.SGD"])
-def test_a_port_is_found_by_its_longer_names(name: str) -> None:
+def test_a_port_is_found_by_its_full_path(name: str) -> None:
     assert catalogue.page(name) == catalogue.page("torch.SGD")
 
 
@@ -131,13 +131,13 @@ def test_the_page_of_a_library_names_its_ports(library: str) -> None:
         ("qqqqq", "unknown optimizer 'qqqqq'; `optim-zoo list` lists all names"),
     ],
 )
-def test_an_unknown_name_gets_the_nearest(name: str, expected: str) -> None:
+def test_an_unknown_name_suggests_the_nearest_names(name: str, expected: str) -> None:
     with pytest.raises(UserError) as caught:
         catalogue.page(name)
     assert expected in str(caught.value)
 
 
-def test_every_case_belongs_to_a_name() -> None:
+def test_every_recorded_case_appears_on_one_page() -> None:
     found = [c for name in (*registry.OPTIMIZERS, *PORTS) for c in catalogue.comparisons(name)]
     own = [c.case.id for c in found if c.arguments is None]
     assert sorted(own) == [case.id for case in recorded.cases()]
@@ -149,5 +149,5 @@ def test_every_case_belongs_to_a_name() -> None:
     [(2.41e-6, 2, "2.4e-6"), (1e-9, 1, "1e-9"), (0.0, 2, "0"), (12.0, 2, "1.2e+1"),
      (1.23e-16, 2, "1.2e-16"), (float("nan"), 2, "nan"), (float("inf"), 2, "inf")],
 )  # fmt: skip
-def test_short_number(number: float, digits: int, expected: str) -> None:
+def test_short_number_formats_with_few_digits(number: float, digits: int, expected: str) -> None:
     assert catalogue.short_number(number, digits) == expected

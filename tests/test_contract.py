@@ -1,4 +1,4 @@
-"""Tests what every optimizer promises, whatever its formula. No optimizer is named here."""
+"""Tests the contract that every optimizer of the registry keeps, whatever its formula."""
 
 import functools
 import inspect
@@ -30,7 +30,7 @@ newest = pytest.mark.newest  # the tests that depend most on JAX, optax, Flax an
 
 Make = Callable[..., optax.GradientTransformation]  # takes at least a learning rate
 
-# The options of an optimizer that has such arguments; they reach every path through its code.
+# Values for the optional arguments of all optimizers, chosen to reach every branch of their code.
 OPTIONS = {
     "weight_decay": 0.01,
     "exclude_from_weight_decay": ["bias"],
@@ -47,8 +47,8 @@ OPTIONS = {
 }
 
 
-def _standing_alone(entry: registry.Entry) -> Make:
-    """Returns the constructor; a wrapper is applied to Adam and becomes a function of the rate."""
+def _by_learning_rate(entry: registry.Entry) -> Make:
+    """Returns the constructor; a wrapper is applied to Adam first."""
     if not entry.wraps:
         return entry.constructor
     parameters = inspect.signature(entry.constructor).parameters
@@ -70,11 +70,11 @@ def _parameters(constructor: Make) -> dict[str, inspect.Parameter]:
 def _with_options(constructor: Make) -> Make:
     names = set(_parameters(constructor))
     if "momentum" not in names:
-        names -= {"nesterov"}  # Adam with it is Nadam, which is in the registry by itself.
+        names -= {"nesterov"}  # Adam with Nesterov momentum is Nadam, which the registry has too.
     return functools.partial(constructor, **{k: v for k, v in OPTIONS.items() if k in names})
 
 
-CONSTRUCTORS = {name: _standing_alone(entry) for name, entry in registry.OPTIMIZERS.items()}
+CONSTRUCTORS = {name: _by_learning_rate(entry) for name, entry in registry.OPTIMIZERS.items()}
 PLAIN: dict[str, Make] = dict(CONSTRUCTORS)
 FULL: dict[str, Make] = {f"{name}-full": _with_options(f) for name, f in CONSTRUCTORS.items()}
 WITH_OPTIONS = {k: f for k, f in FULL.items() if f.keywords}  # type: ignore[attr-defined]
@@ -82,7 +82,7 @@ every = pytest.mark.parametrize(
     "make",
     [
         *FULL.values(),
-        # Options reach every path through the code, so that most tests can skip the defaults.
+        # The options reach every branch of the code, so that most tests can skip the defaults.
         *(pytest.param(f, marks=pytest.mark.slow) for k, f in PLAIN.items()
           if f"{k}-full" in WITH_OPTIONS),
     ],
@@ -91,14 +91,14 @@ every = pytest.mark.parametrize(
 plain = pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
 full = pytest.mark.parametrize("make", FULL.values(), ids=FULL)
 
-DTYPES = [  # the dtypes of the parameters and of the gradients
+DTYPES = [  # (parameters, gradients)
     ("float32", "float32"),
     ("bfloat16", "bfloat16"),
     ("float16", "float16"),
     ("bfloat16", "float32"),
     ("float32", "bfloat16"),
 ]
-DTYPES_OF_ONE_TEST = [DTYPES[2], DTYPES[4]]  # no other test compiles a step for them
+DTYPES_OF_ONE_TEST = [DTYPES[2], DTYPES[4]]  # other tests compile no step for them
 
 
 def _params(dtype: str = "float32") -> Any:
@@ -117,7 +117,7 @@ def _grads(dtype: str = "float32", seed: int = 1) -> Any:
 
 
 NARROW = ("bfloat16", "float16", "float32")
-EVERY_PAIR = list(itertools.product(NARROW, repeat=2))  # of parameters and gradients
+EVERY_PAIR = list(itertools.product(NARROW, repeat=2))  # (parameters, gradients)
 # Arguments that change the fields of a piece's state, or its arithmetic.
 VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "chain_leaf_by_leaf": lambda: transforms.chain_leaf_by_leaf(
@@ -149,7 +149,7 @@ def _step(tx: optax.GradientTransformation, params: Any, state: Any, grads: Any)
 def _compiled(make: Make, rate: Any = 0.1) -> tuple[optax.GradientTransformation, Any]:
     """Returns the optimizer and its step: (params, state, grads) -> (params, state), updates.
 
-    The step is compiled once for each types, for all tests together.
+    All tests share the step, which is compiled once for each combination of types.
     """
     tx = make(rate)
 
@@ -161,10 +161,10 @@ def _compiled(make: Make, rate: Any = 0.1) -> tuple[optax.GradientTransformation
 
 
 def _eagerly(tx: optax.GradientTransformation) -> Callable[..., Any]:
-    """Returns the same step as `_compiled`, computed operation by operation.
+    """Returns the same step as `_compiled`, run one operation at a time.
 
-    Their programs are shared by all optimizers. Outside ``jit`` a ``cond`` would be compiled in
-    every call.
+    All optimizers share the compiled operations. With ``disable_jit`` a ``cond`` is not compiled
+    anew in every call.
     """
 
     def step(params: Any, state: Any, grads: Any) -> Any:
@@ -181,7 +181,7 @@ def _assert_equal(actual: Any, expected: Any) -> None:
 
 
 def _assert_close(actual: Any, expected: Any, rtol: float = 2e-6, atol: float = 2e-7) -> None:
-    """Allows by default some float32 roundings: compiled code fuses products and sums."""
+    """Compares within a few float32 roundings, because compiled code fuses products and sums."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol, atol), actual, expected)
 
@@ -192,12 +192,12 @@ def _assert_close(actual: Any, expected: Any, rtol: float = 2e-6, atol: float = 
 @newest
 @full
 @pytest.mark.parametrize("dtypes", DTYPES, ids="-".join)
-def test_updates_are_like_the_parameters_and_state_keeps_its_types(
+def test_updates_match_the_parameters_and_state_keeps_its_types(
     make: Make, dtypes: tuple[str, str]
 ) -> None:
     params, grads = _params(dtypes[0]), _grads(dtypes[1])
     tx, step = _compiled(make)
-    if dtypes in DTYPES_OF_ONE_TEST:  # the types of compiled steps are tested below for all pairs
+    if dtypes in DTYPES_OF_ONE_TEST:  # the next test covers the types of compiled steps
         step = _eagerly(tx)
     state = tx.init(params)
     expected = _types(state)
@@ -219,7 +219,7 @@ def _mixed() -> tuple[Any, Any]:
 
 
 def _check_types_stay(tx: optax.GradientTransformation, params: Any, grads: Any) -> Any:
-    """Returns the types of the updates. Traces only, because types do not depend on numbers."""
+    """Checks the types of a traced update and returns the shapes and dtypes of the updates."""
     state = jax.eval_shape(tx.init, params)
     updates, after = jax.eval_shape(tx.update, grads, state, params)
     assert _types(after) == _types(state)
@@ -255,7 +255,7 @@ def test_a_piece_keeps_its_types_in_any_mix_of_dtypes(
     _check_types_stay(tx, *_mixed())
 
 
-WITH_EPS = {  # a wrapper has the eps of its inner optimizer, 1e-8
+WITH_EPS = {  # a wrapper uses the eps of its inner optimizer, 1e-8
     name: make
     for name, make in CONSTRUCTORS.items()
     if "eps" in _parameters(make) or registry.OPTIMIZERS[name].wraps
@@ -265,10 +265,10 @@ WITH_EPS = {  # a wrapper has the eps of its inner optimizer, 1e-8
 @pytest.mark.parametrize("make", WITH_EPS.values(), ids=WITH_EPS)
 @pytest.mark.parametrize("eps", [1e-8, None], ids=["1e-8", "default"])
 def test_eps_does_not_vanish_in_float16(make: Make, eps: float | None) -> None:
-    """Float16 rounds 1e-8 and the squares of gradients below 1.7e-4 to 0: a step would be 0 / 0.
+    """Compares the steps with float32 steps; in float16 arithmetic they would be 0 / 0.
 
-    The steps are compared with those of the same numbers in float32. They differ by one rounding:
-    by half of 2^-10 of the step, or by half of 2^-24 where float16 numbers are evenly spaced.
+    Float16 rounds 1e-8 and the squares of gradients below 1.7e-4 to 0. The steps may differ by the
+    final rounding to float16: 2^-11 of the step, or 2^-25 for subnormal numbers.
     """
     # AdaGrad's initial accumulator would hide squares that are rounded to 0.
     options = {"initial_accumulator_value": 0.0} | ({} if eps is None else {"eps": eps})
@@ -297,7 +297,7 @@ def test_eps_does_not_vanish_in_float16(make: Make, eps: float | None) -> None:
 @newest
 @full
 @pytest.mark.parametrize("dtypes", [DTYPES[0], DTYPES[3]], ids="-".join)
-def test_runs_in_a_scan(make: Make, dtypes: tuple[str, str]) -> None:
+def test_a_scan_makes_the_same_steps_as_a_loop(make: Make, dtypes: tuple[str, str]) -> None:
     params, grads = _params(dtypes[0]), _grads(dtypes[1])
     tx, step = _compiled(make)
 
@@ -312,7 +312,7 @@ def test_runs_in_a_scan(make: Make, dtypes: tuple[str, str]) -> None:
     looped = (params, tx.init(params))
     for _ in range(3):
         looped, _ = step(*looped, grads)
-    rtol = {"float32": 2e-6, "bfloat16": 2**-7}[dtypes[0]]  # one rounding
+    rtol = {"float32": 2e-6, "bfloat16": 2**-7}[dtypes[0]]  # bfloat16: one rounding
     _assert_close(scanned[0], looped[0], rtol, rtol / 10)
     assert _types(scanned[1]) == _types(looped[1])
 
@@ -337,7 +337,7 @@ def test_float64_stays_float64(make: Make) -> None:
 
 @newest
 @full
-def test_nothing_compiles_twice(make: Make) -> None:
+def test_update_is_traced_once(make: Make) -> None:
     tx = make(schedules.warmup_cosine(0.1, 2, 10))
     traces = []
 
@@ -364,14 +364,14 @@ def test_compiled_equals_eager(make: Make) -> None:
         eager, _ = _eagerly(tx)(*eager, _grads(seed=seed))
         compiled = compiled_step(*compiled, _grads(seed=seed))
         assert _types(eager[1]) == _types(compiled[1])
-    # Ratios of norms, so some roundings more than the parameters themselves.
+    # Ratios of norms add a few roundings to the default tolerance.
     _assert_close(compiled, eager, rtol=5e-6, atol=5e-7)
 
 
 @full
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_number_is_a_constant_schedule(make: Make, compiled: bool) -> None:
-    """The results are equal to the bit."""
+    """The results are bit-identical."""
     results = []
     for rate in (0.1, schedules.constant(0.1)):
         tx, step = _compiled(make, rate)
@@ -384,8 +384,8 @@ def test_a_number_is_a_constant_schedule(make: Make, compiled: bool) -> None:
 
 
 @every
-def test_a_schedule_sees_step_0_first(make: Make) -> None:
-    """With a rate that is 0 at step 0 only, the parameters do not change in the first step."""
+def test_a_schedule_is_first_called_with_step_0(make: Make) -> None:
+    """Uses a learning rate that is 0 at step 0 only: the first step must change nothing."""
     tx = make(lambda step: jnp.where(step == 0, 0.0, 0.1))
     carry = (_params(), tx.init(_params()))
     carry, _ = _eagerly(tx)(*carry, _grads())
@@ -398,10 +398,10 @@ def test_a_schedule_sees_step_0_first(make: Make) -> None:
 @newest
 @every
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_donated_step_right_after_init(make: Make, dtype: str) -> None:
-    """No two arrays of parameters and state share memory, and none is freed while in use.
+def test_parameters_and_state_can_be_donated_right_after_init(make: Make, dtype: str) -> None:
+    """No two arrays of the parameters and the state share a buffer.
 
-    This includes a learning rate that is an array of the caller.
+    A learning rate passed as an array is copied: donating the state must not delete it.
     """
     rate = jnp.asarray(0.1)
     tx = make(rate if dtype == "float32" else 0.1)
@@ -438,14 +438,14 @@ HYPERPARAMETERS = [
 
 @functools.cache
 def _injected(make: Make) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Returns compiled init and update with injected hyperparameters; shared as in `_compiled`."""
+    """Returns compiled ``init`` and ``update`` with injected hyperparameters, for all tests."""
     injected = optax.inject_hyperparams(make)(**_numeric(make))
     return quick.jit(injected.init), quick.jit(injected.update)
 
 
 @newest
 @plain
-def test_inject_hyperparams(make: Make) -> None:
+def test_injected_hyperparameters_give_the_same_steps(make: Make) -> None:
     values = _numeric(make)
     init, update = _injected(make)
     tx = make(**values)
@@ -460,7 +460,7 @@ def test_inject_hyperparams(make: Make) -> None:
         params = optax.apply_updates(params, updates)
         assert _types(state) == expected_types
     assert update._cache_size() == 1
-    # A rate near 1 as a float32 array: 1 - 0.999 is off by 3e-5, half of it after a root.
+    # 1 - 0.999 from a float32 array is off by 3e-5, and by half of that after a square root.
     _assert_close(params, ours[0], rtol=5e-5, atol=5e-6)
 
 
@@ -474,11 +474,13 @@ def test_an_injected_rate_can_be_changed(make: Make) -> None:
 
 
 @pytest.mark.parametrize(("constructor", "name", "value"), HYPERPARAMETERS)
-def test_vmap_over_a_hyperparameter(constructor: Make, name: str, value: float) -> None:
-    # A default of 0 may take another path than other values.
+def test_vmap_over_a_hyperparameter_equals_separate_runs(
+    constructor: Make, name: str, value: float
+) -> None:
+    # A default of 0 may take another branch than other values.
     values = np.float32([value, 0.85 * value or 0.1, 0.9 * value or 0.05])
     options = {k: 2 for k in _parameters(constructor) if k == "sync_period"}
-    params = _params()["dense"]  # a matrix and a vector: no option here names a path
+    params = _params()["dense"]  # two leaves are enough, because no option here names a path
 
     def moved(value: Any) -> Any:
         tx = constructor(**{"learning_rate": 0.1, name: value, **options})
@@ -493,13 +495,13 @@ def test_vmap_over_a_hyperparameter(constructor: Make, name: str, value: float) 
     for i, value in enumerate(values):
         with jax.disable_jit():  # a `cond` is compiled anew for every call outside jit
             alone = moved(value)
-        # The same float32 hyperparameter, known or traced: see test_inject_hyperparams.
+        # As above: 1 - 0.999 from a float32 array is off by 3e-5.
         _assert_close(jax.tree.map(lambda x, i=i: x[i], together), alone, 5e-5, 5e-6)
 
 
 @pytest.mark.parametrize(("constructor", "name", "value"), HYPERPARAMETERS)
 @pytest.mark.parametrize("wrong", [-1.0, float("nan")])
-def test_hyperparameters_are_checked(
+def test_hyperparameters_out_of_range_raise(
     constructor: Make, name: str, value: float, wrong: float
 ) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be "):
@@ -527,8 +529,8 @@ ODD = {
 
 
 @full
-def test_odd_trees(make: Make) -> None:
-    """Each tree is updated separately; all are compiled together."""
+def test_empty_trees_and_none_are_accepted(make: Make) -> None:
+    """Updates each tree separately, in one compiled program."""
     tx = make(0.1)
     states = {name: tx.init(params) for name, params in ODD.items()}
 
@@ -547,8 +549,10 @@ def test_odd_trees(make: Make) -> None:
 @pytest.mark.parametrize(
     "wrap", [freeze, lambda tree: tuple(tree.values())], ids=["frozen", "tuple"]
 )
-def test_other_containers(make: Make, wrap: Callable[[Any], Any]) -> None:
-    tx = _forgiving(make)(0.1)
+def test_updates_keep_the_container_of_the_parameters(
+    make: Make, wrap: Callable[[Any], Any]
+) -> None:
+    tx = _without_path_options(make)(0.1)
     params, grads = wrap(_params()), wrap(_grads())
     state = tx.init(params)
     updates, after = jax.eval_shape(tx.update, grads, state, params)
@@ -556,7 +560,7 @@ def test_other_containers(make: Make, wrap: Callable[[Any], Any]) -> None:
     assert _types(after) == _types(state)
 
 
-def _forgiving(make: Make) -> Make:
+def _without_path_options(make: Make) -> Make:
     """Returns the constructor with only the options that do not name paths."""
     if not isinstance(make, functools.partial):
         return make
@@ -566,15 +570,15 @@ def _forgiving(make: Make) -> Make:
 
 @full
 def test_a_bare_array_is_a_tree(make: Make) -> None:
-    tx = _forgiving(make)(0.1)
+    tx = _without_path_options(make)(0.1)
     updates, _ = tx.update(jnp.ones(3), tx.init(jnp.ones(3)), jnp.ones(3))
     assert updates.shape == (3,)
 
 
 @newest
 @full
-def test_masked_and_partition(make: Make) -> None:
-    """Each part is updated as if it were the whole tree; patterns may match in another part."""
+def test_masked_and_partition_update_their_part_alone(make: Make) -> None:
+    """Each part is updated like a whole tree; a pattern may match only in another part."""
     params, grads = _params(), _grads()
     labels = {"stack": "ours", "dense": {"kernel": "ours", "bias": "sgd"}, "norm": {"scale": "sgd"}}
     part = {"stack": params["stack"], "dense": {"kernel": params["dense"]["kernel"]}}
@@ -606,13 +610,13 @@ def test_masked_and_partition(make: Make) -> None:
         _assert_equal(updates["dense"]["bias"], -grads["dense"]["bias"])
 
 
-# In other people's wrappers.
+# In the wrappers of optax.
 
 
 @newest
 @full
-def test_multi_steps(make: Make) -> None:
-    """Two micro-batches make one step with their mean; the first of them changes nothing."""
+def test_multi_steps_applies_the_mean_gradient(make: Make) -> None:
+    """The first of two micro-batches changes nothing; the second makes a step with their mean."""
     tx = optax.MultiSteps(make(0.1), every_k_schedule=2)
     params = _params()
     state = tx.init(params)
@@ -629,8 +633,8 @@ def test_multi_steps(make: Make) -> None:
 
 @newest
 @full
-def test_apply_if_finite(make: Make) -> None:
-    """A skipped step does not change the state."""
+def test_apply_if_finite_skips_a_nan_step(make: Make) -> None:
+    """A skipped step changes neither the parameters nor the state."""
     tx = optax.apply_if_finite(make(0.1), 5)
     params = _params()
     start = tx.init(params)
@@ -647,8 +651,8 @@ def test_apply_if_finite(make: Make) -> None:
 
 @newest
 @full
-def test_tree_map_params_sees_what_is_like_the_parameters(make: Make) -> None:
-    """Shardings of a state are made from those of the parameters in this way."""
+def test_tree_map_params_finds_the_state_shaped_like_the_parameters(make: Make) -> None:
+    """The sharding of a state is derived from the parameters with `tree_map_params`."""
     tx = make(0.1)
     params = _params()
     state = tx.init(params)
@@ -700,7 +704,7 @@ _nnx_gradients = nnx.jit(nnx.value_and_grad(lambda model: _loss(model(X))))
 
 
 def _flax_make(make: Make) -> Make:
-    """Replaces the layer rules by rules for the parameters of these models."""
+    """Returns the constructor with layer rules that fit the parameters of these models."""
     if "layers" in getattr(make, "keywords", {}):
         return functools.partial(make, layers=[("stack/kernel", stacked(1))])
     return make
@@ -736,8 +740,8 @@ def test_linen_and_nnx_give_the_same_parameters(make: Make) -> None:
 
 @newest
 @full
-def test_nnx_models_with_sharding_annotations(make: Make) -> None:
-    """Parts of the state that are not like the parameters must not inherit their annotations."""
+def test_nnx_models_with_sharding_annotations_can_be_trained(make: Make) -> None:
+    """Scalars of the state must not inherit the annotations of the parameters."""
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
         model = NnxModel(nnx.Rngs(0), axes=(None, "model"))
@@ -755,7 +759,7 @@ def test_nnx_models_with_sharding_annotations(make: Make) -> None:
 
 @newest
 @full
-def test_linen_models_with_sharding_annotations(make: Make) -> None:
+def test_linen_sharding_annotations_apply_to_the_state(make: Make) -> None:
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     kernel_init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
     model = nn.Dense(6, kernel_init=kernel_init)
@@ -779,7 +783,7 @@ def test_linen_models_with_sharding_annotations(make: Make) -> None:
 @newest
 @full
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_checkpoint_gives_back_every_bit(make: Make, dtype: str, tmp_path: Path) -> None:
+def test_an_orbax_checkpoint_restores_every_bit(make: Make, dtype: str, tmp_path: Path) -> None:
     tx, step = _compiled(make)
     (params, state), _ = step(_params(dtype), tx.init(_params(dtype)), _grads(dtype))
     with ocp.StandardCheckpointer() as checkpointer:
@@ -797,7 +801,7 @@ def test_a_checkpoint_gives_back_every_bit(make: Make, dtype: str, tmp_path: Pat
 
 @newest
 @full
-def test_flax_serialization_gives_back_every_bit(make: Make) -> None:
+def test_flax_serialization_restores_every_bit(make: Make) -> None:
     tx, step = _compiled(make)
     fresh = tx.init(_params())
     (_, state), _ = step(_params(), fresh, _grads())
@@ -810,10 +814,10 @@ def test_flax_serialization_gives_back_every_bit(make: Make) -> None:
 
 
 @full
-def test_a_quadratic_goes_down(make: Make) -> None:
-    """|x - target|^2 falls below half under one of three learning rates, whose units differ.
+def test_training_lowers_a_quadratic_loss(make: Make) -> None:
+    """Halves |x - target|^2 with one of three learning rates, because their scales differ.
 
-    Centralized gradients do not change the mean weight of each output, so that it cannot reach 0.
+    The loss cannot reach 0 with centralized gradients, which keep the mean weight of each output.
     """
     target = jax.tree.map(jnp.add, _params(), _grads(seed=7))
 
@@ -831,13 +835,13 @@ def test_a_quadratic_goes_down(make: Make) -> None:
         return jax.lax.scan(body, (params, tx.init(params)), length=300)[0][0]
 
     start = _params()
-    # nanmin: under too large a learning rate the loss may overflow.
+    # nanmin, because the loss may overflow if the learning rate is too large.
     assert np.nanmin([loss(train(r, start)) for r in (0.1, 2.0, 50.0)]) < loss(start) / 2
 
 
 @full
 @pytest.mark.parametrize("zero", ["grads", "params", "both"])
-def test_zeros_make_no_nan(make: Make, zero: str) -> None:
+def test_zero_gradients_and_parameters_make_no_nan(make: Make, zero: str) -> None:
     zeros = jax.tree.map(jnp.zeros_like, _params())
     params = _params() if zero == "grads" else zeros
     grads = _grads() if zero == "params" else zeros
@@ -853,7 +857,7 @@ def test_zeros_make_no_nan(make: Make, zero: str) -> None:
 @full
 @pytest.mark.parametrize("scale", [1e-15, 1e15])
 def test_gradients_of_extreme_size_make_no_nan(make: Make, scale: float) -> None:
-    """Squares from 1e-30 to 1e30 are within the range of float32."""
+    """The squares, from 1e-30 to 1e30, are within the range of float32."""
     tx, step = _compiled(make)
     grads = jax.tree.map(lambda g: scale * g, _grads())
     _, updates = step(_params(), tx.init(_params()), grads)
@@ -871,7 +875,7 @@ PATTERNS = [
 
 
 @pytest.mark.parametrize(("constructor", "name"), PATTERNS)
-def test_path_patterns(constructor: Make, name: str) -> None:
+def test_wrong_path_patterns_raise(constructor: Make, name: str) -> None:
     params = _params()
     with pytest.raises(TypeError, match=f"{name} must be a list of path patterns.*'bias'"):
         constructor(0.1, **{name: "bias"})
@@ -883,7 +887,7 @@ def test_path_patterns(constructor: Make, name: str) -> None:
         tx.init(params)
     with pytest.raises(ValueError, match=re.escape(message)):
         jax.eval_shape(tx.init, params)
-    # Under a mask the pattern may match in another part.
+    # Under a mask, the pattern may match a leaf that is masked out.
     mask = {"stack": True, "dense": True, "norm": False}
     optax.masked(tx, mask).init(params)
 
@@ -897,8 +901,8 @@ def test_default_patterns_need_not_match(make: Make) -> None:
 
 @newest
 @full
-def test_init_traces_without_numbers(make: Make) -> None:
-    """A sharded initialization plans the state from shapes alone."""
+def test_init_can_be_traced_on_shapes(make: Make) -> None:
+    """A sharded initialization derives the shapes of the state from those of the parameters."""
     tx = make(0.1)
     planned = jax.eval_shape(tx.init, jax.eval_shape(_params))
     real = tx.init(_params())

@@ -1,4 +1,4 @@
-"""Tests what every optimizer promises, over generated trees."""
+"""Tests properties that every optimizer has on generated trees of parameters."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from tests.test_contract import CONSTRUCTORS, Make
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 DTYPES = ("float32", "bfloat16", "float16")
-# A fixed set, so that operations on them are compiled once.
+# A small fixed set, because each shape is compiled separately.
 SHAPES = ((), (1,), (3,), (2, 3), (2, 1, 3), (0,), (0, 3))
 
 every = pytest.mark.parametrize("make", CONSTRUCTORS.values(), ids=CONSTRUCTORS)
@@ -27,13 +27,13 @@ settings = functools.partial(hypothesis.settings, deadline=None, derandomize=Tru
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """Describes a parameter and its gradients. It is a leaf of a generated tree."""
+    """Describes one parameter of a generated tree, and its gradients."""
 
     shape: tuple[int, ...]
     dtype: str
     gradient_dtype: str
-    size: str  # of the gradients: "moderate", "zero", "tiny" or "large"
-    seed: int  # of the random numbers; 0 makes the parameter zero
+    size: str  # size of the gradients: "moderate", "zero", "tiny" or "large"
+    seed: int  # random seed; with 0 the parameter is zero
 
     def parameter(self) -> jax.Array:
         x = np.random.default_rng(self.seed).normal(size=self.shape)
@@ -48,7 +48,7 @@ class Leaf:
 
 
 def trees(*sizes: str) -> st.SearchStrategy[Any]:
-    """Generates nested containers, also empty ones, of `Leaf` and None."""
+    """Generates nested containers of `Leaf` and None. Containers may be empty."""
     leaves = st.builds(
         Leaf,
         st.sampled_from(SHAPES),
@@ -88,7 +88,7 @@ def _like(tree: Any) -> Any:
 
 
 def _assert_no_memory_is_shared(*trees: Any) -> None:
-    """Arrays without entries have no memory and are not compared."""
+    """Checks that the arrays have distinct buffers; empty arrays have none."""
     pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(trees) if x.size]
     assert len(set(pointers)) == len(pointers)
 
@@ -100,8 +100,8 @@ def _options(make: Make, **wanted: Any) -> dict[str, Any]:
 @every
 @settings(max_examples=8)
 @hypothesis.given(tree=trees("moderate", "zero", "tiny", "large"))
-def test_types_stay_and_nothing_is_shared(make: Make, tree: Any) -> None:
-    """Makes two steps; an optimizer with a synchronization makes it in the second."""
+def test_state_keeps_its_types_and_no_buffer_is_shared(make: Make, tree: Any) -> None:
+    """Makes two steps; Lookahead synchronizes in the second."""
     tx = make(0.1, **_options(make, sync_period=2))
     params = _params(tree)
     state = tx.init(params)
@@ -112,14 +112,14 @@ def test_types_stay_and_nothing_is_shared(make: Make, tree: Any) -> None:
         assert _like(updates) == _like(params)
         assert _types(state) == expected
         _assert_no_memory_is_shared(params, state)
-        # A step of 1e29 is infinite in float16; it is not applied. None is NaN.
+        # A float16 update may overflow to infinity, so it is not applied; it must not be NaN.
         assert not any(np.isnan(x).any() for x in jax.tree.leaves(updates))
 
 
 @every
 @settings(max_examples=8)
 @hypothesis.given(tree=trees("moderate", "zero", "tiny"))
-def test_finite_gradients_give_finite_steps(make: Make, tree: Any) -> None:
+def test_finite_gradients_give_finite_updates(make: Make, tree: Any) -> None:
     tx = make(0.1, **_options(make, sync_period=2, weight_decay=0.01))
     params = _params(tree)
     state = tx.init(params)
@@ -132,7 +132,7 @@ def test_finite_gradients_give_finite_steps(make: Make, tree: Any) -> None:
 @every
 @settings(max_examples=6)
 @hypothesis.given(tree=trees("zero"))
-def test_zero_gradients_without_decay_move_nothing(make: Make, tree: Any) -> None:
+def test_zero_gradients_without_decay_change_nothing(make: Make, tree: Any) -> None:
     tx = make(0.1, **_options(make, sync_period=2, weight_decay=0.0))
     params = _params(tree)
     state = tx.init(params)
@@ -162,7 +162,7 @@ def test_compiled_equals_eager(make: Make, tree: Any) -> None:
         for x, y in zip(
             jax.tree.leaves((actual, compiled)), jax.tree.leaves((expected, eager)), strict=True
         ):
-            # Some float32 roundings, because compiled code fuses products and sums; one of the
-            # dtype itself where that is less precise.
+            # A few float32 roundings, because compiled code fuses products and sums, or one
+            # rounding of the dtype itself where that is coarser.
             rtol = max(1e-5, float(jnp.finfo(x.dtype).eps)) if x.dtype != "int32" else 0
             np.testing.assert_allclose(np.float64(x), np.float64(y), rtol=rtol, atol=1e-6)

@@ -1,7 +1,7 @@
-"""The code in the documentation runs, and the reference has every public name once.
+"""Runs the code of the documentation, and checks that the reference has every public name once.
 
-Every Python block of a page is executed, in one namespace for each page. A comment in front of a
-block says where this is not done::
+The Python blocks of a page are executed in one namespace. A comment in front of a block keeps it
+from being run, or from being run by default::
 
     <!-- not run: needs a TPU -->
     <!-- slow: trains for a minute -->
@@ -40,7 +40,7 @@ REFERENCE = sorted((DOCS / "reference").glob("*.md"))
 
 
 class Block(NamedTuple):
-    """A block of code, and what the comment in front of it says about running it."""
+    """A block of code, with the marker from the comment in front of it."""
 
     code: str
     line: int
@@ -48,7 +48,7 @@ class Block(NamedTuple):
 
 
 def blocks(text: str, language: str) -> list[Block]:
-    """The blocks of one language, also those that are indented in a list."""
+    """Returns the blocks of one language, including those indented in a list."""
     found = re.finditer(
         r"^(?:<!-- (not run|slow): [^\n]*-->\n\n?)?(?P<indent> *)```(?P<language>\w+)[^\n]*\n"
         r"(?P<code>.*?)^(?P=indent)```$",
@@ -67,9 +67,9 @@ def blocks(text: str, language: str) -> list[Block]:
 def run(page: Path, text: str, slow: bool) -> str:
     """Executes the blocks of a page and returns what they print.
 
-    A failure names the line of the page, because the code is compiled with its lines.
+    Code is compiled with the line numbers of the page, so that a failure names the right line.
     """
-    # The annotations of dataclasses are looked up in the module of the class.
+    # `dataclasses` looks annotations up in the module of the class.
     namespace: dict[str, Any] = {"__name__": "__main__"}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -84,8 +84,8 @@ def with_python(marker: str) -> list[Path]:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A folder of its own for what a page writes, and JAX's defaults, which a reader has."""
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Changes to an empty folder for what a page writes, and sets JAX's default options."""
     monkeypatch.chdir(tmp_path)
     with jax.numpy_rank_promotion("allow"):
         yield
@@ -94,30 +94,30 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 @pytest.mark.parametrize(
     "page", [p for p in with_python("") if p.name != "README.md"], ids=lambda page: page.name
 )
-def test_python_blocks_run(page: Path, elsewhere: None) -> None:
+def test_python_blocks_run(page: Path, empty_folder: None) -> None:
     run(page, page.read_text(), slow=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", with_python("slow"), ids=lambda page: page.name)
-def test_slow_python_blocks_run(page: Path, elsewhere: None) -> None:
+def test_slow_python_blocks_run(page: Path, empty_folder: None) -> None:
     run(page, page.read_text(), slow=True)
 
 
-def test_the_readmes_example_trains(elsewhere: None) -> None:
+def test_the_readmes_example_trains(empty_folder: None) -> None:
     before, after, trust_ratio = map(float, run(README, README.read_text(), slow=False).split())
     assert after < 0.1 * before
     assert trust_ratio > 0
 
 
-def test_the_examples_of_the_gallery_run(elsewhere: None) -> None:
+def test_the_examples_of_the_gallery_run(empty_folder: None) -> None:
     with imported("docs", "gallery_text") as (gallery,):
         for entry in registry.OPTIMIZERS.values():
             (block,) = blocks(gallery.example(entry), "python")
             exec(block.code, {})
 
 
-def test_a_block_may_be_left_out_or_fail_with_its_line() -> None:
+def test_marked_blocks_are_skipped_and_failures_name_the_line_of_the_page() -> None:
     text = "one\n\n```python\nx = 1\n```\n\n<!-- not run: no -->\n```python\n1 / 0\n```\n"
     text += "- a list\n\n    ```python\n    print(x)\n    raise KeyError\n    ```\n"
     assert [b.marker for b in blocks(text, "python")] == ["", "not run", ""]
@@ -140,7 +140,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 KNOWN = {"cd", "git", "mkdocs", "mypy", "pip", "pre-commit", "pytest", "python", "ruff", "source"}
-# Pages that have the reader write a file make it by this name.
+# The names of files that the pages ask the reader to write.
 WRITTEN_BY_THE_READER = {"line.toml"}
 
 
@@ -166,7 +166,7 @@ def test_shell_blocks_name_existing_commands_and_files() -> None:
 
 
 def objects(directive: str, members: str | None) -> list[str]:
-    """The public names that a directive of mkdocstrings shows: one, or those of a module."""
+    """Returns the public names that a directive of mkdocstrings shows."""
     thing = resolved(directive)
     if not inspect.ismodule(thing):
         return [directive]
@@ -185,7 +185,7 @@ def resolved(path: str) -> Any:
 
 
 def defined(module: ModuleType) -> list[str]:
-    """The names of functions and classes that a module defines, not those that it imports."""
+    """Returns the names of the functions and classes that a module defines, without its imports."""
     return [
         name
         for name, value in vars(module).items()
@@ -206,7 +206,7 @@ def shown() -> list[Any]:
 
 
 def public() -> set[str]:
-    """Where users find each public name, in the words that they write."""
+    """Returns every public name with the path that users write."""
     names = {f"optim_zoo.{name}" for name in optim_zoo.__all__}
     modules = {name for name in names if inspect.ismodule(resolved(name))}
     names -= modules
@@ -227,7 +227,7 @@ def public() -> set[str]:
 
 
 def identity(path: str) -> str | int:
-    """One object may be found at several places; data is told apart by its place."""
+    """Identifies functions and classes across re-exports; other values only by their path."""
     thing = resolved(path)
     return id(thing) if callable(thing) else path
 

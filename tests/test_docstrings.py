@@ -1,4 +1,4 @@
-"""The docstrings of public functions that make transformations or schedules are complete."""
+"""Checks that the docstrings of public transformations and schedules are complete."""
 
 import inspect
 import re
@@ -14,7 +14,7 @@ from optim_zoo import accumulation, guards, metrics, precision, registry, schedu
 
 SECTIONS = ("Args", "Returns", "Raises", "Example")
 PARAMS = {"stack": jnp.ones((2, 3, 4)), "norm": jnp.ones(4), "bias": jnp.ones(4)}
-# Words that plain English has no need of here, by the vocabulary of the documentation.
+# Words that docs/vocabulary.md and plain English replace.
 UNWANTED = re.compile(r"\b(told|beside|so far|as it is|goes on from|borne|lies in)\b")
 SCHEDULES = [
     schedules.bert_warmup_polynomial, schedules.constant, schedules.lamb_recipe,
@@ -36,7 +36,7 @@ every = pytest.mark.parametrize("name", PUBLIC)
 
 
 def _sections(name: str) -> dict[str, str]:
-    """The text before the first section, and that of each section without its indentation."""
+    """Returns the dedented text of each section, with the summary under the key ``""``."""
     doc = inspect.getdoc(PUBLIC[name]) or ""
     parts = re.split(rf"^({'|'.join(SECTIONS)}):\n", doc, flags=re.MULTILINE)
     titles, texts = parts[1::2], parts[2::2]

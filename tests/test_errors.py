@@ -1,4 +1,4 @@
-"""Errors carry data, and no code of the package reads an exception's text."""
+"""Tests that errors carry data and that no code of the package parses an exception's text."""
 
 import ast
 import concurrent.futures
@@ -32,10 +32,10 @@ from optim_zoo import (
 from optim_zoo.errors import ArgumentError, ArgumentTypeError, ArgumentValueError, UserError
 from tests import pieces
 
-# The parts of an error
+# The fields of an error.
 
 
-def test_an_error_is_made_of_its_parts() -> None:
+def test_the_message_is_made_from_the_fields() -> None:
     error = ArgumentValueError("b1", "be in [0, 1)", 1.5, "try 0.9")
     assert isinstance(error, ValueError)
     assert isinstance(error, ArgumentError)
@@ -61,11 +61,11 @@ def test_an_error_is_made_of_its_parts() -> None:
         ((1.0, "x"), "(1.0, 'x')"),
     ],
 )
-def test_how_a_received_value_is_shown(received: Any, shown: str) -> None:
+def test_the_received_value_is_shown_without_its_array_type(received: Any, shown: str) -> None:
     assert str(ArgumentValueError("x", "be right", received)) == f"x must be right, got {shown}"
 
 
-def test_a_renamed_error_uses_the_new_name_everywhere() -> None:
+def test_renaming_replaces_the_name_in_the_whole_message() -> None:
     error = ArgumentValueError(
         "b1", "be small", 3, "lower it", "{argument}: 3; {argument}: 4", ["b2"], "adam"
     )
@@ -126,7 +126,7 @@ EXAMPLES: list[Exception] = [
 @pytest.mark.parametrize(
     "copied", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))]
 )
-def test_errors_are_copied_and_pickled_with_all_parts(
+def test_copies_and_pickles_keep_all_fields(
     error: Exception, copied: Callable[[Exception], Exception]
 ) -> None:
     again = copied(error)
@@ -135,7 +135,7 @@ def test_errors_are_copied_and_pickled_with_all_parts(
     assert str(again) == str(error)
 
 
-def test_a_value_that_cannot_be_pickled_is_sent_as_its_text() -> None:
+def test_a_value_that_cannot_be_pickled_is_replaced_by_its_repr() -> None:
     error = ArgumentTypeError("inner", "be a number", lambda: None)
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error)
@@ -149,7 +149,7 @@ def _refused(value: float) -> None:
     raise ArgumentValueError("value", "be in [0, 1)", value, "lower it")
 
 
-def test_an_error_of_a_worker_process_keeps_all_parts() -> None:
+def test_an_error_from_a_worker_process_keeps_all_fields() -> None:
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
         error = pool.submit(_refused, 2.0).exception(timeout=120)
@@ -168,12 +168,12 @@ def test_a_cause_is_kept() -> None:
 
 
 def test_a_user_error_is_not_an_argument_error() -> None:
-    """A check that turns a `ValueError` into a `UserError` lets a `UserError` pass."""
+    """Code that turns a `ValueError` into a `UserError` must not catch a `UserError`."""
     assert not issubclass(UserError, (ValueError, TypeError))
     assert not issubclass(ArgumentError, UserError)
 
 
-# Where they are raised
+# Errors raised by the package.
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,9 @@ def test_a_user_error_is_not_an_argument_error() -> None:
         (lambda: ports.keras.Adam(clipnorm=-1.0), "clipnorm", -1.0),
     ],
 )
-def test_the_data_of_an_error(call: Callable[[], Any], argument: str, received: Any) -> None:
+def test_errors_name_the_argument_and_the_received_value(
+    call: Callable[[], Any], argument: str, received: Any
+) -> None:
     with pytest.raises(ArgumentError) as caught:
         call()
     assert caught.value.argument == argument
@@ -223,7 +225,7 @@ def test_from_scan_names_the_prefix_and_counts_the_layers() -> None:
     assert layers.from_scan(odd, "layers (3)")
 
 
-def test_too_many_refusals_carry_their_numbers() -> None:
+def test_too_many_refusals_carries_its_counts() -> None:
     tx = guards.skip_nonfinite(oz.sgd(0.1), max_consecutive=2)
     params = {"a": jnp.ones(2)}
     state = tx.init(params)
@@ -260,7 +262,7 @@ def _constructors() -> Iterator[tuple[str, Callable[..., Any]]]:
                 yield f"{library.__name__.rpartition('.')[2]}.{name}", value
 
 
-# Arguments that some constructors require, and a switch without which a number is not used.
+# Arguments that some constructors require; without `pre_norm`, a limit is not used.
 _NEEDED: dict[str, Any] = {"weight_decay": 0.1, "momentum": 0.9, "num_train_steps": 9}
 _NEEDED |= {"num_warmup_steps": 2, "total_steps": 9, "max_grad_norm": 1.0, "learning_rate": 0.1}
 _NEEDED |= {"pre_norm": True, "lr": 0.1, "init_lr": 0.1, "beta_1": 0.9, "beta_2": 0.99}
@@ -269,7 +271,7 @@ _DTYPES = {"momentum": "bfloat16"}
 
 
 def _wrong(name: str, parameter: inspect.Parameter) -> Any:
-    """Returns a value out of range if the parameter is a number or a pair of them, else None."""
+    """Returns a value that is out of range, or None if the parameter is not numeric."""
     if isinstance(parameter.default, bool) or name in ("name", "seed"):
         return None
     if name == "betas":
@@ -279,7 +281,7 @@ def _wrong(name: str, parameter: inspect.Parameter) -> Any:
     return (-2 if whole else -2.0) if numbers else None
 
 
-# Numbers without a range: a port accepts what its source does, or does not support them.
+# Numbers without a range: any value is valid, or the port supports none but the default.
 _WITHOUT_RANGE = {"ema_momentum", "output_axis", "pytorch_optimizer.Lamb-n_sma_threshold"}
 
 
@@ -303,7 +305,7 @@ def _arguments(constructor: Callable[..., Any]) -> dict[str, Any]:
         if _wrong(name, parameter) is not None and not {name, f"{label}-{name}"} & _WITHOUT_RANGE
     ],
 )
-def test_a_value_out_of_range_is_an_error_about_the_argument_of_the_caller(
+def test_a_value_out_of_range_names_the_argument_of_the_caller(
     constructor: Callable[..., Any], name: str
 ) -> None:
     arguments = _arguments(constructor)
@@ -316,7 +318,7 @@ def test_a_value_out_of_range_is_an_error_about_the_argument_of_the_caller(
 
 
 def _paths(constructor: Callable[..., Any]) -> Iterator[tuple[str, Any, type[ArgumentError]]]:
-    """Yields arguments that are path patterns, with wrong values and the error of each."""
+    """Yields each argument that takes path patterns, with a wrong value and the expected error."""
     for name in inspect.signature(constructor).parameters:
         if name.startswith("exclude") or name == "skip_list":
             if inspect.signature(constructor).parameters[name].default is not None:
@@ -352,30 +354,30 @@ def _paths(constructor: Callable[..., Any]) -> Iterator[tuple[str, Any, type[Arg
         for i, row in enumerate(_paths(constructor))
     ],
 )
-def test_wrong_patterns_are_an_error_about_the_argument_of_the_caller(
+def test_a_wrong_pattern_names_the_argument_of_the_caller(
     constructor: Callable[..., Any], name: str, value: Any, kind: type[ArgumentError]
 ) -> None:
-    """Some are found only in ``init``, after the function that named them has returned."""
+    """Some are detected only in ``init``, after the constructor has returned."""
     with pytest.raises(kind) as caught:
         constructor(**_arguments(constructor) | {name: value}).init({"a": jnp.ones(2)})
     assert caught.value.argument == name
-    assert str(caught.value).startswith(name) or name == "dtypes"  # which names the field
+    assert str(caught.value).startswith(name) or name == "dtypes"  # names the field
 
 
-# No code reads their text
+# No code parses the text of an exception.
 
 ROOT = Path(oz.__file__).parent
-# The only file that may: errors of other libraries carry nothing but text.
+# The only file that may parse text, because errors of other libraries carry no data.
 READS_FOREIGN_TEXT = "train/foreign_errors.py"
 
 _TEXTS = {"args", "message", "msg", "strerror", "error_message", "sentence", "advice", "expected"}
 _NAMES = {"error", "err", "exc", "exception", "cause"}  # of parameters that are exceptions
 _CAUSES = {"__cause__", "__context__"}
-_TAKES_TEXT = {"print", "say", "_line", "leave"}  # next to the constructors of exceptions
+_TAKES_TEXT = {"print", "say", "_line", "leave"}  # like the constructors of exceptions
 
 
 def _called(node: ast.Call) -> str:
-    """``partition`` for ``text.partition(":")``."""
+    """Returns the name of the called function: ``partition`` for ``text.partition(":")``."""
     function = node.func
     return getattr(function, "id", None) or getattr(function, "attr", "")
 
@@ -386,11 +388,11 @@ def _looks_like_an_exception(name: str) -> bool:
 
 
 class _Reader(ast.NodeVisitor):
-    """Finds where a function looks into the text of an exception.
+    """Finds the lines of a function that inspect the text of an exception.
 
-    It follows the names that are bound to an exception (``except ... as error``, parameters,
-    causes) or to its text. An exception may be shown, in an f-string that goes into another
-    exception or to the user, and its other attributes may be used. Everything else is reported.
+    Follows the names that are bound to an exception (``except ... as error``, parameters, causes)
+    or to its text. Code may format an exception into another exception or into output for the
+    user, and may read its data attributes. Everything else is reported.
     """
 
     def __init__(self, tree: ast.AST) -> None:
@@ -398,7 +400,9 @@ class _Reader(ast.NodeVisitor):
         self._exceptions: set[str] = set()
         self._texts: set[str] = set()
         size = -1
-        while size < (size := len(self._exceptions) + len(self._texts)):  # until nothing is added
+        while size < (
+            size := len(self._exceptions) + len(self._texts)
+        ):  # repeated until no name is added
             for node in ast.walk(tree):
                 self._bind(node)
         self.visit(tree)
@@ -470,19 +474,19 @@ class _Reader(ast.NodeVisitor):
             self.found.add(node.lineno)  # type: ignore[attr-defined]
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        """``text.partition``, and ``error.args`` whatever is done with it."""
+        """Reports ``text.partition`` and any use of ``error.args``."""
         self._report(node, node.value)
         if node.attr in ("args", "__str__") and self._is_exception(node.value):
             self.found.add(node.lineno)
         self.generic_visit(node)
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
-        """``text[:100]``."""
+        """Reports ``text[:100]``."""
         self._report(node, node.value)
         self.generic_visit(node)
 
     def visit_Compare(self, node: ast.Compare) -> None:
-        """``"word" in text``, ``text == "..."``."""
+        """Reports ``"word" in text`` and ``text == "..."``."""
         self._report(node, node.left, *node.comparators)
         equal = any(isinstance(op, ast.Eq | ast.NotEq | ast.In | ast.NotIn) for op in node.ops)
         if equal and any(map(self._is_exception, [node.left, *node.comparators])):
@@ -490,7 +494,7 @@ class _Reader(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        """``str(error)``, and a text that is passed to anything that may look into it."""
+        """Reports ``str(error)``, and passing a text to a function that may inspect it."""
         name = _called(node)
         foreign = getattr(getattr(node.func, "value", None), "id", "") == "foreign_errors"
         if not (foreign or name in _TAKES_TEXT or _looks_like_an_exception(name)):
@@ -498,29 +502,29 @@ class _Reader(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_For(self, node: ast.For) -> None:
-        """``for word in text``."""
+        """Reports ``for word in text``."""
         self._report(node, node.iter)
         self.generic_visit(node)
 
     def visit_comprehension(self, node: ast.comprehension) -> None:
-        """``[word for word in text]``."""
+        """Reports ``[word for word in text]``."""
         self._report(node.iter, node.iter)
         self.generic_visit(node)
 
     def visit_Match(self, node: ast.Match) -> None:
-        """``match text:``."""
+        """Reports ``match text:``."""
         self._report(node, node.subject)
         self.generic_visit(node)
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        """``first, *rest = text``."""
+        """Reports ``first, *rest = text``."""
         if any(isinstance(target, ast.Tuple | ast.List) for target in node.targets):
             self._report(node, node.value)
         self.generic_visit(node)
 
 
-def _looks_into_text(source: str) -> set[int]:
-    """The lines of a module that look into the text of an exception, function by function."""
+def _inspects_text(source: str) -> set[int]:
+    """Returns the lines of a module that inspect the text of an exception."""
     found = set()
     module = ast.parse(source)
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -535,14 +539,14 @@ FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != READS_FOREIGN_TEXT])
-def test_no_code_inspects_the_text_of_an_exception(name: str) -> None:
+def test_no_file_inspects_the_text_of_an_exception(name: str) -> None:
     lines = FILES[name].read_text("utf-8").splitlines()
-    found = [f"{name}:{at}: {lines[at - 1]}" for at in _looks_into_text("\n".join(lines))]
+    found = [f"{name}:{at}: {lines[at - 1]}" for at in _inspects_text("\n".join(lines))]
     assert not found, "\n".join(found)
 
 
-def test_the_one_place_for_foreign_errors_is_needed() -> None:
-    assert _looks_into_text(FILES[READS_FOREIGN_TEXT].read_text("utf-8"))
+def test_the_exempt_file_inspects_the_text_of_foreign_errors() -> None:
+    assert _inspects_text(FILES[READS_FOREIGN_TEXT].read_text("utf-8"))
 
 
 HANDLER = "def f():\n    try:\n        g()\n    except ValueError as error:\n        "
@@ -591,12 +595,12 @@ USES = [
 
 @pytest.mark.parametrize("source", INSPECTIONS)
 def test_an_inspection_is_found(source: str) -> None:
-    assert _looks_into_text(source)
+    assert _inspects_text(source)
 
 
 @pytest.mark.parametrize("source", USES)
-def test_what_shows_an_error_or_uses_its_data_is_not_an_inspection(source: str) -> None:
-    assert not _looks_into_text(source)
+def test_showing_an_error_or_using_its_data_is_allowed(source: str) -> None:
+    assert not _inspects_text(source)
 
 
 def test_the_errors_are_public() -> None:

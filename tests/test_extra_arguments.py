@@ -20,7 +20,7 @@ PARAMS = {
     "layer_norm": {"scale": jnp.ones(4)},
     "stack": jnp.ones((2, 3)),
 }
-# The first three are those of line searches and of the wrappers; nobody knows the last one.
+# Line searches and wrappers use the first three; nothing uses the last one.
 EXTRA = {"value": 0.5, "grad": 1.0, "weight": 2.0, "unknown": None}
 
 
@@ -38,17 +38,17 @@ def _assert_ignored(tx: optax.GradientTransformation) -> None:
 
 
 @pytest.mark.parametrize("constructor", [*PLAIN.values(), *FULL.values()], ids=[*PLAIN, *FULL])
-def test_optimizers_ignore_them(constructor: Callable[..., Any]) -> None:
+def test_optimizers_ignore_extra_arguments(constructor: Callable[..., Any]) -> None:
     _assert_ignored(constructor(0.1))
 
 
 @pytest.mark.parametrize("piece", ALL_PIECES.values(), ids=ALL_PIECES)
-def test_pieces_ignore_them(piece: Callable[[], optax.GradientTransformation]) -> None:
+def test_pieces_ignore_extra_arguments(piece: Callable[[], optax.GradientTransformation]) -> None:
     _assert_ignored(piece())
 
 
 @pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.constructor[16:])
-def test_ports_ignore_them(case: recorded.Case) -> None:
+def test_ports_ignore_extra_arguments(case: recorded.Case) -> None:
     _assert_ignored(make(case.constructor, case.arguments, case.inner, case.load()))
 
 
@@ -81,7 +81,7 @@ class _Recorder:
 
 @pytest.mark.parametrize("inner", [None, *WRAPPERS])
 @pytest.mark.parametrize("outer", WRAPPERS)
-def test_wrappers_pass_them_on(outer: str, inner: str | None) -> None:
+def test_wrappers_pass_extra_arguments_on(outer: str, inner: str | None) -> None:
     recorder = _Recorder()
     wrapped = recorder.optimizer if inner is None else WRAPPERS[inner](recorder.optimizer)
     recorder.assert_reached_through(WRAPPERS[outer](wrapped))
@@ -89,7 +89,7 @@ def test_wrappers_pass_them_on(outer: str, inner: str | None) -> None:
 
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_wrapped_optimizers_ignore_them(wrapper: str, name: str) -> None:
+def test_wrapped_optimizers_ignore_extra_arguments(wrapper: str, name: str) -> None:
     tx = WRAPPERS[wrapper](PLAIN[name](0.1))
     state = jax.eval_shape(tx.init, PARAMS)
     jax.eval_shape(lambda *given: tx.update(*given, value=0.5, unknown=None), PARAMS, state, PARAMS)
@@ -110,11 +110,11 @@ WRAPPING: dict[str, Callable[[optax.GradientTransformation], optax.GradientTrans
 
 
 @pytest.mark.parametrize("name", WRAPPING)
-def test_what_wraps_an_optimizer_passes_them_on(name: str) -> None:
+def test_optimizers_that_wrap_an_optimizer_pass_extra_arguments_on(name: str) -> None:
     recorder = _Recorder()
     recorder.assert_reached_through(WRAPPING[name](recorder.optimizer))
 
 
-def test_what_wraps_a_direction_passes_them_on() -> None:
+def test_optimizers_that_wrap_a_direction_pass_extra_arguments_on() -> None:
     recorder = _Recorder()
     recorder.assert_reached_through(layerwise_adaptive(recorder.direction, 0.1))

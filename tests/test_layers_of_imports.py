@@ -1,7 +1,6 @@
-"""Imports inside the package point down only (the rows below), and the core needs only jax.
+"""Tests that a module imports only from earlier rows of `ROWS`, and what the core imports.
 
-A part may use the rows above its own. A part that others of its kind use, such as ``errors``, has a
-row of its own.
+The core does not import the optional dependencies.
 """
 
 import ast
@@ -35,7 +34,7 @@ ROOT = Path(optim_zoo.__file__).parent
 
 
 def _imported(file: Path) -> set[str]:
-    """The parts of optim_zoo that ``file`` imports: ``rules`` for ``optim_zoo.rules``."""
+    """Returns the parts of optim_zoo that ``file`` imports: ``rules`` for ``optim_zoo.rules``."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -47,7 +46,7 @@ def _imported(file: Path) -> set[str]:
     return {part if part in LEVEL else "__init__" for part in parts}
 
 
-def test_the_rows_are_the_parts_of_the_package() -> None:
+def test_the_rows_list_every_part_of_the_package() -> None:
     files = {path.stem for path in ROOT.glob("*.py")}
     folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert files | folders == LEVEL.keys()
@@ -63,7 +62,7 @@ def test_imports_point_down() -> None:
     assert not wrong, wrong
 
 
-def test_long_files_are_named_with_their_reason() -> None:
+def test_the_architecture_page_lists_the_long_files() -> None:
     page = (ROOT.parent / "docs" / "architecture.md").read_text("utf-8")
     lengths = {
         str(file.relative_to(ROOT)): len(file.read_text("utf-8").splitlines())
@@ -74,7 +73,7 @@ def test_long_files_are_named_with_their_reason() -> None:
     assert long == set(re.findall(r"`([\w/]+\.py)`", page.partition("## Long files")[2]))
 
 
-def test_the_page_has_the_rows_of_this_test() -> None:
+def test_the_architecture_page_has_the_rows_of_this_test() -> None:
     page = (ROOT.parent / "docs" / "architecture.md").read_text("utf-8")
     listed = re.search(r"holds these rows:\n\n```\n(.*?)```", page, re.DOTALL)
     assert listed
@@ -83,7 +82,7 @@ def test_the_page_has_the_rows_of_this_test() -> None:
 
 
 def _modules_imported(file: Path) -> set[Path]:
-    """The files of optim_zoo that ``file`` imports at its top, with ``a/b.py`` for ``a.b``."""
+    """Returns the files of optim_zoo that ``file`` imports at module level."""
     found = set()
     for node in ast.parse(file.read_text("utf-8")).body:
         if not isinstance(node, ast.ImportFrom) or not f"{node.module}.".startswith("optim_zoo."):
@@ -100,8 +99,8 @@ def _modules_imported(file: Path) -> set[Path]:
     return found
 
 
-def test_no_two_files_of_train_need_each_other() -> None:
-    """Also by way of others: the files can be put into an order in which imports point down."""
+def test_the_imports_of_train_have_no_cycle() -> None:
+    """The imports between the files, direct and indirect, have no cycle."""
     left = {file: _modules_imported(file) for file in (ROOT / "train").rglob("*.py")}
     assert any(used & left.keys() for used in left.values())
     while ready := {file for file, used in left.items() if not used & left.keys() - {file}}:
@@ -110,9 +109,7 @@ def test_no_two_files_of_train_need_each_other() -> None:
 
 
 @pytest.mark.parametrize("arguments", [("list",), ("show", "lamb"), ("verify", "torch_sgd")])
-def test_the_commands_that_train_nothing_import_nothing_of_train(
-    arguments: tuple[str, ...],
-) -> None:
+def test_commands_that_do_not_train_do_not_import_train(arguments: tuple[str, ...]) -> None:
     code = (
         "import sys\nfrom optim_zoo import cli\n"
         f"assert cli.main({list(arguments)}) == 0\n"
@@ -124,7 +121,7 @@ def test_the_commands_that_train_nothing_import_nothing_of_train(
     assert imported.split() == ["imported:"]
 
 
-def test_a_mistake_at_these_commands_imports_nothing_of_train_either() -> None:
+def test_an_error_in_these_commands_does_not_import_train() -> None:
     code = (
         "import sys\nfrom optim_zoo import cli\n"
         "assert cli.main(['show', 'lamp']) == cli.main(['verify', 'lamp']) == 2\n"
@@ -135,7 +132,7 @@ def test_a_mistake_at_these_commands_imports_nothing_of_train_either() -> None:
     assert done.stderr.count("did you mean") == 2
 
 
-def test_the_core_imports_jax_and_optax_only() -> None:
+def test_the_core_does_not_import_optional_dependencies() -> None:
     code = (
         "import sys, optim_zoo, optim_zoo.verify\n"
         "extras = {'flax', 'orbax', 'matplotlib', 'tokenizers', 'rich', 'tomli_w'}\n"

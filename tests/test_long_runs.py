@@ -1,4 +1,4 @@
-"""Tests runs of more than 2^31 steps, in which an int32 counter saturates."""
+"""Tests runs of more than 2^31 steps, where int32 counters saturate."""
 
 import functools
 from collections.abc import Callable
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 LAST = 2**31 - 1  # the largest count
 START = LAST - 2
-# At this count the bias corrections are 1 too, because 0.999^EARLY is 0 in float32. Lookahead
-# synchronizes at the same steps as from START, because 5040 is a multiple of the periods to 10.
+# At this count the bias corrections are also 1, because 0.999^EARLY is 0 in float32. EARLY and
+# START agree modulo 5040, and so modulo every synchronization period of Lookahead up to 10.
 EARLY = START % 5040 + 200 * 5040
 
 
@@ -52,12 +52,12 @@ def _grads(seed: int) -> Any:
 
 
 def _with_counts(state: Any, count: int) -> Any:
-    """Sets every counter of a state: in an optimizer these are the int32 fields."""
+    """Sets every counter of a state, which are its int32 fields."""
     return jax.tree.map(lambda x: jnp.full_like(x, count) if x.dtype == "int32" else x, state)
 
 
 def _split(state: Any) -> tuple[list[int], list[jax.Array]]:
-    """Returns the counters and the other leaves, without the counter of Lookahead (see below)."""
+    """Returns the counters and the other leaves; a later test covers the counter of Lookahead."""
     if isinstance(state, LookaheadState):
         state = state._replace(fast_steps=None)
     leaves = jax.tree.leaves(state)
@@ -66,8 +66,8 @@ def _split(state: Any) -> tuple[list[int], list[jax.Array]]:
 
 
 @counting
-def test_a_full_counter_changes_nothing(make: Make) -> None:
-    """The steps equal, to the bit, those of a run whose bias corrections are 1 already."""
+def test_steps_continue_when_the_counter_is_saturated(make: Make) -> None:
+    """Compares, to the bit, with a run whose counter is small but whose bias corrections are 1."""
     seen: list[int] = []
 
     def schedule(step: jax.Array) -> float:
@@ -78,7 +78,7 @@ def test_a_full_counter_changes_nothing(make: Make) -> None:
     tx, reference = make(schedule), make(0.1)
     late = _with_counts(tx.init(params), START)
     early = _with_counts(reference.init(params), EARLY)
-    del seen[:]  # `init` reads the first learning rate.
+    del seen[:]  # `init` calls the schedule too
     with jax.disable_jit():  # so that the schedule receives numbers
         for i in range(5):
             grads = _grads(i)
@@ -115,20 +115,20 @@ def test_saturated_counters_agree_with_optax(
         ]
         states = [state for _, state in steps]
         assert states[0].count == states[1].count == min(START + i + 1, LAST)
-        # A few float32 roundings: optax has other products under its roots.
+        # A few float32 roundings: optax multiplies in another order inside the square root.
         jax.tree.map(
             lambda x, y: np.testing.assert_allclose(x, y, 2e-6, 2e-7), steps[0][0], steps[1][0]
         )
 
 
 @pytest.mark.parametrize("t", [2**30 - 1, 2**30, LAST])
-def test_rectification_of_a_long_average(t: int) -> None:
-    """With b2 = 1 - 2^-27, the term 2 t of rho_t still matters and must not overflow."""
+def test_rectification_does_not_overflow_for_a_long_average(t: int) -> None:
+    """With b2 = 1 - 2^-27, the term 2 t in rho_t is not negligible and must not overflow."""
     b2 = 1 - 2.0**-27
     a = -np.log1p(-(2.0**-27))
     expected = -2 / np.expm1(-a) - 1 - 2 * t / np.expm1(a * t)
     rho, factor = rectification(b2, jnp.asarray(t))
-    # exp(a t) with a t <= 16 is off by 16 roundings, in a term of at most 1e-2 of rho_t.
+    # exp(a t) with a t <= 16 is off by up to 16 roundings, in a term below 1% of rho_t.
     np.testing.assert_allclose(rho, expected, rtol=1e-6)
     assert 0.9 < factor <= 1
 
@@ -145,18 +145,19 @@ def test_lookahead_continues_to_synchronize(period: int) -> None:
         assert bool((after.slow["x"] != state.slow["x"]).any()) == (step % period == 0)
         assert 0 < int(after.fast_steps) <= LAST
         assert int(after.fast_steps) % period == step % period
-        # It is not in the first period, in which some implementations synchronize differently.
+        # The counter must not return to the first period, which some implementations treat
+        # differently.
         assert int(after.fast_steps) > period or period > 2**29
         state = after
 
 
 def _rising(step: jax.Array) -> jax.Array:
-    """Returns 1, 2, 3 at START, START + 1, LAST, and less than 1 at any smaller step."""
+    """Returns 1, 2 and 3 at START, START + 1 and LAST, and less than 1 at earlier steps."""
     return jnp.asarray(step - (START - 1), float)
 
 
-def test_accumulation() -> None:
-    """The schedules of the learning rate and of the micro-batches never see a smaller step."""
+def test_accumulation_continues_when_the_counter_is_saturated() -> None:
+    """The schedules of the learning rate and of ``every`` never see an earlier step."""
     tx = accumulation.accumulate(
         sgd(_rising, momentum=0.5), lambda step: jnp.where(step >= START, 2, 1)
     )
@@ -180,7 +181,7 @@ def test_accumulation() -> None:
     assert LAST in jax.tree.leaves(state.skipped_micro_batches)
 
 
-def test_skipped_steps_are_counted_until_the_counter_is_full() -> None:
+def test_the_counter_of_skipped_steps_saturates() -> None:
     tx = guards.skip_nonfinite(adam(0.1))
     params = {"x": jnp.zeros(2)}
     state = tx.init(params)
@@ -206,7 +207,7 @@ def test_spikes_are_compared_with_the_last_steps(window: int) -> None:
     for i in range(4 * window):
         _, state = update({"x": jnp.asarray([1.0 + i / 100])}, state, params, value=1.0)
         assert state.made >= window
-    # The norms are those of the last steps, each of them once.
+    # The window holds the norms of the last steps, each once.
     expected = [1.0 + i / 100 for i in range(3 * window, 4 * window)]
     np.testing.assert_allclose(np.sort(state.norms), expected, rtol=1e-6)
     _, skipped = update({"x": jnp.asarray([100.0])}, state, params, value=1.0)
@@ -218,7 +219,7 @@ class _Constant(NamedTuple):
 
 
 def test_the_key_of_random_rounding_keeps_changing() -> None:
-    """With a key that repeats, a second moment would be rounded the same way in every step."""
+    """With a repeated key, a second moment would be rounded the same way in every step."""
     between = jnp.full(1000, 1 + 2**-9)  # a quarter of the way between two bfloat16 numbers
     inner = optax.GradientTransformation(
         lambda params: _Constant(between), lambda g, state, params=None: (g, _Constant(between))
@@ -232,12 +233,12 @@ def test_the_key_of_random_rounding_keeps_changing() -> None:
         _, state = update(params, state, params)
         rounded.append(np.asarray(state.inner.nu, np.float32))
     assert len({x.tobytes() for x in rounded}) == len(rounded)
-    # Five standard deviations of a mean of 12,000 draws, each with one of 2^-7 sqrt(3)/4.
+    # Five standard errors of the mean of 12,000 draws with standard deviation 2^-7 sqrt(3)/4.
     assert abs(np.mean(rounded) - (1 + 2**-9)) < 5 * 2**-7 * np.sqrt(3) / 4 / np.sqrt(12000)
 
 
 @pytest.mark.parametrize("every", [2, 3])
-def test_norms_are_computed_as_often_as_before(every: int) -> None:
+def test_norms_are_still_computed_every_so_many_steps(every: int) -> None:
     tx = metrics.with_metrics(sgd(0.1), every=every)
     params = {"x": jnp.ones(2)}
     state = tx.init(params)._replace(count=jnp.asarray(START - START % every, jnp.int32))
@@ -247,11 +248,11 @@ def test_norms_are_computed_as_often_as_before(every: int) -> None:
         _, state = update({"x": jnp.full(2, float(i + 1))}, state, params)
         taken.append(float(metrics.read(state)["gradient_norm"]))
     expected = [np.sqrt(2) * (i - i % every + 1) for i in range(12)]
-    np.testing.assert_allclose(taken, expected, rtol=1e-6)  # a root, rounded
+    np.testing.assert_allclose(taken, expected, rtol=1e-6)  # float32 roundings
 
 
-def test_norms_are_computed_from_the_first_update_on() -> None:
-    """They are computed in the first update and in every second one after it."""
+def test_the_first_update_computes_the_norms() -> None:
+    """With ``every=2``, the first, third and fifth updates compute the norms."""
     tx = metrics.with_metrics(sgd(0.1), every=2)
     params = {"x": jnp.ones(2)}
     state = tx.init(params)

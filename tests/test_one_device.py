@@ -34,10 +34,10 @@ def test_there_is_one_device() -> None:
 
 
 def test_layerwise_optimizers() -> None:
-    """Trajectories and containers of the optimizers that finish one leaf before the next."""
+    """Tests the optimizers that finish one leaf before they start the next on a CPU."""
     _run_with_one_device(
         "tests/test_recorded.py", "tests/test_containers.py",
-        "-k", "(lamb or lars or larc) and (test_followed or one_device or partitioned)",
+        "-k", "(lamb or lars or larc) and (follows or one_device or partitioned)",
     )  # fmt: skip
 
 

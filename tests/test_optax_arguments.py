@@ -1,4 +1,4 @@
-"""Arguments of optax that ours lack are ignored where they change nothing, or refused."""
+"""Tests arguments that only optax has: harmless values are ignored, others are refused."""
 
 import inspect
 from typing import Any
@@ -12,7 +12,7 @@ import optim_zoo
 from optim_zoo import registry
 from optim_zoo.errors import ArgumentTypeError
 
-# Every optimizer that optax has too, and pieces with other arguments in optax.
+# The optimizers that optax also has, and the pieces whose arguments differ in optax.
 NAMES = [
     *(name for name in registry.OPTIMIZERS if hasattr(optax, name)),
     *(name for name in ("scale_by_adam", "scale_by_amsgrad", "scale_by_radam", "scale_by_rms")),
@@ -20,7 +20,7 @@ NAMES = [
     "scale_by_trust_ratio",
     "add_decayed_weights",
 ]
-# A value of each such argument that would change something.
+# For each such argument, a value that would change the result.
 CHANGES = {
     "accumulator_dtype": "bfloat16",
     "bias_correction": True,
@@ -57,7 +57,7 @@ def _lacking() -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "parameter"), _lacking())
-def test_an_argument_of_optax_is_ignored_or_refused_with_our_spelling(
+def test_an_argument_of_optax_is_ignored_at_its_default_and_refused_otherwise(
     name: str, parameter: inspect.Parameter
 ) -> None:
     constructor, argument = getattr(optim_zoo, name), parameter.name
@@ -74,7 +74,7 @@ def test_an_argument_of_optax_is_ignored_or_refused_with_our_spelling(
 
 @pytest.mark.parametrize("argument", ["mask", "mu_dtype", "eps_root", "nesterov"])
 @pytest.mark.parametrize("name", registry.OPTIMIZERS)
-def test_every_optimizer_ignores_what_changes_nothing(name: str, argument: str) -> None:
+def test_every_optimizer_ignores_values_that_change_nothing(name: str, argument: str) -> None:
     nothing = {"mask": None, "mu_dtype": jnp.float32, "eps_root": 0.0, "nesterov": False}
     entry = registry.OPTIMIZERS[name]
     if entry.wraps:
@@ -83,6 +83,6 @@ def test_every_optimizer_ignores_what_changes_nothing(name: str, argument: str) 
         assert entry.constructor(0.1, **{argument: nothing[argument]})
 
 
-def test_an_argument_that_neither_library_has_is_an_error_of_python() -> None:
+def test_an_argument_that_neither_library_has_raises_pythons_error() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'learing_rate'"):
         optim_zoo.adam(learing_rate=0.1)  # type: ignore[call-arg]

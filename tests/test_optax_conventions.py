@@ -1,4 +1,4 @@
-"""What optax users expect of any optimizer, tested for every optimizer of the registry."""
+"""Tests that every optimizer of the registry follows the conventions of optax."""
 
 import functools
 import inspect
@@ -15,14 +15,14 @@ from optim_zoo import adam, ports, registry, scale_by_adam
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
-Make = Callable[..., optax.GradientTransformation]  # its first argument is the learning rate
+Make = Callable[..., optax.GradientTransformation]  # the first argument is the learning rate
 
 PARAMS = {"kernel": jnp.ones((3, 2)), "bias": jnp.full(2, 0.5)}
 GRADS = {"kernel": jnp.linspace(-0.3, 0.7, 6).reshape(3, 2), "bias": jnp.full(2, -0.2)}
 
 
 def _as_function_of_the_rate(entry: registry.Entry) -> Make:
-    """Returns the constructor, with a transformation to wrap where it needs one."""
+    """Returns the constructor; a wrapper is applied to Adam first."""
     if not entry.wraps:
         return entry.constructor
     if "learning_rate" in inspect.signature(entry.constructor).parameters:
@@ -47,7 +47,7 @@ def _types(tree: Any) -> Any:
 
 @every
 def test_injected_hyperparameters_add_no_state(name: str) -> None:
-    """Under `inject_hyperparams` all numbers are arrays, also those left at their defaults."""
+    """Under `inject_hyperparams` all numbers are arrays, including the defaults."""
     init = optax.inject_hyperparams(MAKE[name])(learning_rate=0.1).init
     expected = _types(MAKE[name](0.1).init(PARAMS))
     assert _types(init(PARAMS).inner_state) == expected
@@ -56,9 +56,9 @@ def test_injected_hyperparameters_add_no_state(name: str) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.9])
 @pytest.mark.parametrize("name", [name for name in MAKE if "momentum" in _takes(name)])
-def test_a_momentum_is_kept_for_every_number(name: str, value: float) -> None:
+def test_the_state_has_a_momentum_for_every_number_passed(name: str, value: float) -> None:
     if name == "nesterov" and value == 0.0:
-        pytest.skip("a range of its own excludes 0")
+        pytest.skip("nesterov does not accept a momentum of 0")
     known = MAKE[name](0.1, momentum=value).init(PARAMS)
     traced = jax.eval_shape(lambda m: MAKE[name](0.1, momentum=m).init(PARAMS), value)
     assert _types(known) == _types(traced)
@@ -66,16 +66,16 @@ def test_a_momentum_is_kept_for_every_number(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop"])
-def test_no_momentum_is_kept_by_default(name: str) -> None:
+def test_the_state_has_no_momentum_by_default(name: str) -> None:
     sizes = [x.size for x in jax.tree.leaves(MAKE[name](0.1).init(PARAMS))]
     averages = 1 if name == "rmsprop" else 0
-    assert sum(sizes) == 2 + 8 * averages  # the step and the rate; 8 parameters
+    assert sum(sizes) == 2 + 8 * averages  # step and learning rate; 8 parameters
 
 
 @pytest.mark.parametrize(
     "port", [ports.torch.SGD, ports.torch.RMSprop, ports.keras.RMSprop, ports.tf1.RMSPropOptimizer]
 )
-def test_a_port_keeps_no_momentum_where_its_source_has_0(port: Make) -> None:
+def test_the_state_of_a_port_has_no_momentum_if_it_is_0(port: Make) -> None:
     state = port(0.1, momentum=0).init(PARAMS)
     assert optax.tree.get(state, "momentum") is None
     assert optax.tree.get(port(0.1, momentum=0.5).init(PARAMS), "momentum") is not None
@@ -103,7 +103,7 @@ def test_the_count_and_the_injected_rate_are_found_by_name(name: str) -> None:
 
 
 def _run(make: Make, **options: Any) -> Any:
-    """The parameters after seven steps in float64; RAdam rectifies from the sixth on."""
+    """Returns the parameters after seven float64 steps; RAdam rectifies from step 6 on."""
     with jax.enable_x64(True):
         params, grads = (jax.tree.map(lambda x: np.float64(x), t) for t in (PARAMS, GRADS))
         tx = make(0.1, **options)
@@ -115,20 +115,20 @@ def _run(make: Make, **options: Any) -> Any:
 
 
 def _assert_close(x: Any, y: Any) -> None:
-    # 1 - b2^t loses four of sixteen digits in the first steps of optax; ours uses expm1.
+    # optax loses 4 of 16 digits of 1 - b2^t in the first steps; we use expm1.
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-11), x, y)
 
 
 @pytest.mark.parametrize("name", [name for name in MAKE if "eps_root" in _takes(name)])
-def test_eps_root_is_that_of_optax(name: str) -> None:
-    """Under a constant gradient AMSGrad's maxima, of other moments in optax, are the same."""
+def test_eps_root_agrees_with_optax(name: str) -> None:
+    """The gradient is constant, because optax takes AMSGrad's maximum of corrected moments."""
     ours = _run(MAKE[name], eps_root=0.01)
     _assert_close(ours, _run(getattr(optax, name), eps_root=0.01))
     assert not np.allclose(ours["kernel"], _run(MAKE[name])["kernel"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_nesterov_of_adam_is_that_of_optax(name: str) -> None:
+def test_nesterov_of_adam_agrees_with_optax(name: str) -> None:
     _assert_close(_run(MAKE[name], nesterov=True), _run(getattr(optax, name), nesterov=True))
     with pytest.raises(ValueError, match=r"^nesterov must be False without bias_correction"):
         MAKE[name](0.1, nesterov=True, bias_correction=False)
@@ -144,7 +144,7 @@ MASKED = [name for name in MAKE if "mask" in _takes(name)]
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("name", MASKED)
-def test_a_mask_excludes_what_a_pattern_excludes(name: str, mask: Any) -> None:
+def test_a_mask_and_a_pattern_exclude_the_same_leaves(name: str, mask: Any) -> None:
     make = functools.partial(MAKE[name], weight_decay=0.3)
     masked, by_pattern = make(0.1, mask=mask), make(0.1, exclude_from_weight_decay=["bias"])
     assert jax.tree.structure(masked.init(PARAMS)) == jax.tree.structure(by_pattern.init(PARAMS))
@@ -163,12 +163,12 @@ def test_a_mask_that_does_not_fit_is_refused_in_init(name: str) -> None:
             tx.init(PARAMS)
 
 
-# Gradients through an update, and states of shapes.
+# Gradients through an update, and `init` on shapes.
 
 
 @every
 def test_a_gradient_through_updates_is_finite_where_a_gradient_is_zero(name: str) -> None:
-    """The root of a second moment or a norm of 0 has no derivative; that of `tree.root` is 0."""
+    """The square root has no derivative at 0; that of `tree.root` is defined as 0."""
 
     def loss(grads: Any, learning_rate: Any) -> jax.Array:
         tx = MAKE[name](learning_rate)
@@ -181,11 +181,11 @@ def test_a_gradient_through_updates_is_finite_where_a_gradient_is_zero(name: str
     grads = {**GRADS, "bias": jnp.zeros(2)}
     found = jax.jit(jax.grad(loss, argnums=(0, 1)))(grads, 0.1)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
-    assert found[1] != 0  # through the learning rate
+    assert found[1] != 0  # the derivative by the learning rate
 
 
 @every
-def test_init_takes_shapes(name: str) -> None:
+def test_init_accepts_shape_dtype_structs(name: str) -> None:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), PARAMS)
     tx = MAKE[name](0.1)
     assert _types(tx.init(shapes)) == _types(jax.eval_shape(tx.init, PARAMS))

@@ -20,13 +20,13 @@ OPTIMIZERS_AND_PIECES = ("optim_zoo.optimizers.", "optim_zoo.transforms.")
 CORE = [
     importlib.import_module(info.name)
     for info in pkgutil.walk_packages(optim_zoo.__path__, "optim_zoo.")
-    # The training job needs the extras and has no public names.
+    # The training job needs optional dependencies and has no public names.
     if not info.name.startswith(("optim_zoo.train", "optim_zoo.lab", "optim_zoo.cli"))
 ]
 
 
 def _imported(module: ModuleType) -> Iterator[tuple[str, str]]:
-    """Yields the module and the name of everything that ``module`` imports from others."""
+    """Yields (module, name) for every name that ``module`` imports from another module."""
     assert module.__file__
     for node in ast.parse(Path(module.__file__).read_text("utf-8")).body:
         if isinstance(node, ast.ImportFrom):
@@ -38,7 +38,7 @@ def _imported(module: ModuleType) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", WITH_ALL)
-def test_all_is_what_is_imported(name: str) -> None:
+def test_all_lists_what_the_module_imports(name: str) -> None:
     module = importlib.import_module(name)
     assert sorted(module.__all__) == sorted(name for _, name in _imported(module))
     assert all(hasattr(module, public) for public in module.__all__)
@@ -52,7 +52,7 @@ def test_the_registry_exports_the_optimizers_and_the_pieces_that_it_imports() ->
     assert set(registry.OPTIMIZERS) <= set(registry.__all__)
 
 
-def test_nothing_else_is_at_top_level() -> None:
+def test_the_package_has_no_other_public_names() -> None:
     public = {
         name
         for name, value in vars(optim_zoo).items()
@@ -64,7 +64,7 @@ def test_nothing_else_is_at_top_level() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
 def test_mypy_knows_the_signatures(strict: bool, tmp_path: Path) -> None:
-    """A user's type checker sees the signatures of the names from the star import."""
+    """mypy sees the signatures of names that ``optim_zoo`` gets from a star import."""
     user = tmp_path / "user.py"
     user.write_text(
         "import optim_zoo\n"
@@ -90,7 +90,7 @@ def test_mypy_knows_the_signatures(strict: bool, tmp_path: Path) -> None:
 
 
 def test_the_piece_of_an_optimizer_is_public() -> None:
-    """The piece of ``x`` is ``scale_by_x``, in either of the two folders."""
+    """The piece of an optimizer ``x`` is ``scale_by_x``."""
     found = []
     for module in CORE:
         if module.__name__.startswith(OPTIMIZERS_AND_PIECES):
@@ -112,7 +112,7 @@ def test_everything_public_has_a_docstring(module: ModuleType) -> None:
             or not (inspect.isfunction(value) or inspect.isclass(value))
         ):
             continue
-        # A dataclass or NamedTuple without one gets its signature as docstring.
+        # Python gives a dataclass or NamedTuple without a docstring its signature instead.
         assert value.__doc__, f"{name} has no docstring"
         assert not value.__doc__.startswith(f"{name}("), f"{name} has no docstring"
         if inspect.isclass(value):

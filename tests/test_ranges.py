@@ -10,12 +10,12 @@ from optim_zoo import ranges
 
 
 @pytest.mark.parametrize("value", [0, 0.5, np.float32(0.5), jnp.asarray(0.5), np.asarray(0.0)])
-def test_numbers_inside_pass(value: Any) -> None:
+def test_numbers_in_range_are_accepted(value: Any) -> None:
     ranges.check("b1", value, 0.0, 1.0, open_high=True)
 
 
 @pytest.mark.parametrize("value", [-1e-9, 1.0, 1.2, math.nan, np.float32(1), jnp.asarray([0, 2.0])])
-def test_numbers_outside_raise(value: Any) -> None:
+def test_numbers_out_of_range_raise(value: Any) -> None:
     with pytest.raises(ValueError, match=r"^b1 must be in \[0, 1\), got "):
         ranges.check("b1", value, 0.0, 1.0, open_high=True)
 
@@ -26,7 +26,7 @@ def test_other_types_raise(value: Any) -> None:
         ranges.check("b1", value, 0.0, 1.0)
 
 
-def test_ends() -> None:
+def test_the_ends_of_a_range_may_be_open_or_closed() -> None:
     ranges.check("x", 1.0, 0.0, 1.0)
     ranges.check("x", math.inf, 0.0)
     with pytest.raises(ValueError, match=r"x must be in \(0, inf\]"):
@@ -35,7 +35,7 @@ def test_ends() -> None:
         ranges.check("x", math.inf, 0.0, open_high=True)
 
 
-def test_traced_numbers_pass() -> None:
+def test_traced_numbers_are_accepted() -> None:
     def checked(x: jax.Array) -> jax.Array:
         ranges.check("x", x, 0.0, 1.0)
         ranges.check_count("x", x)
@@ -47,7 +47,7 @@ def test_traced_numbers_pass() -> None:
     np.testing.assert_array_equal(jax.vmap(checked)(jnp.ones(2)), jnp.ones(2))
 
 
-def test_counts() -> None:
+def test_check_count_requires_a_whole_number() -> None:
     ranges.check_count("steps", np.int64(3), 1)
     with pytest.raises(ValueError, match="steps must be >= 1, got 0"):
         ranges.check_count("steps", 0, 1)
@@ -84,7 +84,7 @@ def test_choices() -> None:
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_a_decay_rate_has_float32_bits_even_traced(dtype: Any) -> None:
+def test_a_decay_rate_must_be_float32_or_wider_even_if_traced(dtype: Any) -> None:
     with pytest.raises(TypeError, match="b2 must be float32 or wider"):
         jax.jit(lambda b2: ranges.check_decay("b2", b2))(jnp.asarray(0.5, dtype))
     ranges.check_decay("b2", jnp.float32(0.999))

@@ -1,4 +1,4 @@
-"""Compares every recorded trajectory with the optimizer here, step by step."""
+"""Compares every optimizer with its recorded trajectories, step by step."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.newest
 
 every_case = pytest.mark.parametrize("case", recorded.cases(), ids=lambda case: case.id)
 
-# The names of moments in the references, and the fields of our states that hold them.
+# The names of moments in the references, and the fields of our states for them.
 FIELDS = {
     **dict.fromkeys(["m", "exp_avg", "mu", "grad_avg", "avg_grad", "mg"],
                     ("mu", "exp_avg", "momentum", "trace")),
@@ -33,12 +33,12 @@ FIELDS = {
     "mu_product": ("product",),
     "trust_ratio": ("trust_ratio",),
 }  # fmt: skip
-# Some references keep steps in their momentum, others their negatives.
+# The momentum of some references has the opposite sign.
 SIGNED = ("momentum", "momentum_buffer", "trace")
 
 
-def test_every_case_is_there() -> None:
-    """Every case has one file of arrays, and every file has a case."""
+def test_cases_and_files_correspond() -> None:
+    """Every case has a file of arrays, and every file has a case."""
     cases = recorded.cases()
     ids = [case.id for case in cases]
     assert ids == sorted(set(ids))
@@ -49,7 +49,7 @@ def test_every_case_is_there() -> None:
 
 
 @every_case
-def test_case_is_complete(case: recorded.Case) -> None:
+def test_a_case_has_all_its_arrays(case: recorded.Case) -> None:
     trajectory = case.load()
     structure = jax.tree.structure(trajectory.params0)
     assert len(trajectory.params) == len(trajectory.grads) == case.steps
@@ -65,13 +65,13 @@ def test_case_is_complete(case: recorded.Case) -> None:
         assert len(series) >= case.steps
 
 
-def test_unknown_case() -> None:
+def test_an_unknown_case_raises() -> None:
     with pytest.raises(ValueError, match="no recorded case 'lambo'"):
         recorded.get("lambo")
 
 
 @every_case
-def test_followed(case: recorded.Case) -> None:
+def test_the_optimizer_follows_the_recorded_trajectory(case: recorded.Case) -> None:
     """Compares parameters after every step, and moments where they were recorded."""
     rtol, atol = case.rtol, case.atol
     if case.id in REFERENCE_NOISE:
@@ -85,7 +85,7 @@ def test_followed(case: recorded.Case) -> None:
 
 
 @pytest.mark.parametrize("case_id", ["optax_lamb", "torch_sparseadam", "po_lamb_prenorm"])
-def test_agreement(case_id: str) -> None:
+def test_follow_reports_agreement_or_noise(case_id: str) -> None:
     followed = follow(recorded.get(case_id))
     assert followed.agrees == (case_id not in REFERENCE_NOISE)
     assert followed.agrees or followed.within_noise
@@ -95,19 +95,19 @@ def test_agreement(case_id: str) -> None:
     "case_id", ["bert_create_optimizer_nowarm", "bert_create_optimizer_warm",
                 "mac_create_optimizer_warm", "ymcui_create_optimizer"],
 )  # fmt: skip
-def test_learning_rates_of_create_optimizer(case_id: str) -> None:
+def test_create_optimizer_has_the_recorded_learning_rates(case_id: str) -> None:
     case = recorded.get(case_id)
     trajectory = case.load()
     rates = [
         float(optim_zoo.metrics.read(step.state)["learning_rate"])
         for step in steps(case, trajectory, jit=quick.jit)
     ]
-    # We compute them in float32: a few roundings of 6e-8.
+    # A few float32 roundings of 6e-8.
     np.testing.assert_allclose(rates, trajectory.per_step["lr"], rtol=5e-7)
 
 
 def test_a_wrong_number_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice the tolerance in one entry after the last step, and NaN, do not agree."""
+    """A difference of twice the tolerance in one entry after the last step, or a NaN, is found."""
     case = recorded.get("optax_adamw")
     trajectory = case.load()
     ours = list(steps(case, trajectory, jit=quick.jit))
@@ -125,12 +125,12 @@ def test_a_wrong_number_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _assert_state_close(name: str, step: Any, expected: Any, rtol: float, atol: float) -> None:
     kept = _kept(name, step)
-    if name == "trust_ratio":  # always float32 here; excluded leaves have the ratio 1
+    if name == "trust_ratio":  # ours is float32; excluded leaves have the ratio 1
         rtol = max(rtol, 2e-7)
         kept = optim_zoo.tree.map_with_path(
             lambda path, _: kept.get(path, np.ones(())), step.params
         )
-    if name == "mu_product":  # one for all leaves here; float32 in the reference
+    if name == "mu_product":  # ours is one number for all leaves; the reference uses float32
         rtol, kept = 6e-8, jax.tree.map(lambda _: kept, expected)
     if name in SIGNED:
         paired = zip(jax.tree.leaves(kept), jax.tree.leaves(expected), strict=True)

@@ -1,8 +1,8 @@
-"""The contents of the registry, and the proofs that an optimizer computes what it should.
+"""Tests the contents of the registry, and the proofs that each optimizer is correct.
 
-Every optimizer has an independent implementation in ``tests/reference`` and a test in
-``tests/optimizers`` that follows it in float64. Recorded trajectories of the code that an optimizer
-agrees with are further proofs, where they exist.
+Every optimizer has an independent implementation in ``tests/reference``, which a test in
+``tests/optimizers`` compares with it in float64. Recorded trajectories of other people's code are
+further proofs, where they exist.
 """
 
 import ast
@@ -34,13 +34,13 @@ EVERY_PROOF = [
 
 
 def test_every_optimizer_is_registered() -> None:
-    """Each has a file of its name."""
+    """Every file of ``optim_zoo/optimizers`` is an optimizer of the registry."""
     files = (TESTS.parent / "optim_zoo" / "optimizers").glob("*.py")
     assert list(registry.OPTIMIZERS) == sorted({file.stem for file in files} - {"__init__"})
 
 
 @entries
-def test_entry(entry: registry.Entry) -> None:
+def test_an_entry_is_complete(entry: registry.Entry) -> None:
     assert registry.get(entry.name) is entry
     assert getattr(optim_zoo, entry.name) is entry.constructor
     first, second, *_ = inspect.signature(entry.constructor).parameters
@@ -54,7 +54,7 @@ def test_entry(entry: registry.Entry) -> None:
 
 
 @entries
-def test_formula_is_that_of_the_docstring(entry: registry.Entry) -> None:
+def test_the_formula_of_an_entry_is_in_the_docstring(entry: registry.Entry) -> None:
     assert entry.formula
     assert "<-" in entry.formula
     assert not entry.formula.startswith(" ")
@@ -63,7 +63,7 @@ def test_formula_is_that_of_the_docstring(entry: registry.Entry) -> None:
 
 
 @entries
-def test_example_makes_an_optimizer(entry: registry.Entry) -> None:
+def test_the_example_of_an_entry_makes_an_optimizer(entry: registry.Entry) -> None:
     assert entry.example.startswith(f"optim_zoo.{entry.name}(")
     tx = eval(entry.example, {"optim_zoo": optim_zoo})
     assert isinstance(tx, optax.GradientTransformation)
@@ -74,7 +74,7 @@ def test_example_makes_an_optimizer(entry: registry.Entry) -> None:
 
 @entries
 def test_every_optimizer_has_an_independent_reference(entry: registry.Entry) -> None:
-    """The reference uses float64 NumPy, not JAX, optax or this package."""
+    """The reference imports NumPy, and neither JAX, optax nor this package."""
     source = ast.parse((TESTS / "reference" / f"{entry.name}.py").read_text("utf-8"))
     nodes = [node for node in ast.walk(source) if isinstance(node, ast.Import | ast.ImportFrom)]
     imported = {
@@ -91,8 +91,8 @@ def test_every_optimizer_has_an_independent_reference(entry: registry.Entry) -> 
 
 
 @entries
-def test_the_test_of_every_optimizer_follows_its_reference(entry: registry.Entry) -> None:
-    """The test passes what ``reference.x`` returns to `assert_same_path`."""
+def test_the_tests_of_every_optimizer_use_its_reference(entry: registry.Entry) -> None:
+    """One test of each optimizer ``x`` compares it with ``reference.x`` by `assert_same_path`."""
     source = ast.parse((TESTS / "optimizers" / f"test_{entry.name}.py").read_text("utf-8"))
     imports = [
         ast.unparse(node) for node in source.body if isinstance(node, ast.Import | ast.ImportFrom)
@@ -110,7 +110,7 @@ def test_the_test_of_every_optimizer_follows_its_reference(entry: registry.Entry
 def test_every_optimizer_follows_its_reference_with_default_arguments(
     name: str, rng: np.random.Generator
 ) -> None:
-    """Their defaults are thus the same. Optimizers that wrap another have their own tests."""
+    """Both must have the same defaults. Optimizers that wrap another one have their own tests."""
     # 13 steps are two periods of Lookahead. No optimizer excludes these paths by default.
     params, grads = problem(rng, steps=13)
     paths = dict(zip(params, "abcdef", strict=True))
@@ -121,18 +121,18 @@ def test_every_optimizer_follows_its_reference_with_default_arguments(
     assert_same_path(trajectory, reference(params, grads, learning_rate=schedule))
 
 
-def test_proofs_are_of_registered_optimizers() -> None:
+def test_every_proof_is_for_a_registered_optimizer() -> None:
     assert PROOFS.keys() <= registry.OPTIMIZERS.keys()
 
 
 @pytest.mark.parametrize(("name", "proof"), EVERY_PROOF)
-def test_proof(name: str, proof: Proof) -> None:
+def test_every_optimizer_agrees_with_its_proof(name: str, proof: Proof) -> None:
     case = recorded.get(proof.case)
     agreement = follow(case, f"optim_zoo.{name}", proof.arguments)
     assert agreement.agrees, agreement.difference
 
 
-def test_unknown_name_lists_the_nearest() -> None:
+def test_an_unknown_name_suggests_the_nearest_names() -> None:
     with pytest.raises(ValueError, match="unknown optimizer 'lamp'; did you mean lamb"):
         registry.get("lamp")
     with pytest.raises(ValueError, match=r"expected adadelta, adagrad, .*, sgd"):

@@ -16,7 +16,7 @@ def test_matching_is_a_search_in_the_whole_path() -> None:
     assert not rules.matches([], "head/kernel")
 
 
-def test_mask() -> None:
+def test_mask_is_true_where_a_pattern_matches() -> None:
     assert rules.mask(["LayerNorm", "bias$"], PARAMS) == {
         "encoder": {"layer_0": {"kernel": False, "bias": True}, "LayerNorm": {"scale": True}},
         "head": {"kernel": False},
@@ -51,14 +51,14 @@ def test_a_string_is_not_a_list_of_patterns() -> None:
             rules.check_patterns("exclude", patterns)  # type: ignore[arg-type]
 
 
-def test_broken_pattern() -> None:
+def test_an_invalid_regular_expression_raises() -> None:
     with pytest.raises(ValueError, match=r"exclude: '\(' is not a regular expression"):
         rules.check_patterns("exclude", ["("])
     with pytest.raises(ValueError, match=r"layers: '\*' is not a regular expression"):
         rules.check_rules("layers", [("*", 1)])
 
 
-def test_rules_are_pairs() -> None:
+def test_rules_must_be_pairs() -> None:
     rules.check_rules("layers", [["a", 1], ("b", 2)])  # type: ignore[list-item]
     for wrong in ("ab", [("a",)], [("a", 1, 2)], {"a": 1}, ["ab"]):
         with pytest.raises(TypeError, match="layers must be a list of pairs"):
@@ -77,6 +77,6 @@ def test_optional_patterns_need_not_match() -> None:
     rules.check_matches("exclude", rules.optional("LayerNorm", "absent"), {"a": 1.0})
 
 
-def test_a_part_of_a_larger_tree_is_not_checked() -> None:
+def test_a_partial_tree_is_not_checked_for_matches() -> None:
     rules.check_matches("exclude", ["absent"], {"a": optax.MaskedNode(), "b": 1.0})
     rules.check_matches("exclude", ["absent"], {})

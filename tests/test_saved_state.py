@@ -1,4 +1,4 @@
-"""Tests what descriptions of states hold, what they distinguish and what they ignore."""
+"""Tests what the description of a state records, and which states it distinguishes."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ PARAMS = {"dense": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}
 
 
 def described(tx: optax.GradientTransformation, params: Tree = PARAMS) -> dict[str, Any]:
-    """Returns a description as it is read from a file."""
+    """Returns the description of the initial state, as read back from a JSON file."""
     return json.loads(json.dumps(saved_state.describe(tx.init(params))))
 
 
@@ -59,7 +59,7 @@ def test_a_description_names_every_array_and_container() -> None:
     }
 
 
-def test_keys_low_precision_and_numbers() -> None:
+def test_keys_low_precision_and_python_numbers_are_described() -> None:
     state = {
         "key": jax.random.key(0),
         "keys": jax.random.split(jax.random.key(0, impl="rbg"), 2),
@@ -95,7 +95,7 @@ def test_shapes_and_tracers_are_described_like_arrays(tx: Any) -> None:
     assert seen == [expected]
 
 
-def test_a_state_without_arrays() -> None:
+def test_a_state_without_arrays_is_described() -> None:
     description = described(optax.identity())
     assert description == {"version": 3, "arrays": {}, "containers": {"": "EmptyState"}}
     saved_state.check(description, optax.identity().init(PARAMS))
@@ -103,7 +103,7 @@ def test_a_state_without_arrays() -> None:
         saved_state.check(description, optim_zoo.sgd(0.1).init(PARAMS))
 
 
-def test_flax_containers() -> None:
+def test_flax_containers_are_described() -> None:
     class Model(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:
             self.dense = nnx.Linear(4, 6, rngs=rngs)
@@ -146,14 +146,14 @@ def test_no_two_arrays_share_a_path() -> None:
     ],
     ids=["rate", "hyperparameters", "clipping", "accumulation"],
 )
-def test_numbers_make_no_difference(saved: Any, now: Any) -> None:
+def test_the_values_of_hyperparameters_are_not_compared(saved: Any, now: Any) -> None:
     for one, other in ((saved, now), (now, saved)):
         assert saved_state.differences(described(one), other.init(PARAMS)) == []
         saved_state.check(described(one), other.init(PARAMS))
 
 
 ADAMW = optim_zoo.adamw(0.1)
-# Saved by the first and compared with the second: some of the lines, and how many there are.
+# (optimizer that saved, optimizer that restores, some of the differences, number of differences)
 PAIRS = {
     "adam, amsgrad": (
         optim_zoo.adam(0.1),
@@ -186,7 +186,7 @@ PAIRS = {
             "2/step is only in the checkpoint",
             '2/trust_ratio/"dense/kernel" is missing in the checkpoint',
         ],
-        11,  # three figures of two leaves, and the rate's place
+        11,  # three metrics of two leaves, and the new path of the learning rate
     ),
     "clipping": (
         ADAMW,
@@ -198,7 +198,7 @@ PAIRS = {
             "0/mu/dense/kernel is only in the checkpoint",
             "1/0/mu/dense/kernel is missing in the checkpoint",
         ],
-        # its norms, the seven arrays and the decay of AdamW in another place, and two containers
+        # the norms of clipping, the moved arrays and containers of AdamW, and two containers
         2 + 2 * 7 + 1 + 2,
     ),
     "accumulation": (
@@ -211,7 +211,7 @@ PAIRS = {
             "inner/2/step is missing in the checkpoint",
             "sums/dense/kernel is missing in the checkpoint",
         ],
-        # all arrays of both, their decay and their root
+        # all arrays of both, the containers of their decay, and the root
         7 + len(jax.tree.leaves(accumulate(ADAMW, 2).init(PARAMS))) + 2 + 1,
     ),
     "master weights": (
@@ -223,14 +223,14 @@ PAIRS = {
             "inner/2/step is missing in the checkpoint",
             "master/dense/kernel is missing in the checkpoint",
         ],
-        # all arrays and the decay of both, the root, and a gap for each float32 parameter
+        # as above, and an empty container for each float32 parameter
         2 * 7 + 2 + 1 + 2,
     ),
 }
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_another_optimizer_differs_in_its_paths(name: str) -> None:
+def test_the_state_of_another_optimizer_differs(name: str) -> None:
     one, other, some, count = PAIRS[name]
     lines = saved_state.differences(described(one), other.init(PARAMS))
     assert set(some) <= set(lines)
@@ -247,7 +247,7 @@ def test_another_optimizer_differs_in_its_paths(name: str) -> None:
             saved_state.check(described(saved), now.init(PARAMS))
 
 
-def test_other_shapes_and_dtypes() -> None:
+def test_other_shapes_and_dtypes_differ() -> None:
     saved = described(optim_zoo.adam(0.1))
     wider = {"dense": {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(4)}}
     state = optim_zoo.adam(0.1).init(wider)
@@ -265,7 +265,7 @@ def test_other_shapes_and_dtypes() -> None:
         saved_state.check(saved, state)
 
 
-def test_a_state_that_is_one_array() -> None:
+def test_a_state_may_be_a_single_array() -> None:
     lines = saved_state.differences(saved_state.describe(jnp.ones(3)), jnp.ones(4))
     assert lines == ["the only array was float32(3,) and is float32(4,)"]
 
@@ -284,8 +284,8 @@ def test_an_error_lists_the_first_few_paths_and_counts_the_others() -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2, 4])
-def test_another_version_is_refused_in_one_sentence(version: int) -> None:
-    """The fields of version 2 have other names, and version 1 recorded no containers."""
+def test_a_description_of_another_version_is_refused_in_one_sentence(version: int) -> None:
+    """Version 2 has other field names; version 1 did not record containers."""
     saved = {**described(ADAMW), "version": version}
     if version == 1:
         del saved["containers"]
@@ -315,7 +315,7 @@ def test_another_version_is_refused_in_one_sentence(version: int) -> None:
         {"version": 2, "arrays": {}, "containers": {"": 1}},
     ],
 )
-def test_what_is_not_a_description_is_refused_in_one_sentence(saved: Any) -> None:
+def test_invalid_descriptions_are_refused_in_one_sentence(saved: Any) -> None:
     for function in (saved_state.differences, saved_state.check):
         with pytest.raises(
             ValueError, match="expected a description made by saved_state"
@@ -324,12 +324,12 @@ def test_what_is_not_a_description_is_refused_in_one_sentence(saved: Any) -> Non
         assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_an_array_is_named() -> None:
+def test_a_leaf_that_is_not_an_array_is_named() -> None:
     with pytest.raises(TypeError, match="made of arrays, got str at 0/name"):
         saved_state.describe([{"name": "adam"}])
 
 
-# Every optimizer of the registry with its default arguments, and settings that change formulas.
+# Every optimizer with its default arguments, and with options that change its formula.
 OPTIMIZERS: dict[str, Any] = {
     **{
         name: optim_zoo.registry.OPTIMIZERS[name].constructor(0.1)
@@ -353,7 +353,7 @@ OPTIMIZERS: dict[str, Any] = {
     "uncorrected lamb": optim_zoo.lamb(0.1, bias_correction=False),
     "ranger with centralization": optim_zoo.ranger(0.1, gradient_centralization=True),
 }
-# These are one formula under two names.
+# The same formula under two names.
 SAME = [
     {"momentum", "sgd with momentum"},  # the heavy ball
     {"nesterov", "sgd with Nesterov's momentum"},
@@ -374,7 +374,7 @@ def test_no_two_optimizers_of_the_registry_have_the_same_description() -> None:
         )
 
 
-def test_a_piece_without_arrays_makes_a_difference() -> None:
+def test_a_piece_without_arrays_is_compared_too() -> None:
     centralized = optax.chain(optim_zoo.centralize_gradients(), optim_zoo.adam(0.1))
     decayed = optax.chain(optim_zoo.add_decayed_weights(0.1), optim_zoo.adam(0.1))
     assert saved_state.differences(described(centralized), decayed.init(PARAMS)) == [
@@ -409,7 +409,7 @@ def test_the_state_of_an_nnx_optimizer_keeps_the_names_of_the_pieces() -> None:
     ]
 
 
-def test_a_train_state_and_a_replicated_state() -> None:
+def test_a_train_state_and_a_replicated_state_can_be_checked() -> None:
     tx = optim_zoo.lamb(0.1)
     made = TrainState.create(apply_fn=lambda: None, params=PARAMS, tx=tx)
     saved_state.check(described(tx), made.opt_state)
@@ -437,7 +437,7 @@ STATES = OPTIMIZERS | {
 
 
 def started(tx: Any) -> tuple[Tree, Tree]:
-    """Returns parameters of two dtypes, and a state in which the numbers of each array differ."""
+    """Returns parameters of two dtypes, and a state whose arrays hold 1, 2, 3, ..."""
     params = {**PARAMS, "low": jnp.ones(5, jnp.bfloat16)}
 
     def numbered(x: jax.Array) -> jax.Array:
@@ -473,7 +473,7 @@ def assert_rebuilt(tx: Any, params: Tree, state: Tree, restored: Tree) -> None:
 
 
 @pytest.mark.parametrize("name", ["lamb", "master_weights", "stochastic_rounding", "accumulate"])
-def test_orbax_without_a_target_is_rebuilt(name: str, tmp_path: Path) -> None:
+def test_a_state_restored_by_orbax_without_a_target_is_rebuilt(name: str, tmp_path: Path) -> None:
     params, state = started(STATES[name])
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", state)
@@ -484,7 +484,7 @@ def test_orbax_without_a_target_is_rebuilt(name: str, tmp_path: Path) -> None:
     assert_same(*(jax.jit(STATES[name].update)(params, x, params) for x in (rebuilt, state)))
 
 
-def test_pickle_keeps_the_types() -> None:
+def test_pickle_keeps_the_types_of_containers() -> None:
     for tx in STATES.values():
         state = tx.init(PARAMS)
         restored = pickle.loads(pickle.dumps(state))
@@ -508,7 +508,7 @@ def test_the_state_of_an_nnx_optimizer_is_rebuilt(kind: str) -> None:
         saved_state.rebuild(optimizer.opt_state.inner.inner, state["opt_state"]["inner"])
 
 
-def test_what_does_not_fit_is_not_rebuilt() -> None:
+def test_rebuild_refuses_a_state_that_does_not_fit() -> None:
     restored = serialization.to_state_dict(optim_zoo.adam(0.1).init(PARAMS))
     wider = {"dense": {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(4)}}
     with pytest.raises(ValueError, match=r"0/mu/dense/kernel was float32\(3, 4\) and is") as caught:

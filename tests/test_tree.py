@@ -36,7 +36,7 @@ def test_paths_of_dicts_lists_and_named_tuples() -> None:
     assert tree.leaf_paths(1.0) == [""]
 
 
-def test_paths_of_nnx_are_those_of_a_dict_of_arrays() -> None:
+def test_nnx_states_have_the_paths_of_a_pure_dict() -> None:
     state = nnx.state(Model(nnx.Rngs(0)), nnx.Param)
     expected = [f"{layer}/{leaf}" for layer in ("blocks/0", "blocks/1", "dense")
                 for leaf in ("bias", "kernel")]  # fmt: skip
@@ -57,7 +57,7 @@ BOXES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
-def test_the_field_value_of_a_box_is_left_out(box: Callable[[Any], Any]) -> None:
+def test_paths_leave_out_the_value_field_of_flax_boxes(box: Callable[[Any], Any]) -> None:
     assert tree.leaf_paths(box(1.0)) == [""]
     assert tree.leaf_paths({"a": [box(1.0), 2.0]}) == ["a/0", "a/1"]
     assert tree.leaf_paths({"a": box(Fields(1.0, 2.0))}) == ["a/key", "a/value"]
@@ -65,13 +65,13 @@ def test_the_field_value_of_a_box_is_left_out(box: Callable[[Any], Any]) -> None
     assert tree.leaf_paths({"a": box(None), "b": box(box(1.0))}) == ["b"]
 
 
-def test_the_field_value_of_any_other_node_is_part_of_the_path() -> None:
+def test_paths_keep_a_value_field_of_other_nodes() -> None:
     assert tree.leaf_paths({"attention": {"value": 1.0}}) == ["attention/value"]
     assert tree.leaf_paths({"attention": Fields(1.0, 2.0)}) == ["attention/key", "attention/value"]
     assert tree.leaf_paths(Fields(key=1.0, value=nnx.Param(2.0))) == ["key", "value"]
 
 
-def test_leaves_with_path_may_stop_earlier() -> None:
+def test_leaves_with_path_accepts_is_leaf() -> None:
     boxed = {"a": nnx.Param((1.0, 2.0)), "b": (3.0, 4.0)}
     stops = lambda node: isinstance(node, tuple)  # noqa: E731
     assert tree.leaves_with_path(boxed, is_leaf=stops) == [("a", (1.0, 2.0)), ("b", (3.0, 4.0))]
@@ -80,7 +80,7 @@ def test_leaves_with_path_may_stop_earlier() -> None:
     assert isinstance(box, nnx.Param)
 
 
-def test_paths_without_flax() -> None:
+def test_paths_do_not_need_flax() -> None:
     """The core does not import Flax, but recognizes its boxes once the user has imported it."""
     code = (
         "import sys\n"
@@ -93,18 +93,18 @@ def test_paths_without_flax() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_by_path() -> None:
+def test_by_path_returns_a_flat_dict() -> None:
     assert tree.by_path({"a": {"b": 1}, "c": [2, None]}) == {"a/b": 1, "c/0": 2}
     with pytest.raises(ValueError, match="several leaves have the path a/b"):
         tree.by_path({"a/b": 1, "a": {"b": 2}})
 
 
-def test_map_with_path() -> None:
+def test_map_with_path_passes_the_path_first() -> None:
     lengths = tree.map_with_path(lambda path, x, y: (path, x + y), {"a": [1, 2]}, {"a": [3, 4]})
     assert lengths == {"a": [("a/0", 4), ("a/1", 6)]}
 
 
-def test_map_to_several_keeps_subtrees_of_the_rest_together() -> None:
+def test_map_to_several_passes_subtrees_of_later_trees_unchanged() -> None:
     added, pairs = tree.map_to_several(
         lambda x, pair: (x + sum(pair), pair), 2, {"a": 1, "b": 2}, {"a": (1, 2), "b": ()}
     )
@@ -113,7 +113,7 @@ def test_map_to_several_keeps_subtrees_of_the_rest_together() -> None:
     assert tree.map_to_several(lambda x: (x, x), 2, {}) == ({}, {})
 
 
-def test_partial_trees() -> None:
+def test_trees_with_masked_nodes_are_partial() -> None:
     assert tree.is_partial({})
     assert tree.is_partial({"a": None})
     assert tree.is_partial({"a": 1.0, "b": optax.MaskedNode()})
@@ -123,7 +123,7 @@ def test_partial_trees() -> None:
 @pytest.mark.parametrize(
     ("dtype", "wide"), [("float16", "float32"), ("bfloat16", "float32"), ("float32", "float32")]
 )
-def test_wide(dtype: str, wide: str) -> None:
+def test_wide_converts_half_precision_to_float32(dtype: str, wide: str) -> None:
     assert tree.wide(jnp.ones(2, dtype)).dtype == wide
     assert tree.wide_dtype(jnp.ones(2, dtype)) == wide
 

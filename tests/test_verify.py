@@ -23,7 +23,7 @@ def change_last_step(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     monkeypatch.setattr(recorded.Case, "load", changed)
 
 
-def test_one_case(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_prints_the_comparison_with_one_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.verify(["torch_sgd"])
     opening, meaning, _, head, line, _, total = capsys.readouterr().out.splitlines()
     assert opening == f"on {jax.devices()[0].device_kind} with jax {jax.__version__}"
@@ -35,7 +35,7 @@ def test_one_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert total == "1 recorded trajectory: 1 agrees"
 
 
-def test_an_optimizer_is_compared_with_its_proofs_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_optimizer_is_also_compared_with_its_proofs(capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.verify(["lookahead"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines if line.endswith("  agrees")] == [
@@ -44,7 +44,7 @@ def test_an_optimizer_is_compared_with_its_proofs_too(capsys: pytest.CaptureFixt
     assert lines[-1] == "3 recorded trajectories: 3 agree"
 
 
-def test_a_recorded_step_with_other_numbers_differs(
+def test_a_changed_recording_differs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change_last_step(monkeypatch, lambda x: x * (1 + 4e-9))
@@ -63,8 +63,10 @@ def test_a_change_within_the_tolerance_agrees(
     assert re.search(r"  4\.0e-10 +1e-9  agrees$", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_nan_differs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A NaN of ours must not get lost among the differences of other leaves and steps."""
+def test_nan_always_differs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A NaN in one leaf and step must not be hidden by finite differences elsewhere."""
     steps = agreement.steps
 
     def spoiled(*arguments: Any) -> Any:
@@ -81,7 +83,9 @@ def test_nan_differs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert out.endswith("\n\n1 recorded trajectory: 0 agree, 1 differs\n")
 
 
-def test_the_noise_of_a_reference_is_not_a_difference(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_difference_within_the_noise_of_the_reference_passes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert verify.verify(["pytorch_optimizer.Lamb"])
     out = capsys.readouterr().out
     assert re.search(r"  2\.4e-6 +1e-9  noise$", out, re.MULTILINE)
@@ -100,7 +104,7 @@ def test_the_noise_of_a_reference_is_not_a_difference(capsys: pytest.CaptureFixt
         ("po_lamb", 2e-9, False),
     ],
 )
-def test_noise_has_a_limit_and_belongs_to_one_case(
+def test_noise_is_limited_and_allowed_for_one_case_only(
     case_id: str, difference: float, within: bool
 ) -> None:
     case = recorded.get(case_id)
@@ -108,12 +112,12 @@ def test_noise_has_a_limit_and_belongs_to_one_case(
     assert held.within_noise is within
 
 
-def test_what_agrees_is_not_within_noise() -> None:
+def test_agreement_is_not_reported_as_noise() -> None:
     case = recorded.get("po_lamb_prenorm")
     assert not agreement.Agreement(case, "ports.pytorch_optimizer.Lamb", 0.0, True).within_noise
 
 
-def test_more_than_the_noise_of_the_reference_differs(
+def test_a_difference_above_the_noise_of_the_reference_differs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change_last_step(monkeypatch, lambda x: x * (1 + 1e-5))
@@ -121,7 +125,7 @@ def test_more_than_the_noise_of_the_reference_differs(
     assert "DIFFERS" in capsys.readouterr().out
 
 
-def test_without_a_name_every_case_is_compared_and_no_proof() -> None:
+def test_without_names_every_case_is_compared_once() -> None:
     """The optimizers come first, then the ports."""
     found = verify.comparisons()
     assert sorted(c.case.id for c in found) == [case.id for case in recorded.cases()]
@@ -133,7 +137,7 @@ def test_without_a_name_every_case_is_compared_and_no_proof() -> None:
     assert names[of_zoo:] == sorted(names[of_zoo:])
 
 
-def test_names_of_every_kind() -> None:
+def test_names_of_optimizers_libraries_ports_and_cases_are_accepted() -> None:
     def ids(*names: str) -> list[str]:
         return [c.case.id for c in verify.comparisons(names)]
 
@@ -146,7 +150,7 @@ def test_names_of_every_kind() -> None:
     assert ids("keras_lion", "torch_adamw", "torch.AdamW") == [
         "keras_lion", "torch_adamw", "torch_adamw_excl", "torch_adamw_sched",
     ]  # fmt: skip
-    # An optimizer and a case have this name; the optimizer is meant.
+    # An optimizer and a case have this name; the optimizer takes precedence.
     assert {c.constructor for c in verify.comparisons(["bert_adamw"])} == {"optim_zoo.bert_adamw"}
 
 
@@ -158,7 +162,7 @@ def test_names_of_every_kind() -> None:
         ("qqqqq", "unknown optimizer or case 'qqqqq'; `optim-zoo list` lists all names"),
     ],
 )
-def test_an_unknown_name_runs_nothing(
+def test_an_unknown_name_raises_before_anything_runs(
     name: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -167,7 +171,7 @@ def test_an_unknown_name_runs_nothing(
     assert capsys.readouterr().out == ""
 
 
-def test_an_optimizer_without_a_recording_does_not_agree(
+def test_an_optimizer_without_a_recording_raises(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(verify.catalogue, "comparisons", lambda short: [])
@@ -176,7 +180,7 @@ def test_an_optimizer_without_a_recording_does_not_agree(
     assert capsys.readouterr().out == ""
 
 
-def test_a_device_without_float64_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_without_float64_raises_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_has_float64", lambda: False)
     with pytest.raises(UserError) as caught:
         verify.verify(["torch_sgd", "torch_adam", "ymcui_lamb"])
@@ -218,12 +222,12 @@ def test_every_line_fits_a_terminal_of_100_columns() -> None:
         ("NVIDIA/DeepLearningExamples TensorFlow/LAMB.py @729963d", "DeepLearningExamples 729963d"),
     ],
 )  # fmt: skip
-def test_short_reference(reference: str, expected: str) -> None:
+def test_short_reference_keeps_the_name_and_version(reference: str, expected: str) -> None:
     assert verify.short_reference(reference) == expected
 
 
 def test_short_references_are_distinct() -> None:
-    """No two repositories or libraries are shortened to the same text."""
+    """Different repositories and libraries have different short texts."""
     sources = {" ".join(c.reference.split()[:1]) for c in recorded.cases()}
     short = {verify.short_reference(c.reference).split()[0] for c in recorded.cases()}
     assert len(short) == len(sources)
