@@ -1,4 +1,7 @@
-"""Strict for every test: on the CPU, no silent rank promotion; warnings are errors (pyproject)."""
+"""Settings of every test: CPU devices, and an error for implicit rank promotion.
+
+Warnings are errors too: see pyproject.toml.
+"""
 
 import os
 from collections.abc import Iterator
@@ -9,8 +12,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_platforms", "cpu")
-# Eight, so that meshes of two axes can be made. Tests that use one device run no slower for it.
-# `test_one_device.py` runs some of the tests again in a process that has only one.
+# Eight devices allow meshes of two axes, and do not slow down tests that use one device.
+# `test_one_device.py` runs some of the tests again in a process with one device.
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("OPTIM_ZOO_TEST_CPU_DEVICES", "8")))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -18,7 +21,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fails where pytest-xdist does not send the tests of a group to one worker.
 
-    Their shared fixtures, which are whole runs, would silently be made once per worker.
+    Otherwise every worker would silently repeat the shared fixtures, which are whole runs.
     """
     if getattr(session.config.option, "loadgroup", False):
         for item in session.items:
@@ -41,7 +44,7 @@ def key() -> jax.Array:
 
 @pytest.fixture(scope="module")
 def quick_to_compile() -> Iterator[None]:
-    """For modules whose time goes into compiling programs that run for a millisecond."""
+    """Turns off XLA optimizations, for modules that spend most of their time compiling."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -49,9 +52,9 @@ def quick_to_compile() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of compiled programs for this process and those that it starts with its variables.
+    """Caches compiled programs for this process and for processes that inherit its environment.
 
-    What is read from it is the program that was compiled, so that no number changes.
+    A program from the cache is the same as a newly compiled one, so no number changes.
     """
     options = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
@@ -71,6 +74,6 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _single_precision() -> Iterator[None]:
-    """No test leaves float64 switched on for the next."""
+    """Turns float64 off after each test."""
     yield
     assert not jax.config.jax_enable_x64

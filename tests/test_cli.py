@@ -1,4 +1,4 @@
-"""The command line answers every mistake with one sentence and an exit code."""
+"""The command line: commands, output, and errors as one sentence with an exit code."""
 
 import dataclasses
 import os
@@ -60,10 +60,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Returns the environment of a user's process, with this module's cache of programs.
+    """Returns the environment of a user's process, with this module's compilation cache.
 
-    XLA's optimizations are off: compiling would take most of the time, and the output of a run does
-    not depend on them.
+    XLA's optimizations are off, because compiling would take most of the time. The output of a run
+    does not depend on them.
     """
     kept = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
     own = {
@@ -94,13 +94,13 @@ def run(tiny: Path, folder: Path, *overrides: str) -> subprocess.CompletedProces
 
 
 @pytest.fixture
-def said(
+def error_message(
     tiny: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., str]:
-    """Returns a function from overrides to the sentence that answers a mistake in them."""
+    """Returns a function that runs `train` with overrides and returns its error message."""
     monkeypatch.setattr(cli, "_quiet_orbax", lambda: None)  # it changes the whole process
     monkeypatch.setattr(loop.jax, "device_count", lambda: 1)
 
@@ -138,30 +138,30 @@ def said(
         ),
     ],
 )
-def test_mistakes_are_one_sentence_and_exit_code_two(
-    overrides: tuple[str, ...], expected: str, said: Callable[..., str]
+def test_mistakes_are_reported_in_one_sentence_with_exit_code_2(
+    overrides: tuple[str, ...], expected: str, error_message: Callable[..., str]
 ) -> None:
-    assert re.search(expected, said(*overrides))
+    assert re.search(expected, error_message(*overrides))
 
 
-def test_a_missing_config(said: Callable[..., str], tmp_path: Path) -> None:
+def test_a_missing_config_is_named(error_message: Callable[..., str], tmp_path: Path) -> None:
     missing = tmp_path / "none.toml"
     expected = f"cannot read the config {missing}: No such file or directory"
-    assert said(config=missing) == expected
+    assert error_message(config=missing) == expected
 
 
 @pytest.mark.parametrize("name", ["", "tokens", "checkpoints", "config.toml"])
-def test_a_run_folder_that_cannot_be_made(
-    name: str, said: Callable[..., str], tmp_path: Path
+def test_a_run_folder_that_cannot_be_written_is_named(
+    name: str, error_message: Callable[..., str], tmp_path: Path
 ) -> None:
-    """Stands for a folder without write permission, which tests of the superuser cannot make."""
+    """A file is in the way, because permissions do not stop a superuser that runs the tests."""
     if name == "config.toml":
         (tmp_path / "run" / "config.toml").mkdir(parents=True)
     else:
         path = tmp_path / "run" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("a file")
-    assert str(tmp_path / "run") in said()
+    assert str(tmp_path / "run") in error_message()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,9 @@ def test_a_run_folder_that_cannot_be_made(
         ["verify", "--all"],
     ],
 )
-def test_an_unknown_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_print_the_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
@@ -196,7 +198,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"\n    {command} " in out for command in commands)
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["--version"])
     assert caught.value.code == 0
@@ -204,8 +206,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The run folders of commands, none of which trains."""
+def run_folders(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Replaces training, and returns a list of the run folders that commands would use."""
     folders: list[Path] = []
     monkeypatch.setattr(cli, "_quiet_orbax", lambda: None)  # it changes the whole process
     monkeypatch.setattr(loop, "run", lambda config, folder, notes: folders.append(folder))
@@ -213,9 +215,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_a_saved_config_resumes_its_own_run(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[Path]
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_folders: list[Path]
 ) -> None:
-    """From any directory, with a relative or default folder, and after the folder has moved."""
+    """It does so from any directory, with a relative or default folder, and after a move."""
     monkeypatch.chdir(tmp_path)
     for overrides in (["run.dir=here/one"], []):
         loaded = config_file.load(tiny, overrides)
@@ -230,12 +232,12 @@ def test_a_saved_config_resumes_its_own_run(
         monkeypatch.chdir(moved)
         assert cli.main(["train", "config.toml"]) == 0
         assert cli.main(["train", "config.toml", "run.dir=other"]) == 0
-        assert trained[-3:] == [folder, moved, Path("other")]
+        assert run_folders[-3:] == [folder, moved, Path("other")]
         monkeypatch.chdir(tmp_path)
 
 
-def test_a_path_that_is_not_ascii(tiny: Path, tmp_path: Path) -> None:
-    """Under a locale without it and with Python's UTF-8 mode off."""
+def test_paths_outside_ascii_work_in_an_ascii_locale(tiny: Path, tmp_path: Path) -> None:
+    """Python's UTF-8 mode is off too."""
     own = {**environment(), "LC_ALL": "C", "PYTHONUTF8": "0"}
     path = tmp_path / "\u00fcber.toml"
     path.write_text(tiny.read_text() + '[run]\ndir = "\u00e4"\n', encoding="utf-8")
@@ -254,7 +256,7 @@ def test_a_path_that_is_not_ascii(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_not_utf8_is_reported_in_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: list[Path]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run_folders: list[Path]
 ) -> None:
     assert cli.main(["train", os.fsdecode(os.fsencode(tmp_path) + b"/\xff.toml")]) == 2
     err = capsys.readouterr().err
@@ -262,7 +264,7 @@ def test_a_path_that_is_not_utf8_is_reported_in_one_sentence(
     assert err.count("\n") == 1
 
 
-def test_ctrl_c_before_training_has_begun(
+def test_ctrl_c_before_training_starts(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -274,7 +276,7 @@ def test_ctrl_c_before_training_has_begun(
 
 
 EXTRAS = ("flax", "orbax", "rich", "tokenizers", "tomli_w")
-# One process imports what all need, without starting a thread of JAX, and is forked for each extra.
+# One process imports the common modules without starting a thread of JAX, and forks per extra.
 WITHOUT_EXTRAS = """
 import os, sys, warnings
 import optim_zoo
@@ -336,13 +338,13 @@ def test_a_missing_extra_names_what_to_install(
 # The commands `list`, `show` and `verify`
 
 
-def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_prints_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     out, err = capsys.readouterr()
     assert (out, err) == (catalogue.table() + "\n", "")
 
 
-def test_list_fits_a_terminal(
+def test_list_fits_the_width_of_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
@@ -352,13 +354,15 @@ def test_list_fits_a_terminal(
 
 
 @pytest.mark.parametrize("name", ["lamb", "torch.AdamW", "torch"])
-def test_show(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_the_page_of_an_optimizer(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["show", name]) == 0
     out, err = capsys.readouterr()
     assert (out, err) == (catalogue.page(name) + "\n", "")
 
 
-def test_the_exit_code_of_verify_is_1_if_a_trajectory_differs(
+def test_verify_exits_with_1_if_a_trajectory_differs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli.main(["verify", "tf1_momentum", "torch_sgd"]) == 0
@@ -378,14 +382,16 @@ def test_the_exit_code_of_verify_is_1_if_a_trajectory_differs(
 @pytest.mark.parametrize(
     "arguments", [["show", "lamp"], ["verify", "lamp"], ["verify", "sgd", "lamp"]]
 )
-def test_an_unknown_name(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_is_answered_with_the_nearest_one(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(r"optim-zoo: unknown optimizer.* 'lamp'; did you mean lamb .*\?\n", err)
 
 
-def test_ctrl_c_while_verifying(
+def test_ctrl_c_interrupts_verify(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -397,8 +403,8 @@ def test_ctrl_c_while_verifying(
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["show", "lamb"], ["verify", "sgd"]])
-def test_a_closed_pipe_is_no_error_for_commands_that_print(arguments: list[str]) -> None:
-    """As in `optim-zoo list | head -1`; here the pipe is closed before anything is written."""
+def test_commands_that_only_print_end_silently_on_a_closed_pipe(arguments: list[str]) -> None:
+    """This happens in `optim-zoo list | head -1`. Here the pipe is closed before any output."""
     process = subprocess.Popen(
         [sys.executable, "-m", "optim_zoo.cli", *arguments],
         stdout=subprocess.PIPE,
@@ -430,7 +436,7 @@ def test_list_show_and_verify_work_without_the_extras() -> None:
     program = (
         "import sys\n"
         "extras = ('flax', 'orbax', 'matplotlib', 'tokenizers', 'rich', 'tomli_w')\n"
-        "sys.modules.update(dict.fromkeys(extras))\n"  # None: an import of it fails
+        "sys.modules.update(dict.fromkeys(extras))\n"  # a module that is None cannot be imported
         "from optim_zoo import cli\n"
         "for command in (['list'], ['show', 'lamb'], ['verify', 'torch_sgd']):\n"
         "    assert cli.main(command) == 0\n"
@@ -441,7 +447,7 @@ def test_list_show_and_verify_work_without_the_extras() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# Runs in processes of their own
+# Runs in separate processes
 
 
 @pytest.fixture(scope="module")
@@ -453,7 +459,7 @@ def finished(
 
 
 @pytest.mark.newest
-def test_a_run_prints_plain_lines_into_a_pipe_and_nothing_else(
+def test_a_run_prints_only_plain_lines_to_a_pipe(
     finished: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     folder, done = finished
@@ -474,7 +480,7 @@ def test_a_run_prints_plain_lines_into_a_pipe_and_nothing_else(
     assert printed[-1] == f"report: {folder / 'report.html'}"
 
 
-def test_a_finished_run_that_is_started_again_exits_with_zero(
+def test_restarting_a_finished_run_exits_with_0(
     tiny: Path, finished: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:
     folder, first = finished
@@ -487,7 +493,7 @@ def test_a_finished_run_that_is_started_again_exits_with_zero(
     assert rest == first.stdout.splitlines()[-len(rest) :]
 
 
-def test_a_damaged_checkpoint_is_moved_away_in_one_sentence_without_noise(
+def test_a_damaged_checkpoint_is_moved_away_with_one_sentence(
     tiny: Path, finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -507,7 +513,7 @@ def test_a_damaged_checkpoint_is_moved_away_in_one_sentence_without_noise(
     ]
 
 
-def test_a_terminal_gets_a_bar(tiny: Path, tmp_path: Path) -> None:
+def test_a_terminal_shows_a_progress_bar(tiny: Path, tmp_path: Path) -> None:
     master, slave = pty.openpty()
     own = {**environment(), "TERM": "xterm-256color", "COLUMNS": "120"}
     process = subprocess.Popen(
@@ -538,7 +544,7 @@ def test_a_terminal_gets_a_bar(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_closed_pipe_is_reported_in_one_sentence(tiny: Path, tmp_path: Path) -> None:
-    """As in `optim-zoo train ... | head -2`."""
+    """This happens in `optim-zoo train ... | head -2`."""
     process = subprocess.Popen(
         command(tiny, tmp_path / "run"),
         stdout=subprocess.PIPE,
@@ -555,7 +561,7 @@ def test_a_closed_pipe_is_reported_in_one_sentence(tiny: Path, tmp_path: Path) -
     assert err == "optim-zoo: Broken pipe; the same command resumes from what is saved\n"
 
 
-def test_an_output_on_a_full_disk_is_reported_in_one_sentence(tiny: Path, tmp_path: Path) -> None:
+def test_output_to_a_full_disk_is_reported_in_one_sentence(tiny: Path, tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     with open("/dev/full", "w") as full:
@@ -575,7 +581,7 @@ def test_an_output_on_a_full_disk_is_reported_in_one_sentence(tiny: Path, tmp_pa
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """Mounts a small file system, and returns its folder."""
+    """Mounts a small file system and returns its folder."""
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=20m", "none", tmp_path], capture_output=True, text=True
     )
@@ -608,7 +614,7 @@ RARELY = ("output.log_every=1000", "output.evaluate_every=1000", "output.checkpo
         ((*RARELY, "output.evaluate_every=200"), "report.html", ".png"),
     ],
 )
-def test_a_disk_that_fills_up_is_reported_in_one_sentence_and_the_run_resumes_later(
+def test_a_run_that_filled_the_disk_reports_it_in_one_sentence_and_resumes_later(
     overrides: tuple[str, ...], first: str, named: str, tiny: Path, disk: Path, tmp_path: Path
 ) -> None:
     steps = ("train.steps=800", "schedule.warmup_steps=5")
@@ -645,7 +651,7 @@ def test_a_disk_that_fills_up_is_reported_in_one_sentence_and_the_run_resumes_la
     whole = run(tiny, disk / "whole", *steps, *overrides)
     assert (whole.returncode, whole.stderr) == (0, "")
 
-    def clockless(folder: Path) -> str:
+    def without_times(folder: Path) -> str:
         return re.sub(r'"tokens_per_second": [^,}]*', "", (folder / "metrics.jsonl").read_text())
 
-    assert clockless(folder) == clockless(disk / "whole")
+    assert without_times(folder) == without_times(disk / "whole")

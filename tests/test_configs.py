@@ -1,4 +1,4 @@
-"""The configs of the repository: they load, describe themselves, and have the published sizes."""
+"""The configs of the repository load, have a header, and describe models of published sizes."""
 
 import math
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_the_configs_are_found() -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_loads_and_its_batches_divide(path: Path) -> None:
+def test_a_config_loads_and_its_batch_sizes_divide(path: Path) -> None:
     loaded = config_file.load(path)
     job.check_batches(loaded, 1)
     rates = [
@@ -44,7 +44,7 @@ def test_a_config_loads_and_its_batches_divide(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_opens_with_its_command_its_time_and_its_result(path: Path) -> None:
+def test_a_config_opens_with_its_command_its_time_and_its_expected_result(path: Path) -> None:
     lines = header(path)
     assert f"optim-zoo train configs/{path.name}" in "\n".join(lines)
     assert any(line.startswith("# Time: ") for line in lines)
@@ -86,7 +86,7 @@ def test_pod_sized_runs_have_one_trust_ratio_per_layer(name: str) -> None:
 
 
 def test_bert_base_follows_the_recipe_of_its_batch_size() -> None:
-    """Follows table 4 of arXiv 1904.00962 at batch size 32,768, with the same warmup ratio."""
+    """The recipe is table 4 of arXiv 1904.00962 at batch size 32,768 with its warmup ratio."""
     loaded = named("bert_base_lamb_32k")
     recipe = schedules.lamb_recipe(32_768)
     assert {stage.batch_size for stage in loaded.stages} == {32_768}
@@ -95,7 +95,7 @@ def test_bert_base_follows_the_recipe_of_its_batch_size() -> None:
     assert loaded.total_steps == 15_625
 
 
-def test_bert_large_is_the_mixed_batch_run() -> None:
+def test_bert_large_follows_the_published_mixed_batch_run() -> None:
     loaded = named("bert_large_lamb_64k_32k")
     assert [stage.batch_size for stage in loaded.stages] == [65_536, 32_768]
     assert [sequence_length(stage) for stage in loaded.stages] == [128, 512]

@@ -16,8 +16,8 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 def imported(folder: str, *names: str) -> Iterator[list[ModuleType]]:
     """Imports modules of a folder of ``scripts/`` as Python does when it runs a program there.
 
-    The folder is the first entry of ``sys.path`` inside the block. Afterwards its modules are no
-    longer in ``sys.modules``, so that their short names are free for the next folder.
+    The folder is the first entry of ``sys.path`` inside the block. Its modules are removed from
+    ``sys.modules`` at the end, because another folder may have modules of the same names.
     """
     path = SCRIPTS / folder
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The comparison with optax's wrappers: what ours promise, and what optax's still do.
+"""The script that compares the wrappers of this package with those of optax.
 
 If an assertion about optax fails, optax has changed, and the README's table must be regenerated.
 """
@@ -14,7 +14,7 @@ import pytest
 from optim_zoo import registry
 from tests.scripts.importing import imported
 
-EVERY = 4  # micro-batches a step
+EVERY = 4  # micro-batches per step
 
 Figures = Mapping[str, Any]
 
@@ -27,17 +27,17 @@ def script() -> Iterator[Any]:
 
 @pytest.fixture
 def figures(script: Any) -> Callable[[str], Figures]:
-    """Runs the experiment of a name, and returns what it measured."""
+    """Returns a function that runs an experiment by name and returns its measurements."""
     experiments = {experiment.__name__: experiment for experiment in script.EXPERIMENTS}
     return lambda name: experiments[name]().figures
 
 
-def test_a_nan_micro_batch(figures: Callable[[str], Figures]) -> None:
+def test_only_accumulate_survives_a_nan_micro_batch(figures: Callable[[str], Figures]) -> None:
     seen = figures("nan_micro_batch")
     assert seen["ours_finite_steps"] == seen["steps"]
     assert seen["ours_micro_batches"] == EVERY
     assert seen["optax_finite_steps"] == 0
-    # Skipped, a micro-batch is as if it had not been, and the step comes one later.
+    # A skipped micro-batch is not counted, so the step is made one micro-batch later.
     assert seen["optax_skipping_finite_steps"] == seen["steps"]
     assert seen["optax_skipping_micro_batches"] == EVERY + 1
 
@@ -48,27 +48,27 @@ def test_the_inner_update_is_executed_once_a_step(figures: Callable[[str], Figur
     assert seen["optax_calls"] == EVERY * seen["steps"]
 
 
-def test_tokens_weigh_alike(figures: Callable[[str], Figures]) -> None:
+def test_accumulate_weights_every_token_equally(figures: Callable[[str], Figures]) -> None:
     seen = figures("token_weights")
-    # Sums of a few float32 numbers: some 1e-7.
+    # Sums of a few float32 numbers have relative errors of about 1e-7.
     assert seen["ours_percent"] < 1e-4
     assert seen["optax_percent"] > 10
 
 
-def test_the_mean_is_handed_on_in_float32(figures: Callable[[str], Figures]) -> None:
+def test_accumulate_passes_the_mean_in_float32(figures: Callable[[str], Figures]) -> None:
     seen = figures("low_precision_mean")
-    # Four bfloat16 numbers between 1 and 2 have an exact sum in float32, and a quarter of it.
+    # The sum of four bfloat16 numbers between 1 and 2 and its quarter are exact in float32.
     assert seen["ours_error"] == 0
-    # Half a last digit of bfloat16 between 1 and 2 is 2^-8.
+    # bfloat16 numbers between 1 and 2 are 2^-7 apart, so rounding changes them by 2^-8 at most.
     assert 1e-3 < seen["optax_error"] <= 2**-8
 
 
-def test_small_steps_arrive(figures: Callable[[str], Figures]) -> None:
+def test_small_updates_change_bfloat16_parameters(figures: Callable[[str], Figures]) -> None:
     seen = figures("small_steps")
-    # Two runs of a thousand float32 roundings, 2^-25 each below 1: 6e-5 of a way of 1.
+    # Two runs with a thousand float32 roundings of at most 2^-25 each differ by 6e-5 at most.
     assert seen["ours_master_weights_end"] == pytest.approx(seen["float32_end"], abs=6e-5)
     deviation = seen["ours_stochastic_rounding_deviation"]
-    # A thousand roundings at a last digit of at most 2^-8: 2^-9 sqrt(1000) is 0.062 at most.
+    # A thousand random roundings to multiples of 2^-8 deviate by at most 2^-9 sqrt(1000) = 0.062.
     assert 0 < deviation < 0.062
     # Four deviations of a mean of 1,024.
     ends = seen["ours_stochastic_rounding_end"], seen["float32_end"]
@@ -76,7 +76,7 @@ def test_small_steps_arrive(figures: Callable[[str], Figures]) -> None:
     assert seen["optax_end"] == 1
 
 
-def test_the_second_moment_does_not_stall(figures: Callable[[str], Figures]) -> None:
+def test_a_bfloat16_second_moment_follows_its_mean(figures: Callable[[str], Figures]) -> None:
     seen = figures("second_moment")
     assert 0 < seen["ours_deviation"] < 0.05
     # Four deviations of a mean of 1,024.
@@ -84,7 +84,7 @@ def test_the_second_moment_does_not_stall(figures: Callable[[str], Figures]) -> 
     assert seen["optax_share"] < 0.6
 
 
-def test_state_keeps_its_dtypes(script: Any, figures: Callable[[str], Figures]) -> None:
+def test_states_keep_their_dtypes(script: Any, figures: Callable[[str], Figures]) -> None:
     seen = figures("state_dtypes")
     assert seen["ours_failing"] == []
     assert seen["ours_optimizers"] == len(registry.OPTIMIZERS)
@@ -92,7 +92,7 @@ def test_state_keeps_its_dtypes(script: Any, figures: Callable[[str], Figures]) 
     assert set(seen["optax_failing"]) == set(script.precision.OPTAX_OPTIMIZERS) - passing
 
 
-def test_nans_in_a_row(figures: Callable[[str], Figures]) -> None:
+def test_consecutive_nans_never_change_the_parameters(figures: Callable[[str], Figures]) -> None:
     seen = figures("nans_in_a_row")
     assert seen["ours_first_change"] is None
     assert seen["ours_check_raises_after"] == [3, 4]
@@ -100,37 +100,37 @@ def test_nans_in_a_row(figures: Callable[[str], Figures]) -> None:
     assert seen["optax_parameters_nan"]
 
 
-def test_devices_decide_together(figures: Callable[[str], Figures]) -> None:
+def test_all_devices_skip_a_step_that_is_nan_on_one(figures: Callable[[str], Figures]) -> None:
     seen = figures("nan_on_one_device")
     assert seen["devices"] == 8
     assert seen["ours_moved"] == {"pmap": 0, "shard_map": 0}
     assert seen["optax_moved"] == {"pmap": 7, "shard_map": 7}
 
 
-def test_a_spike_is_refused(figures: Callable[[str], Figures]) -> None:
+def test_a_spike_is_skipped_and_no_other_step(figures: Callable[[str], Figures]) -> None:
     seen = figures("spike")
     assert seen["ours_refused"]
     assert seen["ours_others"] == 0
-    # No bound of optax's does both.
+    # No limit of optax's wrapper does both.
     assert not seen["optax_first_bound_refused"]
     assert seen["optax_last_bound_refused"]
     assert seen["optax_last_bound_others"] > 100
 
 
-def test_no_step_changes_no_bit(figures: Callable[[str], Figures]) -> None:
+def test_a_skipped_step_changes_no_bit(figures: Callable[[str], Figures]) -> None:
     seen = figures("negative_zero")
     assert seen["ours_changed"] == {"skip_nonfinite": False, "accumulate": False}
     assert seen["optax_changed"] == {"apply_if_finite": True, "MultiSteps": True}
 
 
-def test_metrics_in_scan(figures: Callable[[str], Figures]) -> None:
+def test_metrics_can_be_read_in_scan(figures: Callable[[str], Figures]) -> None:
     seen = figures("metrics_in_scan")
     assert seen["ours_raises"] == ""
     assert {"gradient_norm", "update_norm/bias", "parameter_norm/kernel"} < set(seen["ours_values"])
     assert seen["optax_raises"] == {"monitor": "TypeError", "snapshot": ""}
 
 
-def test_what_is_printed(
+def test_the_script_prints_json_lines_and_a_table(
     script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(

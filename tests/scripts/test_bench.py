@@ -1,4 +1,4 @@
-"""The benchmark scripts: what they measure, what they print and what they refuse."""
+"""The benchmark scripts: measurements, output and errors."""
 
 import json
 from collections.abc import Iterator
@@ -49,13 +49,13 @@ def trees(scripts: list[ModuleType]) -> Any:
 
 @pytest.fixture
 def no_memory(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is free but what is left to XLA and Python."""
+    """Leaves no free memory beyond what is reserved for XLA and Python."""
     monkeypatch.setattr(harness, "_free_bytes", lambda: harness.RESERVED_BYTES)
 
 
 @pytest.fixture
 def tiny(trees: Any, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a tree of 144 parameters, of which 128 are two layers in one array."""
+    """Returns the name of a tree of 144 parameters; 128 of them are two layers in one array."""
     shapes = {
         "stack": jax.ShapeDtypeStruct((2, 8, 8), "float32"),
         "bias": jax.ShapeDtypeStruct((16,), "float32"),
@@ -77,14 +77,16 @@ def _printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
         ("small-leaves", 2000, 20_000_000),
     ],
 )
-def test_trees(tree: str, leaves: int, parameters: int, trees: Any) -> None:
+def test_trees_have_the_expected_leaves_and_parameters(
+    tree: str, leaves: int, parameters: int, trees: Any
+) -> None:
     shapes, layers = trees.TREES[tree]()
     assert len(jax.tree.leaves(shapes)) == leaves
     assert sum(x.size for x in jax.tree.leaves(shapes)) == parameters
     assert bool(layers) == (tree == "bert-base-scan")
 
 
-def test_a_step_goes_on_from_the_last_with_the_next_input(harness: Any) -> None:
+def test_each_step_continues_from_the_last_one_with_the_next_input(harness: Any) -> None:
     tx = optax.sgd(1.0)
     params, inputs = jnp.zeros(3), [(jnp.full(3, x),) for x in (-1.0, -10.0)]
     step = harness.Step(tx, harness.update(tx), params, inputs[0])
@@ -95,7 +97,7 @@ def test_a_step_goes_on_from_the_last_with_the_next_input(harness: Any) -> None:
     assert step.compile_seconds > 0
 
 
-def test_candidates_take_turns(harness: Any) -> None:
+def test_candidates_are_timed_in_turn(harness: Any) -> None:
     called = []
     times = harness.interleaved({x: lambda x=x: called.append(x) for x in "ab"}, 3)
     assert called == ["a", "b"] * (1 + 3)
@@ -103,7 +105,7 @@ def test_candidates_take_turns(harness: Any) -> None:
 
 
 @pytest.mark.parametrize("on_a_gpu", [False, True])
-def test_groups_and_their_ratios(
+def test_a_group_prints_a_line_for_each_candidate_and_the_ratios(
     on_a_gpu: bool,
     update: Any,
     tiny: str,
@@ -122,7 +124,7 @@ def test_groups_and_their_ratios(
     lars = lines[names.index("optim_zoo.lars")]
     for line, fewest in ((lamb, 40), (adamw, 28), (lars, 28)):
         assert line["quartiles_ms"][0] <= line["median_ms"] <= line["quartiles_ms"][1]
-        # Beside moments there are step counts, rates, and norms of three layers: some 50 bytes.
+        # Step counts, learning rates and norms of three layers add about 50 bytes.
         assert fewest <= line["fewest_bytes_per_parameter"] < fewest + 1.5
         assert line["bytes_per_parameter"] >= fewest
         assert ("share_of_bandwidth" in line) == on_a_gpu
@@ -132,7 +134,9 @@ def test_groups_and_their_ratios(
     assert ratios[f"{peers[0]} / optim_zoo.lamb"] == expected
 
 
-def test_bfloat16(update: Any, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_state_sizes_of_bfloat16_parameters(
+    update: Any, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--trees", tiny, "--groups", "lamb", "--rounds", "2", "--dtype", "bfloat16"]
     update.main([*arguments, "--peers", "optax.adamw"])
     ours, optaxs, *_ = _printed(capsys)
@@ -148,7 +152,7 @@ def test_bfloat16(update: Any, tiny: str, capsys: pytest.CaptureFixture[str]) ->
         (["--rounds", "1"], "--rounds must be at least 2"),
     ],
 )
-def test_what_is_refused(
+def test_invalid_arguments_are_refused(
     arguments: list[str],
     message: str,
     update: Any,
@@ -168,7 +172,7 @@ SMALL = ["--rounds", "2", "--parameters", "200", "800", "--leaves", "1", "3"]
 SMALL += ["--fixed-leaves", "2", "--fixed-parameters", "300"]
 
 
-def test_growth_is_measured_and_drawn(
+def test_growth_is_measured_and_plotted(
     growth: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     growth.main([*SMALL, "--plot", str(tmp_path / "growth.png")])
@@ -176,7 +180,7 @@ def test_growth_is_measured_and_drawn(
     lines = [json.loads(line) for line in printed.splitlines()]
     assert [line["what"] for line in lines] == list(growth.OPTIMIZERS) * 4
     trees = [(line["grows"], line["parameters"], line["leaves"]) for line in lines[::3]]
-    # of squares: 2 of 10, 2 of 20, 1 of 17, 3 of 10
+    # Leaves are square: 2 of width 10, 2 of width 20, 1 of width 17, 3 of width 10.
     assert trees == [
         ("parameters", 200, 2),
         ("parameters", 800, 2),
@@ -194,11 +198,12 @@ def test_growth_is_measured_and_drawn(
     assert not capsys.readouterr().out
 
 
-def test_what_does_not_fit_is_skipped(
+def test_a_candidate_that_does_not_fit_in_memory_is_skipped(
     growth: Any, harness: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Gradients, parameters and two moments: AdamW takes four times the parameters, LAMB a
-    temporary more. The scalars of the state are few beside a leaf of 6,400 entries.
+    """AdamW needs the gradients, the parameters and two moments; LAMB needs a temporary too.
+
+    The scalars of the state are negligible compared with a leaf of 6,400 entries.
     """
     monkeypatch.setattr(harness, "_free_bytes", lambda: harness.RESERVED_BYTES + 4.5 * 4 * 6400)
     lines = growth.measure("leaves", 6400, 1, rounds=2)
@@ -212,7 +217,7 @@ def test_what_does_not_fit_is_skipped(
     assert ["median_ms" in line for line in lines] == [False, False, True]
 
 
-def test_wrappers_and_their_table(
+def test_wrappers_are_measured_and_shown_in_a_table(
     wrappers: Any, tiny: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     groups = ["accumulate", "precision"]
@@ -236,7 +241,7 @@ def test_wrappers_and_their_table(
     assert medians[f"{ours}, mean of 4"] == (step + 3 * between) / 4
     ratios = lines[split - 1]
     assert ratios[f"{ours}, between / {ours}, step"] == between / step
-    # Moments, and for micro-batches their sum; some 30 bytes of scalars beside 144 parameters.
+    # Two moments, with micro-batches also their sum, and about 30 bytes of scalars.
     state = {line["what"]: line.get("state_bytes_per_parameter") for line in lines}
     assert [round(state[name]) for name in ("adamw", f"{ours}, step")] == [8, 12]
     low = lines[split:]
@@ -248,7 +253,9 @@ def test_wrappers_and_their_table(
 
 
 @pytest.mark.parametrize("outer", ["accumulate", "optax.MultiSteps"])
-def test_a_micro_batch_is_always_due_or_always_between(outer: str, wrappers: Any) -> None:
+def test_a_candidate_always_measures_the_same_kind_of_micro_batch(
+    outer: str, wrappers: Any
+) -> None:
     group = wrappers.accumulate_group("sgd", optax.sgd(1.0))
     moved = {}
     for when in ("step", "between"):
@@ -260,7 +267,7 @@ def test_a_micro_batch_is_always_due_or_always_between(outer: str, wrappers: Any
     assert moved == {"step": [True] * 6, "between": [False] * 6}
 
 
-def test_norms_are_always_taken_or_never(wrappers: Any) -> None:
+def test_a_candidate_always_or_never_computes_norms(wrappers: Any) -> None:
     group = wrappers.metrics_group("sgd", optax.sgd(1.0))
     norms = {}
     for when in ("taken", "between"):
@@ -269,14 +276,14 @@ def test_norms_are_always_taken_or_never(wrappers: Any) -> None:
         step.start({"w": jnp.ones(4)}, [{"w": jnp.ones(4)}, jnp.asarray(candidate.at)])
         norms[when] = [float(step()[1].gradient_norm) for _ in range(3)]
     assert norms == {"taken": [2.0] * 3, "between": [0.0] * 3}
-    # What the table compares is measured, in every group.
+    # Every group measures the candidates that its table compares.
     for make in wrappers.GROUPS.values():
         candidates, ratios, means = make("sgd", optax.sgd(1.0))
         assert {name for pair in ratios for name in pair} <= {*candidates, *means}
         assert {part for parts in means.values() for part in parts} <= {*candidates}
 
 
-def test_wrappers_that_do_not_fit(
+def test_wrappers_that_do_not_fit_in_memory_are_refused(
     wrappers: Any, no_memory: None, tiny: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -1,4 +1,4 @@
-"""The script that measures what updates cost to compile, at its smallest size."""
+"""The script that measures the compile time of updates, at its smallest size."""
 
 import json
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def test_every_optimizer_compiles(script: Any, capsys: pytest.CaptureFixture[str
         assert few["peak_memory_mb"] >= few["peak_memory_before_mb"] > 0
 
 
-def test_a_fresh_process_for_each_measurement(
+def test_each_measurement_runs_in_a_new_process(
     script: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script.main(["--leaves", "1", "--optimizers", "lamb", "--label", "today"])
@@ -50,13 +50,13 @@ def test_a_measurement_that_takes_too_long_is_stopped(
     assert line["stopped_after_s"] == 0.01
 
 
-def test_the_tree_is_that_of_bert_base(script: Any) -> None:
+def test_the_tree_has_the_size_of_bert_base(script: Any) -> None:
     shapes = script.bert_base("bfloat16")
     assert len(shapes) == 202
     assert sum(x.size for x in shapes.values()) == 109_514_298
 
 
-def test_bfloat16_updates(
+def test_bfloat16_updates_of_every_candidate_are_timed(
     script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(script, "bert_base", lambda dtype: script.small_leaves(3, dtype))

@@ -25,7 +25,7 @@ def test_a_formula_becomes_a_block_of_text(module: ModuleType) -> None:
     ]
 
 
-def test_names_become_links(module: ModuleType) -> None:
+def test_names_of_the_package_become_links(module: ModuleType) -> None:
     links = {"lamb": "optim_zoo.lamb", "optim_zoo.lamb": "optim_zoo.lamb"}
     text = "`lamb`, ``lamb``, `optim_zoo.lamb`, `other`, [`lamb`](x)\n```python\n`lamb`\n```"
     assert module.markdown(text, links) == (
@@ -34,7 +34,7 @@ def test_names_become_links(module: ModuleType) -> None:
     )
 
 
-def test_an_item_for_each_argument(module: ModuleType) -> None:
+def test_arguments_that_share_a_description_become_separate_items(module: ModuleType) -> None:
     text = "Args:\n  a, b: one\n    more\n  c: a, b: two\n  d, e:\n    three\n"
     assert module.separated(text) == (
         "Args:\n  a: one\n    more\n  b: one\n    more\n  c: a, b: two\n"
@@ -57,7 +57,7 @@ def test_the_type_that_is_returned_comes_first(module: ModuleType) -> None:
         ("# other\n\nx: int", 3, ""),
     ],
 )
-def test_a_comment_describes_a_field(
+def test_a_comment_becomes_the_description_of_a_field(
     module: ModuleType, source: str, line: int, expected: str
 ) -> None:
     assert module.comment(source.splitlines(), line, line) == expected

@@ -1,4 +1,4 @@
-"""The faults of ``scripts/faults``: what a job does, and that nothing that was saved is lost."""
+"""The faults of ``scripts/faults``: a job survives each without losing saved steps."""
 
 import shutil
 import signal
@@ -11,7 +11,7 @@ import pytest
 from tests.scripts.importing import imported
 
 pytestmark = [
-    pytest.mark.xdist_group("faults"),  # one worker, so that runs without a fault are made once
+    pytest.mark.xdist_group("faults"),  # one worker, so that the runs without a fault are made once
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 slow = pytest.mark.slow
@@ -34,8 +34,8 @@ def site(program: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any
 
 
 @pytest.fixture
-def tried(request: pytest.FixtureRequest, program: Any, site: Any) -> dict[str, Any]:
-    """The record of the fault that the test names, after the checks that all faults share."""
+def outcome(request: pytest.FixtureRequest, program: Any, site: Any) -> dict[str, Any]:
+    """Returns the record of the fault that the test names, and checks what all faults share."""
     record: dict[str, Any] = program.try_fault(site, request.param)
     if "skipped" in record:
         pytest.skip(record["skipped"])
@@ -51,151 +51,153 @@ def tried(request: pytest.FixtureRequest, program: Any, site: Any) -> dict[str, 
 
 
 def fault(name: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("tried", [name], indirect=True)
+    return pytest.mark.parametrize("outcome", [name], indirect=True)
 
 
-def assert_went_on(record: dict[str, Any], saved: int) -> None:
-    """The next start resumed from the last complete save, without an error."""
+def assert_resumed(record: dict[str, Any], saved: int) -> None:
+    """Checks that the next start resumed from the last complete save without an error."""
     assert (record["next_exit_code"], record["next_said"]) == (0, "")
     assert record["resumed_from"] == record["saved"] == saved
 
 
-def assert_unharmed(record: dict[str, Any]) -> None:
-    """The run reached its end, and it ends the same when it resumes from the save before."""
+def assert_finished_and_resumed(record: dict[str, Any]) -> None:
+    """Checks that the run finished, and that resuming from step 15 gives the same end."""
     assert (record["exit_code"], record["said"], record["made"]) == (0, "", 20)
     assert record["next_notes"] == []
-    assert_went_on(record, 15)
+    assert_resumed(record, 15)
     assert all(record["next_same"].values()), record
 
 
 @slow
 @fault("kills")
-def test_kills(tried: dict[str, Any]) -> None:
-    assert len(tried["kills"]) == 20
-    assert tried["landed"] >= 18
-    assert tried["during"]["a save"] >= 5
-    assert tried["during"]["a start"] > 0
-    assert tried["from_the_last_whole"]
+def test_kills_at_random_moments_lose_at_most_two_saves(outcome: dict[str, Any]) -> None:
+    assert len(outcome["kills"]) == 20
+    assert outcome["landed"] >= 18
+    assert outcome["during"]["a save"] >= 5
+    assert outcome["during"]["a start"] > 0
+    assert outcome["from_the_last_whole"]
     # The save that the kill interrupts is lost. The one before it is complete, because a save only
     # begins when the previous one has ended.
-    assert 0 < tried["lost"] <= 2 * tried["save_every"]
-    assert (tried["next_exit_code"], tried["next_said"]) == (0, "")
+    assert 0 < outcome["lost"] <= 2 * outcome["save_every"]
+    assert (outcome["next_exit_code"], outcome["next_said"]) == (0, "")
 
 
 @slow
 @fault("sigterm")
-def test_sigterm(tried: dict[str, Any]) -> None:
-    assert tried["exit_code"] == 128 + signal.SIGTERM
-    assert tried["said"].startswith(f"stopped by SIGTERM; step {tried['saved']} is saved in run, ")
-    assert tried["lost"] == 0
-    assert_went_on(tried, tried["made"])
+def test_sigterm_loses_no_step(outcome: dict[str, Any]) -> None:
+    assert outcome["exit_code"] == 128 + signal.SIGTERM
+    assert outcome["said"].startswith(
+        f"stopped by SIGTERM; step {outcome['saved']} is saved in run, "
+    )
+    assert outcome["lost"] == 0
+    assert_resumed(outcome, outcome["made"])
 
 
 @slow
 @fault("full_disk")
-def test_a_full_disk_during_a_save(tried: dict[str, Any]) -> None:
-    assert tried["exit_code"] == 2
-    assert tried["said"].startswith(
+def test_a_full_disk_during_a_save(outcome: dict[str, Any]) -> None:
+    assert outcome["exit_code"] == 2
+    assert outcome["said"].startswith(
         "cannot write a checkpoint to run/checkpoints: No space left on device; the last "
         "complete one is of step 5: make room, "
     )
-    assert_went_on(tried, 5)
+    assert_resumed(outcome, 5)
     # A failed save is noticed at the next save at the latest.
-    assert 5 <= tried["lost"] <= 10
+    assert 5 <= outcome["lost"] <= 10
 
 
 @slow
 @fault("full_disk_between")
-def test_a_full_disk_between_two_saves(tried: dict[str, Any]) -> None:
-    assert tried["exit_code"] == 2
-    assert "No space left on device" in tried["said"]
-    assert not tried["said"].startswith("no sentence")
-    assert_went_on(tried, tried["saved"])
-    assert tried["saved"] >= 5
-    assert tried["lost"] <= 10
+def test_a_full_disk_between_two_saves(outcome: dict[str, Any]) -> None:
+    assert outcome["exit_code"] == 2
+    assert "No space left on device" in outcome["said"]
+    assert not outcome["said"].startswith("no sentence")
+    assert_resumed(outcome, outcome["saved"])
+    assert outcome["saved"] >= 5
+    assert outcome["lost"] <= 10
 
 
 @slow
 @fault("truncated")
-def test_a_truncated_checkpoint(tried: dict[str, Any]) -> None:
-    assert_fell_back(tried)
+def test_a_truncated_checkpoint(outcome: dict[str, Any]) -> None:
+    assert_fell_back(outcome)
 
 
 @slow
 @fault("flipped_byte")
-def test_a_flipped_byte_in_a_checkpoint(tried: dict[str, Any]) -> None:
-    assert_fell_back(tried)
+def test_a_flipped_byte_in_a_checkpoint(outcome: dict[str, Any]) -> None:
+    assert_fell_back(outcome)
 
 
 def assert_fell_back(record: dict[str, Any]) -> None:
     (note,) = record["next_notes"]
     assert note.startswith("the checkpoint of step 20 is damaged (")
     assert note.endswith(") and was moved to run/damaged/20; resuming from step 15")
-    assert_went_on(record, 15)
+    assert_resumed(record, 15)
     assert record["lost"] == 5
 
 
 @slow
 @fault("two_jobs")
-def test_two_jobs_on_one_folder(tried: dict[str, Any]) -> None:
-    assert tried["exit_code"] == 2
-    assert tried["said"].startswith("another process trains in run: ")
-    assert 0 < tried["first_at"] < 400
-    assert (tried["first_exit_code"], tried["first_said"], tried["lost"]) == (0, "", 0)
+def test_two_jobs_on_one_folder(outcome: dict[str, Any]) -> None:
+    assert outcome["exit_code"] == 2
+    assert outcome["said"].startswith("another process trains in run: ")
+    assert 0 < outcome["first_at"] < 400
+    assert (outcome["first_exit_code"], outcome["first_said"], outcome["lost"]) == (0, "", 0)
 
 
 @slow
 @fault("nan_micro_batch")
-def test_nan_in_one_micro_batch(tried: dict[str, Any]) -> None:
-    assert_unharmed(tried)
-    assert (tried["left_out"], tried["skipped_steps"], tried["lost"]) == (1, [], 0)
+def test_nan_in_one_micro_batch(outcome: dict[str, Any]) -> None:
+    assert_finished_and_resumed(outcome)
+    assert (outcome["left_out"], outcome["skipped_steps"], outcome["lost"]) == (1, [], 0)
 
 
 @slow
 @pytest.mark.parametrize(
-    "tried",
+    "outcome",
     [f"nan_one_device_{mode}" for mode in ("jit", "zero1", "shard_map", "pmap")],
     indirect=True,
 )
-def test_nan_in_the_gradient_of_one_device(tried: dict[str, Any]) -> None:
-    assert_unharmed(tried)
-    assert (tried["skipped_steps"], tried["lost"]) == ([8], 1)
+def test_nan_in_the_gradient_of_one_device(outcome: dict[str, Any]) -> None:
+    assert_finished_and_resumed(outcome)
+    assert (outcome["skipped_steps"], outcome["lost"]) == ([8], 1)
 
 
 @fault("nan_step")
-def test_nan_in_one_step(tried: dict[str, Any]) -> None:
-    assert_unharmed(tried)
-    assert (tried["skipped_steps"], tried["lost"]) == ([8], 1)
+def test_nan_in_one_step(outcome: dict[str, Any]) -> None:
+    assert_finished_and_resumed(outcome)
+    assert (outcome["skipped_steps"], outcome["lost"]) == ([8], 1)
 
 
 @slow
 @fault("infinite_loss")
-def test_an_infinite_loss_for_ten_steps(tried: dict[str, Any]) -> None:
-    assert_unharmed(tried)
-    assert (tried["skipped_steps"], tried["lost"]) == ([*range(8, 18)], 10)
+def test_an_infinite_loss_for_ten_steps(outcome: dict[str, Any]) -> None:
+    assert_finished_and_resumed(outcome)
+    assert (outcome["skipped_steps"], outcome["lost"]) == ([*range(8, 18)], 10)
 
 
 @slow
 @fault("infinite_loss_ends")
-def test_an_infinite_loss_for_longer_than_is_allowed(tried: dict[str, Any]) -> None:
-    assert tried["exit_code"] == 2
-    assert tried["said"].startswith("up to step 12, 5 steps in a row were skipped, ")
-    assert "; step 10 is saved: " in tried["said"]
-    assert tried["skipped_steps"] == [*range(8, 13)]
-    assert_went_on(tried, 10)
-    assert tried["lost"] == 2
+def test_an_infinite_loss_for_more_steps_than_the_limit(outcome: dict[str, Any]) -> None:
+    assert outcome["exit_code"] == 2
+    assert outcome["said"].startswith("up to step 12, 5 steps in a row were skipped, ")
+    assert "; step 10 is saved: " in outcome["said"]
+    assert outcome["skipped_steps"] == [*range(8, 13)]
+    assert_resumed(outcome, 10)
+    assert outcome["lost"] == 2
 
 
 @slow
 @fault("clock")
-def test_a_clock_that_jumps(tried: dict[str, Any]) -> None:
-    assert_unharmed(tried)
-    assert tried["days_off"] == [-1, 1, 1]
-    assert tried["rates_are_positive"]
-    assert tried["lost"] == 0
+def test_a_clock_that_jumps(outcome: dict[str, Any]) -> None:
+    assert_finished_and_resumed(outcome)
+    assert outcome["days_off"] == [-1, 1, 1]
+    assert outcome["rates_are_positive"]
+    assert outcome["lost"] == 0
 
 
-# The table reports what the job did, also where that is wrong
+# The table reports outcomes, including wrong ones
 
 
 def sigterm_record(**changes: Any) -> dict[str, Any]:
@@ -216,7 +218,7 @@ def sigterm_record(**changes: Any) -> dict[str, Any]:
     }
 
 
-ALIKE = "bit for bit equal at the end to an unbroken run"
+EQUAL = "bit for bit equal at the end to an unbroken run"
 
 
 @pytest.mark.parametrize(
@@ -224,12 +226,12 @@ ALIKE = "bit for bit equal at the end to an unbroken run"
     [
         (
             {},
-            f'| SIGTERM | exit 143, "stopped"; the next start resumes from step 9; {ALIKE} | 0 |',
+            f'| SIGTERM | exit 143, "stopped"; the next start resumes from step 9; {EQUAL} | 0 |',
         ),
         (
             {"exit_code": -11, "said": "no sentence: 'x | y'", "lost": 9, "variant": "pmap"},
             "| SIGTERM (pmap) | exit -11, \"no sentence: 'x \\| y'\"; the next start resumes from "
-            f"step 9; {ALIKE} | 9 |",
+            f"step 9; {EQUAL} | 9 |",
         ),
         (
             {
@@ -247,18 +249,18 @@ ALIKE = "bit for bit equal at the end to an unbroken run"
         ),
         (
             {"finite": False, "skipped_steps": [3, 5], "next_same": {"metrics": False}},
-            f'| SIGTERM | exit 143, "stopped"; skipped steps: 3, 5; {ALIKE}; parameters are not '
+            f'| SIGTERM | exit 143, "stopped"; skipped steps: 3, 5; {EQUAL}; parameters are not '
             "finite; resumed from step 9: metrics differ at the end from before | 0 |",
         ),
         ({"skipped": "no root"}, "| SIGTERM | not known: no root | ? |"),
         ({"failed": "it is stuck"}, "| SIGTERM | not known: it is stuck | ? |"),
     ],
 )
-def test_the_table_says_what_was_seen(program: Any, changes: dict[str, Any], expected: str) -> None:
+def test_the_table_shows_each_outcome(program: Any, changes: dict[str, Any], expected: str) -> None:
     assert program.table([sigterm_record(**changes)]).splitlines()[2:] == [expected]
 
 
-def test_variants_that_differ_in_nothing_share_a_row(program: Any) -> None:
+def test_variants_with_equal_outcomes_share_a_row(program: Any) -> None:
     modes = [sigterm_record(variant=mode) for mode in ("jit", "pmap")]
     other = sigterm_record(variant="shard_map", lost=1)
     _, _, both, alone = program.table([*modes, other]).splitlines()

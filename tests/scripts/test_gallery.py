@@ -45,7 +45,7 @@ def test_the_cases_of_a_setting_share_their_input(settings: ModuleType) -> None:
                 assert all(np.array_equal(x, y) for x, y in zip(first, other, strict=True))
 
 
-def test_every_source_has_the_hyperparameters_that_it_can_have(settings: ModuleType) -> None:
+def test_every_source_has_the_hyperparameters_of_its_setting(settings: ModuleType) -> None:
     for of_optimizer in settings.SETTINGS.values():
         for setting in of_optimizer:
             for source in settings.sources(setting):
@@ -58,7 +58,7 @@ def test_every_source_has_the_hyperparameters_that_it_can_have(settings: ModuleT
                     assert all(x == value or not (x or value) for x in found), source
 
 
-def test_a_source_is_run_again_only_under_other_hyperparameters(settings: ModuleType) -> None:
+def test_only_sources_with_other_hyperparameters_are_run_again(settings: ModuleType) -> None:
     cases = ("optax_rmsprop", "keras_rmsprop")
     hyperparameters = {"learning_rate": 0.01, "decay": 0.9, "eps": 1e-8}
     setting = settings.Setting(hyperparameters=hyperparameters, cases=cases)
@@ -70,7 +70,7 @@ def test_a_source_is_run_again_only_under_other_hyperparameters(settings: Module
     assert keras.case.arguments == changed
 
 
-def test_distance_compares_with_the_movement(numbers: ModuleType) -> None:
+def test_distance_is_relative_to_the_movement(numbers: ModuleType) -> None:
     start = {"a": np.ones(3), "b": np.ones(2), "c": np.ones(1)}
     moved = {"a": np.full(3, 3.0), "b": np.ones(2), "c": np.full(1, 2.0)}
     back = {"a": np.full(3, -1.0), "b": np.ones(2), "c": np.ones(1)}
@@ -81,7 +81,7 @@ def test_distance_compares_with_the_movement(numbers: ModuleType) -> None:
 def test_sources_that_compute_the_same_share_a_row(
     settings: ModuleType, numbers: ModuleType
 ) -> None:
-    """Recordings alone, so that nothing is compiled."""
+    """Uses only recorded trajectories, so that nothing is compiled."""
     setting = settings.Setting(
         hyperparameters={},
         cases=("optax_lamb", "paper_lamb_wd", "apex_fusedlamb_default", "tfa_lamb_f32_defaults"),
@@ -94,15 +94,17 @@ def test_sources_that_compute_the_same_share_a_row(
     assert found.median[0][1] <= found.largest[0][1]
 
 
-def test_memory_counts_state_and_traffic(numbers: ModuleType) -> None:
+def test_memory_includes_state_and_traffic(numbers: ModuleType) -> None:
     memory = numbers.memory(registry.get("momentum"), "bfloat16")
     assert memory.state == 4  # one float32 average
-    assert memory.least == 3 * 2 + 2 * 4  # gradient in, parameter and average in and out
+    assert (
+        memory.least == 3 * 2 + 2 * 4
+    )  # reads gradient, parameter and average; writes the last two
     assert memory.moved >= memory.least
 
 
 def made_up(numbers: ModuleType, text: ModuleType, name: str) -> object:
-    """Numbers in the right form, without computing them."""
+    """Returns numbers of the right form without computing them."""
     group = numbers.Group(("one", "two"), (False, True))
     apart = ((0.0, 0.5, 2e-9), (0.5, 0.0, 0.123), (2e-9, 0.123, 0.0))
     return numbers.Numbers(
@@ -116,7 +118,7 @@ def made_up(numbers: ModuleType, text: ModuleType, name: str) -> object:
 
 
 @pytest.mark.parametrize("name", registry.OPTIMIZERS)
-def test_a_page_has_every_part(numbers: ModuleType, text: ModuleType, name: str) -> None:
+def test_a_page_has_every_section(numbers: ModuleType, text: ModuleType, name: str) -> None:
     entry = registry.get(name)
     page = text.page(entry, made_up(numbers, text, name))
     assert page.startswith(f"# {name}\n")
@@ -129,12 +131,12 @@ def test_a_page_has_every_part(numbers: ModuleType, text: ModuleType, name: str)
     if name in text.SETTINGS:
         assert "| **B**: one, two † | 50 % (50 %) |   | 12 % (12 %) |" in page
         assert "2e-7 % (2e-7 %)" in page
-    # Every row of a table has as many cells as the row above it.
+    # All rows of a table have the same number of cells.
     for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
 
 
-def test_formulas_are_balanced_and_explain_their_letters(text: ModuleType) -> None:
+def test_formulas_have_balanced_brackets_and_explain_their_symbols(text: ModuleType) -> None:
     assert set(text.FORMULAS) <= set(registry.OPTIMIZERS)
     for name, lines in text.FORMULAS.items():
         formula = text._formula(registry.get(name))
@@ -153,7 +155,7 @@ def test_an_optimizer_without_latex_shows_its_docstring(
     assert text._formula(registry.get("adam")) == f"```text\n{registry.get('adam').formula}\n```"
 
 
-def test_known_defects_are_found_in_the_ports(text: ModuleType) -> None:
+def test_ports_with_known_defects_are_found(text: ModuleType) -> None:
     found = {
         name
         for entry in registry.OPTIMIZERS.values()
@@ -168,7 +170,7 @@ def test_known_defects_are_found_in_the_ports(text: ModuleType) -> None:
     assert "ports.torch.AdamW" not in found
 
 
-def test_a_defect_is_the_first_sentence_and_its_repair(text: ModuleType) -> None:
+def test_a_defect_is_described_by_its_first_and_last_sentences(text: ModuleType) -> None:
     def port() -> None:
         """Goes uphill.
 
@@ -185,7 +187,7 @@ def test_a_defect_is_the_first_sentence_and_its_repair(text: ModuleType) -> None
     assert text.defect(port) == "Goes uphill.\nIt has the wrong sign. Repaired: `sgd`."
 
 
-def test_the_overview_has_a_row_for_each(numbers: ModuleType, text: ModuleType) -> None:
+def test_the_overview_has_a_row_for_each_optimizer(numbers: ModuleType, text: ModuleType) -> None:
     entries = list(registry.OPTIMIZERS.values())
     rows = text.overview(entries, {e.name: made_up(numbers, text, e.name) for e in entries})
     for entry, row in zip(entries, rows.splitlines()[2:], strict=True):
@@ -193,7 +195,7 @@ def test_the_overview_has_a_row_for_each(numbers: ModuleType, text: ModuleType) 
     assert "| 14; 6 in float32 |" in rows
 
 
-def test_numbers_are_kept_until_the_package_changes(
+def test_numbers_are_cached_until_the_package_changes(
     numbers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "new" / "numbers.json"
@@ -212,7 +214,9 @@ def test_numbers_are_kept_until_the_package_changes(
     assert computed == ["lamb", "lamb"]
 
 
-def test_numbers_follow_a_recording(numbers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_compare_with_a_recorded_trajectory(
+    numbers: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(numbers, "SETTINGS", {})
     monkeypatch.setattr(numbers, "memory", lambda entry, dtype: numbers.Memory(0.0, 0.0, 0.0))
     (followed,) = numbers.numbers(["momentum"])["momentum"].followed

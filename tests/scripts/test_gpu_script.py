@@ -14,7 +14,7 @@ import pytest
 
 from tests.scripts.importing import imported
 
-pytestmark = pytest.mark.xdist_group("gpu script")  # in one worker: its fixture is made once
+pytestmark = pytest.mark.xdist_group("gpu script")  # one worker, so that its fixture is made once
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "scripts" / "bench"
@@ -53,7 +53,7 @@ OPTIMIZERS = [f"{library}.{name}" for library in ("optim_zoo", "optax")
 TORCH = ["timm.optim.Lamb", "torch.compile(timm.optim.Lamb)", "torch.optim.AdamW(fused=True)"]
 
 
-# What gpu.sh runs on the GPU machine; here it only finds the tests.
+# The command that gpu.sh runs on the GPU machine. Here it only collects the tests.
 COLLECT = f"""
 {BLOCK}
 import pytest
@@ -76,7 +76,7 @@ def _run(program: str) -> str:
     return ran.stdout
 
 
-def test_the_gpu_tests_need_no_other_package() -> None:
+def test_the_gpu_tests_can_be_collected_without_optional_packages() -> None:
     assert "test_kernels_on_a_large_leaf[lamb]" in _run(COLLECT)
 
 
@@ -91,7 +91,7 @@ def lines(printed: str) -> list[dict[str, Any]]:
 
 
 def _of(lines: list[dict[str, Any]], measured: str, **facts: str) -> dict[str, dict[str, Any]]:
-    """The lines of one kind with these facts, by what they are about."""
+    """Returns the lines with these facts, keyed by what they measure."""
     wanted = {"measured": measured, **facts}
     return {x["what"]: x for x in lines if {key: x.get(key) for key in wanted} == wanted}
 
@@ -105,7 +105,9 @@ def test_every_line_names_the_device_and_the_versions(lines: list[dict[str, Any]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_updates(dtype: str, lines: list[dict[str, Any]]) -> None:
+def test_programs_and_times_of_updates_are_consistent(
+    dtype: str, lines: list[dict[str, Any]]
+) -> None:
     programs = _of(lines, "program", tree="tiny", dtype=dtype)
     times = _of(lines, "time", tree="tiny", dtype=dtype)
     assert sorted(programs) == sorted(times) == sorted(OPTIMIZERS)
@@ -122,7 +124,7 @@ def test_updates(dtype: str, lines: list[dict[str, Any]]) -> None:
         assert line["gigabytes_per_second"] == pytest.approx(moved / line["median_ms"] / 1e6)
 
 
-def test_bandwidth(lines: list[dict[str, Any]]) -> None:
+def test_bandwidth_is_bytes_per_time(lines: list[dict[str, Any]]) -> None:
     passes = _of(lines, "bandwidth")
     assert sorted(passes) == ["JAX, copy", "JAX, negate in place"]
     for line in passes.values():
@@ -130,7 +132,9 @@ def test_bandwidth(lines: list[dict[str, Any]]) -> None:
     assert sorted(_of(lines, "skipped", section="bandwidth")) == ["torch, copy"]
 
 
-def test_the_share_of_the_optimizer_in_the_job_step(lines: list[dict[str, Any]]) -> None:
+def test_the_share_of_the_optimizer_is_its_part_of_the_job_step(
+    lines: list[dict[str, Any]],
+) -> None:
     steps = _of(lines, "job step")
     alone = steps["forward and backward"]
     assert len(steps) == 2
@@ -139,7 +143,7 @@ def test_the_share_of_the_optimizer_in_the_job_step(lines: list[dict[str, Any]])
         assert line["optimizer_ms"] == line["median_ms"] - alone["median_ms"]
         assert line["optimizer_share"] == line["optimizer_ms"] / line["median_ms"]
         assert line["tokens_per_second"] == 1e3 * 4 * 32 / line["median_ms"]
-    # Moments, and in `accumulate` their sum of gradients, in float32.
+    # Two moments, and the sum of gradients of `accumulate`, in float32.
     state = [round(line["state_bytes_per_parameter"]) for line in steps.values()]
     assert state == [0, 12]
 
@@ -169,7 +173,7 @@ def test_the_table_has_a_row_for_every_figure(
     assert "### tiny in bfloat16" in table
 
 
-def test_the_table_of_nothing(tmp_path: Path) -> None:
+def test_the_table_without_measurements_says_so(tmp_path: Path) -> None:
     assert "Nothing was measured." in _table("", tmp_path)
 
 
@@ -209,8 +213,8 @@ ENTRY %main (a: f32[8,4], b: bf16[8,4]) -> f32[32] {
 """
 
 
-def test_kernels_and_their_bytes(hlo_kernels: Any) -> None:
-    """A fusion is one kernel, and a command buffer is looked into."""
+def test_kernels_are_found_with_their_bytes(hlo_kernels: Any) -> None:
+    """A fusion counts as one kernel, and kernels in a command buffer are counted separately."""
     found = hlo_kernels.kernels(HLO)
     assert [kernel.line.split(" = ")[0].split()[-1] for kernel in found] == [
         "%fusion",
@@ -223,15 +227,15 @@ def test_kernels_and_their_bytes(hlo_kernels: Any) -> None:
         hlo_kernels.kernels("no program")
 
 
-def test_kernels_of_a_compiled_program(hlo_kernels: Any) -> None:
-    """One kernel reads x and writes x + 1, whatever XLA on this machine calls it."""
+def test_a_compiled_program_has_one_kernel(hlo_kernels: Any) -> None:
+    """One kernel reads x and writes x + 1. Its name depends on the machine."""
     x = jax.ShapeDtypeStruct((512, 512), jnp.float32)
     text = jax.jit(lambda x: x + 1).lower(x).compile().as_text()
     (kernel,) = hlo_kernels.kernels_on(text, 512 * 512)
     assert kernel.num_bytes == 2 * 4 * 512 * 512
 
 
-def test_usage() -> None:
+def test_an_unknown_option_prints_the_usage() -> None:
     ran = subprocess.run([str(BENCH / "gpu.sh"), "--fast"], capture_output=True, text=True)
     assert ran.returncode == 2
     assert ran.stderr == "usage: scripts/bench/gpu.sh [--dry-run] [--out FOLDER]\n"

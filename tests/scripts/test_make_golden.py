@@ -10,15 +10,15 @@ from optim_zoo import recorded
 from tests.scripts.importing import imported
 
 with imported("recordings", "make_golden") as (make_golden,):
-    pass  # a module, not a fixture, because a test is parametrized over its cases
+    pass  # not a fixture, because a test is parametrized over the cases of the module
 
-# pytorch_optimizer sums the squares of the global gradient norm in float32, whatever the gradients
-# are. Of the 720 orders of the six leaves 316 give the clipping factor of the recorded last step,
-# the others the neighbouring float32, 1.0e-7 away; cancellation in exp_avg makes that 7.3e-7.
+# pytorch_optimizer always sums the squares of the global gradient norm in float32, in an order that
+# is not fixed. Some orders give a clipping factor that differs from the recorded one by 1.0e-7, and
+# cancellation in exp_avg raises that to 7.3e-7.
 TOLERANCES = {"po_lamb_prenorm": 1e-6}
 
 
-# The ids of the cases recorded from a library begin with:
+# Prefixes of the ids of the cases that were recorded from a library
 PREFIXES = {
     "torch": "torch_",
     "timm": "timm_",
@@ -33,8 +33,8 @@ def test_every_library_is_covered() -> None:
 
 
 @pytest.mark.parametrize("library", PREFIXES)
-def test_covered_cases(library: str) -> None:
-    """By their ids, so that a library whose cases are no longer found fails."""
+def test_the_cases_of_every_library_are_found(library: str) -> None:
+    """Fails if the cases of a library are no longer found by their ids."""
     covered = [case.id for case in make_golden.covered() if make_golden.library(case) == library]
     assert covered
     prefix = PREFIXES[library]
@@ -52,9 +52,9 @@ def test_reference_gives_the_recorded_trajectory(case: recorded.Case) -> None:
 
 
 @pytest.mark.parametrize(("factor", "agrees"), [(0.5, True), (2.0, False), (np.nan, False)])
-def test_comparison_sees_one_wrong_number(factor: float, agrees: bool) -> None:
-    """Where |expected| is large, the tolerance is rtol |expected| + atol."""
-    case = recorded.get("optax_adamw")  # optax is installed wherever tests run
+def test_the_comparison_finds_one_wrong_number(factor: float, agrees: bool) -> None:
+    """The tolerance is rtol |expected| + atol."""
+    case = recorded.get("optax_adamw")  # optax is always installed
     trajectory = case.load()
     last = dict(trajectory.params[-1])
     last["embed"] = last["embed"].copy()

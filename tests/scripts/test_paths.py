@@ -1,4 +1,4 @@
-"""Programs are where the documentation says that they are."""
+"""The programs of ``scripts/`` are at the paths that the documentation names."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ TEXTS = [
 PROGRAMS = [path for path in SCRIPTS.rglob("*.py") if '__name__ == "__main__"' in path.read_text()]
 
 
-def test_every_program_that_a_text_names_exists() -> None:
+def test_every_program_that_the_documentation_names_exists() -> None:
     named = {name for text in TEXTS for name in re.findall(r"scripts/[\w/]+\.\w+", text)}
     assert len(named) >= len(PROGRAMS)
     assert sorted(name for name in named if not (ROOT / name).is_file()) == []
@@ -27,6 +27,6 @@ def test_a_program_shows_how_it_is_run(path: Path) -> None:
 
 
 def test_modules_have_different_names() -> None:
-    """A program imports the other files of its folder by their names alone."""
+    """A program imports the other files of its folder by their short names."""
     modules = [path.stem for path in SCRIPTS.glob("*/*.py")]
     assert sorted(modules) == sorted(set(modules))

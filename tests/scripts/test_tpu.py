@@ -1,4 +1,4 @@
-"""The program that compiles a job's step for TPUs on any machine, and its reading of HLO."""
+"""The program that compiles the step of a job for TPUs, and its HLO parser."""
 
 import importlib.util
 import json
@@ -23,8 +23,8 @@ ONE_STAGE = ROOT / "configs" / "bert_tiny_lamb.toml"
 with imported("tpu", "hlo", "programs", "compile") as (hlo, programs, command):
     pass
 
-# As libtpu writes it: tiled layouts with parentheses of their own, comments in long tuples, one
-# collective under several fusions, a reduce-scatter as a fusion, loops without a known trip count.
+# HLO text as libtpu writes it: tiled layouts with parentheses, comments in long tuples, one
+# collective in several fusions, a reduce-scatter as a fusion, loops without a known trip count.
 HLO = """\
 HloModule jit_step, is_scheduled=true, input_output_alias={ {0}: (0, {}, may-alias) }
 
@@ -108,31 +108,31 @@ ENTRY %main (u: (s32[], bf16[8,16]), v: f32[4,16], w: f32[32,16]) -> f32[32,16] 
 """  # noqa: E501
 
 
-def test_shapes_are_read_out_of_tiled_tuples() -> None:
+def test_shapes_are_parsed_from_tiled_tuples() -> None:
     text = "(bf16[1,1024]{1,0:T(2,128)(2,1)S(1)}, /*index=1*/pred[]{:T(512)}, u32[0]{0})"
     shapes = hlo.parse_shapes(text)
     assert shapes == (("bf16", (1, 1024)), ("pred", ()), ("u32", (0,)))
     assert [shape.bytes for shape in shapes] == [2048, 1, 0]
 
 
-def test_a_loop_counts_as_often_as_it_runs() -> None:
+def test_instructions_of_a_loop_count_once_per_iteration() -> None:
     module = hlo.parse_module(HLO)
     assert hlo.trip_count(module, "inner_condition") == 5
     times = {x.instruction.name: x.times for x in hlo.executed(module)}
     assert times["loop"] == 1
     assert times["inner"] == 3
     assert times["reduced"] == 15
-    assert "sum" not in times  # what adds two numbers is no instruction of its own
+    assert "sum" not in times  # part of a reduction, not executed by itself
 
 
-def test_a_loop_that_cannot_be_counted_is_an_error() -> None:
+def test_a_loop_with_an_unknown_trip_count_is_an_error() -> None:
     two_limits = HLO.replace("%three = ", "%two = s32[]{:T(128)} constant(2)\n  %three = ")
     module = hlo.parse_module(two_limits)
     with pytest.raises(ValueError, match="condition outer_condition"):
         hlo.collectives(module)
 
 
-def test_collectives_by_kind() -> None:
+def test_collectives_are_counted_by_kind() -> None:
     found = hlo.collectives(hlo.parse_module(HLO))
     assert found == {
         "all-reduce": {
@@ -141,7 +141,7 @@ def test_collectives_by_kind() -> None:
             "bytes_in_loops": 15 * (8 * 16 * 2 + 16 * 4),
             "bytes_by_dtype": {"bf16": 15 * 256, "f32": 15 * 64},
         },
-        # One spread over two fusions, and one whose results begin with its operand.
+        # One consists of two fusions, and the results of the other one include its operand.
         "all-gather": {
             "count": 2,
             "bytes": 2 * 16 * 16 * 4,
@@ -157,10 +157,10 @@ def test_collectives_by_kind() -> None:
     }
 
 
-def test_passes_over_a_leaf() -> None:
-    """Two: the fusion (two arrays in, one out) and the subtraction (two in, one out).
+def test_passes_over_a_leaf_are_counted() -> None:
+    """The fusion and the subtraction are two passes, and each reads two arrays and writes one.
 
-    Copies between memories and what stands inside the fusion are none.
+    Copies between memories and instructions inside the fusion are not passes.
     """
     module = hlo.parse_module(HLO)
     assert hlo.passes(module, [32 * 16]) == (2, 6)
@@ -182,12 +182,12 @@ def test_text_without_a_program_is_an_error() -> None:
         "Exceeded hbm capacity by 768.00M.",
     ],
 )
-def test_the_compiler_says_what_it_would_need(message: str) -> None:
-    said = programs.needed_and_available(RuntimeError(message))
-    assert said == (int(16.5 * 2**30), int(15.75 * 2**30))
+def test_needed_and_available_memory_are_read_from_the_error(message: str) -> None:
+    sizes = programs.needed_and_available(RuntimeError(message))
+    assert sizes == (int(16.5 * 2**30), int(15.75 * 2**30))
 
 
-def test_another_error_of_the_compiler_is_not_taken_for_want_of_memory() -> None:
+def test_other_compiler_errors_are_not_mistaken_for_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="Mosaic"):
         programs.needed_and_available(RuntimeError("INTERNAL: Mosaic failed"))
 
@@ -240,7 +240,7 @@ def test_every_large_leaf_is_sharded() -> None:
     assert isinstance(step, programs.sharding.DataParallelStep)
 
 
-def test_the_table_has_a_row_a_program() -> None:
+def test_the_table_has_a_row_for_each_program() -> None:
     found = hlo.collectives(hlo.parse_module(HLO))
     common = {"what": "step", "chips": 4, "stage": 1, "micro_batches": 2}
     fits = {"layout": "zero1", "fits": True, "collectives": found,
@@ -279,7 +279,7 @@ TINY = [
 
 
 def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the program in a process of its own, because libtpu reads the environment on import."""
+    """Runs the program in a new process, because libtpu reads the environment on import."""
     line = [sys.executable, str(PROGRAM), str(config), *arguments]
     environment = {**os.environ, "XLA_FLAGS": ""}
     return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
@@ -297,7 +297,8 @@ def test_a_tiny_config_is_compiled_for_four_chips() -> None:
     assert set(steps) == set(layouts)
     assert all(x["fits"] and x["chips"] == 4 for x in steps.values())
     arguments = {layout: x["memory"]["arguments"] for layout, x in steps.items()}
-    # 12 bytes a parameter become 4 + 8/4 = 6, and 3 where it is large, as six in ten are here.
+    # 12 bytes per parameter become 6 with zero1 (4 + 8/4), and 3 in large leaves with fsdp. Large
+    # leaves have about 60 % of these parameters.
     assert arguments["zero1"] < 0.6 * arguments["replicated"]
     assert arguments["fsdp"] < 0.7 * arguments["zero1"]
     # Every gradient is summed over all chips in float32, once per step.
@@ -320,7 +321,7 @@ def test_a_tiny_config_is_compiled_for_four_chips() -> None:
         (["--topology", "v5e:12x12"], "stages.0.batch_size must divide by 144 devices"),
     ],
 )
-def test_what_cannot_be_compiled_is_reported_in_one_sentence(
+def test_invalid_topologies_are_reported_in_one_sentence(
     arguments: list[str], sentence: str
 ) -> None:
     done = run(POD, *arguments)
