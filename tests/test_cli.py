@@ -21,7 +21,7 @@ from optim_zoo.train.run_folder import saved_steps
 from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = [
-    pytest.mark.xdist_group("command line"),  # whose fixtures are runs, made once
+    pytest.mark.xdist_group("command line"),  # one worker, because the fixtures are whole runs
     pytest.mark.usefixtures("compiled"),
 ]
 
@@ -101,7 +101,7 @@ def error_message(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., str]:
     """Returns a function that runs `train` with overrides and returns its error message."""
-    monkeypatch.setattr(cli, "_quiet_orbax", lambda: None)  # it changes the whole process
+    monkeypatch.setattr(cli, "_quiet_orbax", lambda: None)  # it changes global logging settings
     monkeypatch.setattr(loop.jax, "device_count", lambda: 1)
 
     def sentence(*overrides: str, config: Path = tiny) -> str:
@@ -209,7 +209,7 @@ def test_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 def run_folders(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Replaces training, and returns a list of the run folders that commands would use."""
     folders: list[Path] = []
-    monkeypatch.setattr(cli, "_quiet_orbax", lambda: None)  # it changes the whole process
+    monkeypatch.setattr(cli, "_quiet_orbax", lambda: None)  # it changes global logging settings
     monkeypatch.setattr(loop, "run", lambda config, folder, notes: folders.append(folder))
     return folders
 

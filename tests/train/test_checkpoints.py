@@ -136,7 +136,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def test_what_is_restored_is_what_was_saved_bit_for_bit(tmp_path: Path) -> None:
+def test_restored_values_equal_the_saved_ones_bit_for_bit(tmp_path: Path) -> None:
     params, state = begun()
     saved = on_host(params, state)
     with Checkpoints(tmp_path, 3) as checkpoints:
@@ -149,7 +149,7 @@ def test_what_is_restored_is_what_was_saved_bit_for_bit(tmp_path: Path) -> None:
     assert_same_bits((restored.params, restored.state), saved)
 
 
-def test_awkward_numbers_keep_their_bits(tmp_path: Path) -> None:
+def test_special_float_values_keep_their_bits(tmp_path: Path) -> None:
     params = {
         "float32": jnp.asarray(np.array([np.nan, -0.0, np.inf, 1e-45, 1 / 3], np.float32)),
         "bfloat16": jnp.asarray([1 / 3, -0.0, np.inf], jnp.bfloat16),
@@ -167,16 +167,17 @@ def test_awkward_numbers_keep_their_bits(tmp_path: Path) -> None:
 def test_keys_bfloat16_and_masked_nodes_keep_their_bits_and_sharding(tmp_path: Path) -> None:
     """Only the bfloat16 parameter has master weights; the state is sharded over eight devices."""
     mesh = Mesh(np.array(jax.devices()), ("data",))
-    cut, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    sharded = NamedSharding(mesh, PartitionSpec("data"))
+    replicated = NamedSharding(mesh, PartitionSpec())
     tx = optim_zoo.precision.master_weights(optim_zoo.adam(0.1))
 
     def made(scale: float, seed: int) -> tuple[Tree, Tree]:
         numbers = np.arange(24.0).reshape(8, 3) * scale
         params = {"narrow": jnp.asarray(numbers, jnp.bfloat16), "wide": jnp.asarray(numbers)}
-        key = jax.device_put(jax.random.key(seed, impl="rbg"), whole)
+        key = jax.device_put(jax.random.key(seed, impl="rbg"), replicated)
         state = jax.device_put(tx.init(params), jax.tree.map(
-            lambda x: cut if x.ndim else whole, tx.init(params)))  # fmt: skip
-        return jax.device_put(params, cut), StochasticRoundingState(key, state)
+            lambda x: sharded if x.ndim else replicated, tx.init(params)))  # fmt: skip
+        return jax.device_put(params, sharded), StochasticRoundingState(key, state)
 
     saved, like = made(1 / 7, 5), made(0.0, 6)
     with Checkpoints(tmp_path, 1) as checkpoints:
@@ -224,7 +225,7 @@ def words(tree: Tree) -> Tree:
 
 
 def test_resumed_training_gives_the_same_bits(tmp_path: Path) -> None:
-    """Across the boundary of two stages of the schedule, at step 5."""
+    """The steps cross the boundary of two stages of the schedule, at step 5."""
     unbroken = on_host(*train(*begun(), 4, 4))
     with Checkpoints(tmp_path, 1) as checkpoints:
         checkpoints.save(4, *begun(), INFO)
@@ -233,12 +234,14 @@ def test_resumed_training_gives_the_same_bits(tmp_path: Path) -> None:
     assert_same_bits(on_host(*train(params, state, 4, 4)), unbroken)
 
 
-def test_donating_steps_do_not_change_what_is_being_saved(tmp_path: Path) -> None:
+def test_steps_with_donated_buffers_do_not_change_a_save_in_progress(tmp_path: Path) -> None:
     """A save runs in the background while the next steps write to the same memory."""
-    params, state = begun(size=400)  # 480 k numbers: slow enough to be overtaken
+    params, state = begun(
+        size=400
+    )  # 480,000 numbers, so that the next steps start before the save ends
     old = jax.tree.leaves(params)
     params, state = train(params, state, 4, 1)
-    assert any(x.is_deleted() for x in old)  # or there would be nothing to show
+    assert any(x.is_deleted() for x in old)  # the buffers were donated
     expected = {}
     with Checkpoints(tmp_path, 10) as checkpoints:
         for step in range(4, 10, 2):
@@ -253,7 +256,7 @@ def test_donating_steps_do_not_change_what_is_being_saved(tmp_path: Path) -> Non
         shutil.rmtree(tmp_path / "checkpoints" / str(step))
 
 
-def test_the_last_few_are_kept(tmp_path: Path) -> None:
+def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     params, state = begun()
     with Checkpoints(tmp_path, 2) as checkpoints:
         for step in (1, 2, 3, 4):
@@ -263,7 +266,7 @@ def test_the_last_few_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
 
 
-def test_a_step_is_saved_once(tmp_path: Path) -> None:
+def test_a_saved_step_is_not_saved_again(tmp_path: Path) -> None:
     params, state = begun()
     with Checkpoints(tmp_path, 2) as checkpoints:
         checkpoints.save(4, params, state, INFO)
@@ -296,23 +299,23 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_another_model_or_optimizer_is_described_by_path_and_nothing_is_changed(
-    name: str, whole: Path
+def test_a_checkpoint_of_another_model_or_optimizer_is_refused_with_the_differing_paths(
+    name: str, two_checkpoints: Path
 ) -> None:
-    before = digests(whole)
-    with pytest.raises(UserError) as caught, Checkpoints(whole, 2) as checkpoints:
+    before = digests(two_checkpoints)
+    with pytest.raises(UserError) as caught, Checkpoints(two_checkpoints, 2) as checkpoints:
         checkpoints.restore(*foreign(name))
-    said = str(caught.value)
-    assert "\n" not in said
-    assert f"{whole / 'checkpoints' / '6'} is of another model or optimizer: " in said
-    assert FOREIGN[name] in said
-    assert said.endswith(" it was saved with, or choose another folder with run.dir")
-    assert len(said) < 900
-    assert digests(whole) == before
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"{two_checkpoints / 'checkpoints' / '6'} is of another model or optimizer: " in message
+    assert FOREIGN[name] in message
+    assert message.endswith(" it was saved with, or choose another folder with run.dir")
+    assert len(message) < 900
+    assert digests(two_checkpoints) == before
 
 
-def test_the_check_of_the_caller_runs_before_the_arrays_are_read(whole: Path) -> None:
-    before = digests(whole)
+def test_the_check_of_the_caller_runs_before_arrays_are_read(two_checkpoints: Path) -> None:
+    before = digests(two_checkpoints)
     seen = []
 
     def check(step: int, info: Mapping[str, Any]) -> None:
@@ -321,18 +324,18 @@ def test_the_check_of_the_caller_runs_before_the_arrays_are_read(whole: Path) ->
 
     with (
         pytest.raises(UserError, match=r"^another text$"),
-        Checkpoints(whole, 2) as checkpoints,
+        Checkpoints(two_checkpoints, 2) as checkpoints,
     ):
         checkpoints.restore(*foreign("another size"), check=check)
     assert seen == [(6, INFO)]
-    assert digests(whole) == before
+    assert digests(two_checkpoints) == before
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_and_kept(
-    whole: Path, tmp_path: Path
+    two_checkpoints: Path, tmp_path: Path
 ) -> None:
-    """Its JSON file holds only what is now called info."""
-    folder = copied(whole, tmp_path)
+    """The JSON file of an earlier version holds only the field that is now called info."""
+    folder = copied(two_checkpoints, tmp_path)
     (folder / "checkpoints" / "6" / "info" / "metadata").write_text(json.dumps(INFO))
     before = digests(folder)
     with pytest.raises(UserError, match="saved by an earlier version of optim_zoo: ") as caught:
@@ -342,9 +345,9 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_and_kept(
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a run folder with checkpoints of steps 4 and 6; tests must not change it."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("two_checkpoints")
     params, state = begun()
     with Checkpoints(folder, 2) as checkpoints:
         checkpoints.save(4, params, state, INFO)
@@ -352,8 +355,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def copied(whole: Path, parent: Path) -> Path:
-    return shutil.copytree(whole, parent / "run")
+def copied(two_checkpoints: Path, parent: Path) -> Path:
+    return shutil.copytree(two_checkpoints, parent / "run")
 
 
 def kinds(folder: Path) -> list[Path]:
@@ -391,15 +394,17 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["emptied", "cut in half", "flipped", "removed"])
 def test_a_damaged_checkpoint_is_never_restored_with_wrong_values(
-    how: str, whole: Path, tmp_path: Path
+    how: str, two_checkpoints: Path, tmp_path: Path
 ) -> None:
     """Damages every file in turn: either the values are right, or step 4 is restored with a note.
 
-    (Orbax keeps some files, such as the shardings, that a restore can do without.)
+    A restore does not need every file of Orbax, for example not the shardings.
     """
     notes = {}
-    for number, name in enumerate(path.relative_to(whole) for path in kinds(whole)):
-        folder = copied(whole, tmp_path / str(number))
+    for number, name in enumerate(
+        path.relative_to(two_checkpoints) for path in kinds(two_checkpoints)
+    ):
+        folder = copied(two_checkpoints, tmp_path / str(number))
         damage(folder / name, how)
         before = digests(folder)
         restored = read(folder)
@@ -423,13 +428,15 @@ def test_a_damaged_checkpoint_is_never_restored_with_wrong_values(
         ), name
         assert len(note) < 700, name
     assert "checkpoints/6/info/metadata" in notes
-    if how == "flipped":  # in a file that has nothing but numbers, which all can be read
+    if how == "flipped":  # a file of plain numbers can be read after any change
         assert any("(the values of " in note for note in notes.values())
 
 
-def test_after_a_damaged_checkpoint_its_step_is_saved_again(whole: Path, tmp_path: Path) -> None:
+def test_the_step_of_a_damaged_checkpoint_can_be_saved_again(
+    two_checkpoints: Path, tmp_path: Path
+) -> None:
     """This also holds a second time, with several damaged checkpoints, and with an empty folder."""
-    folder = copied(whole, tmp_path)
+    folder = copied(two_checkpoints, tmp_path)
     for times, name in enumerate(["6", "6.1", "6.2"], start=1):
         damage(folder / "checkpoints" / "6" / "info" / "metadata", "emptied")
         if times == 3:
@@ -450,11 +457,11 @@ def test_after_a_damaged_checkpoint_its_step_is_saved_again(whole: Path, tmp_pat
 
 
 @pytest.mark.parametrize("place", ["checksums", "description", "info"])
-def test_a_changed_digit_of_the_description_is_damage(
-    place: str, whole: Path, tmp_path: Path
+def test_a_changed_digit_in_the_description_counts_as_damage(
+    place: str, two_checkpoints: Path, tmp_path: Path
 ) -> None:
-    """It is not taken for another model, although the description is now that of one."""
-    folder = copied(whole, tmp_path)
+    """It is not mistaken for a checkpoint of another model, although it now describes one."""
+    folder = copied(two_checkpoints, tmp_path)
     path = folder / "checkpoints" / "6" / "info" / "metadata"
     text = path.read_text()
     digit = re.compile(r"\d").search(text, text.index(f'"{place}"'))
@@ -466,7 +473,7 @@ def test_a_changed_digit_of_the_description_is_damage(
     assert "(its description has changed since it was saved)" in restored.notes[0]
 
 
-def test_a_key_whose_metadata_is_lost_is_damage(tmp_path: Path) -> None:
+def test_a_random_key_without_metadata_counts_as_damage(tmp_path: Path) -> None:
     """Orbax then returns an array of the key's words."""
     params = {"x": jnp.ones(3, jnp.bfloat16)}
     state = StochasticRoundingState(jax.random.key(5), optim_zoo.sgd(0.1).init(params))
@@ -480,19 +487,21 @@ def test_a_key_whose_metadata_is_lost_is_damage(tmp_path: Path) -> None:
     assert_same_bits(words(restored.state), words(state))
 
 
-def test_if_all_checkpoints_are_damaged_none_is_moved(whole: Path, tmp_path: Path) -> None:
-    folder = copied(whole, tmp_path)
+def test_if_all_checkpoints_are_damaged_none_is_moved(
+    two_checkpoints: Path, tmp_path: Path
+) -> None:
+    folder = copied(two_checkpoints, tmp_path)
     damage(folder / "checkpoints" / "6" / "info" / "metadata", "emptied")
     shutil.rmtree(folder / "checkpoints" / "4" / "training")
     before = digests(folder)
     with pytest.raises(UserError) as caught:
         read_all(folder)
-    said = str(caught.value)
-    assert "\n" not in said
-    assert len(said) < 900
-    assert said.startswith(f"no checkpoint in {folder / 'checkpoints'} can be read (step 6: ")
-    assert "; step 4: " in said
-    assert said.endswith(
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 900
+    assert message.startswith(f"no checkpoint in {folder / 'checkpoints'} can be read (step 6: ")
+    assert "; step 4: " in message
+    assert message.endswith(
         "); none was moved. Move that folder away and run the same command to start anew, or "
         "choose another folder with run.dir"
     )
@@ -500,9 +509,9 @@ def test_if_all_checkpoints_are_damaged_none_is_moved(whole: Path, tmp_path: Pat
 
 
 def test_if_the_last_undamaged_checkpoint_is_of_another_model_none_is_moved(
-    whole: Path, tmp_path: Path
+    two_checkpoints: Path, tmp_path: Path
 ) -> None:
-    folder = copied(whole, tmp_path)
+    folder = copied(two_checkpoints, tmp_path)
     damage(folder / "checkpoints" / "6" / "info" / "metadata", "removed")
     before = digests(folder)
     with (
@@ -514,9 +523,9 @@ def test_if_the_last_undamaged_checkpoint_is_of_another_model_none_is_moved(
 
 
 def test_a_damaged_checkpoint_that_cannot_be_moved_is_reported_in_one_sentence(
-    whole: Path, tmp_path: Path
+    two_checkpoints: Path, tmp_path: Path
 ) -> None:
-    folder = copied(whole, tmp_path)
+    folder = copied(two_checkpoints, tmp_path)
     damage(folder / "checkpoints" / "6" / "info" / "metadata", "emptied")
     (folder / "damaged").write_text("a file")
     before = digests(folder)
@@ -529,36 +538,36 @@ def test_a_damaged_checkpoint_that_cannot_be_moved_is_reported_in_one_sentence(
     assert digests(folder) == before
 
 
-def test_several_processes_do_not_fall_back(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_several_processes_do_not_restore_an_earlier_checkpoint(
+    two_checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class SeveralProcesses:
-        """Stands for JAX in this module only, because Orbax would wait for other processes."""
+        """Replaces JAX in this module only, because Orbax would wait for other processes."""
 
         process_count = staticmethod(lambda: 2)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(jax, name)
 
-    folder = copied(whole, tmp_path)
+    folder = copied(two_checkpoints, tmp_path)
     damage(folder / "checkpoints" / "6" / "info" / "metadata", "emptied")
     before = digests(folder)
     monkeypatch.setattr(checkpoints_module, "jax", SeveralProcesses())
     with Checkpoints(folder, 2) as checkpoints:
         with pytest.raises(UserError) as caught:
             checkpoints.restore(*fresh())
-        said = str(caught.value)
+        message = str(caught.value)
     path = folder / "checkpoints" / "6"
-    assert said.startswith(f"cannot read the checkpoint {path}, it is damaged (")
-    assert said.endswith("): remove it to resume from step 4")
+    assert message.startswith(f"cannot read the checkpoint {path}, it is damaged (")
+    assert message.endswith("): remove it to resume from step 4")
     assert digests(folder) == before
     shutil.rmtree(path)
     assert read_all(folder)[1] == 4
 
 
-def test_a_killed_save_leaves_no_checkpoint(whole: Path, tmp_path: Path) -> None:
+def test_a_killed_save_leaves_no_checkpoint(two_checkpoints: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
+    shutil.copytree(two_checkpoints, folder)
     half = folder / "checkpoints" / "8.orbax-checkpoint-tmp-3"
     shutil.copytree(folder / "checkpoints" / "6" / "training", half / "training")
     _, step, _ = read_all(folder)
@@ -570,17 +579,19 @@ def test_a_killed_save_leaves_no_checkpoint(whole: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("where", ["", "checkpoints"])
-def test_a_file_in_the_way_is_reported_in_one_sentence(where: str, tmp_path: Path) -> None:
+def test_a_file_at_the_path_of_the_folder_is_reported_in_one_sentence(
+    where: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     if where:
         folder.mkdir()
     (folder / where).write_text("a file")
     with pytest.raises(UserError) as caught:
         Checkpoints(folder, 2)
-    said = str(caught.value)
-    assert "\n" not in said
-    assert said.startswith(f"cannot write a checkpoint to {folder / 'checkpoints'}: ")
-    assert "none is saved yet" in said
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"cannot write a checkpoint to {folder / 'checkpoints'}: ")
+    assert "none is saved yet" in message
 
 
 def test_a_full_disk_is_reported_in_one_sentence_and_earlier_checkpoints_stay_complete(
@@ -619,7 +630,7 @@ def test_a_full_disk_is_reported_in_one_sentence_and_earlier_checkpoints_stay_co
         subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
-def test_a_folder_that_is_removed_is_reported_in_one_sentence(tmp_path: Path) -> None:
+def test_a_removed_folder_is_reported_in_one_sentence(tmp_path: Path) -> None:
     params, state = begun()
 
     def save() -> None:

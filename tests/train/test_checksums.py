@@ -1,4 +1,4 @@
-"""A checksum depends on every bit of an array, and not on its sharding."""
+"""Checksums of arrays."""
 
 import jax
 import jax.numpy as jnp

@@ -29,7 +29,7 @@ TWO_STAGES = (
     "stages.1.warmup_steps=2",
 )
 
-# For every key that has a range, a value of the right type that is outside of it.
+# A value of the right type, out of range, for every key that has a range.
 OUT_OF_RANGE: dict[str, Any] = {
     "run.seed": -1,
     "task.name": "masked_langage",
@@ -83,7 +83,7 @@ DEFAULTS = {
     for name, kind in SECTIONS.items()
     for field in dataclasses.fields(kind)
 }
-# For every type of a key, what the message calls it, and values of other types.
+# The name of every type in messages, and values of other types.
 WRONG_TYPES: dict[type, tuple[str, list[Any]]] = {
     int: ("a whole number", ["5", True, 5.0, [5]]),
     float: ("a number", ["0.5", True, [0.5]]),
@@ -120,11 +120,11 @@ def section_of(loaded: Config, name: str) -> Any:
 def message(path: Path, *overrides: str) -> str:
     with pytest.raises(UserError) as caught:
         config_file.load(path, overrides)
-    said = str(caught.value)
-    assert said
-    assert "\n" not in said
-    assert "Traceback" not in said
-    return said
+    error = str(caught.value)
+    assert error
+    assert "\n" not in error
+    assert "Traceback" not in error
+    return error
 
 
 def test_defaults_are_those_of_the_dataclasses(path: Path) -> None:
@@ -138,39 +138,39 @@ def test_defaults_are_those_of_the_dataclasses(path: Path) -> None:
         assert value == parameters[key].default
 
 
-def test_every_key_has_a_range_or_needs_none() -> None:
+def test_every_key_is_listed_with_a_range_or_without_one() -> None:
     assert OUT_OF_RANGE.keys() | WITHOUT_RANGE == DEFAULTS.keys()
 
 
 @pytest.mark.parametrize("key", OUT_OF_RANGE)
-def test_out_of_range_names_key_value_and_file(key: str, tmp_path: Path) -> None:
+def test_a_value_out_of_range_names_key_value_and_file(key: str, tmp_path: Path) -> None:
     value = OUT_OF_RANGE[key]
-    said = message(section_file(tmp_path / "run.toml", key, value))
+    error = message(section_file(tmp_path / "run.toml", key, value))
     section, name = key.split(".")
-    assert said.startswith(f"{tmp_path / 'run.toml'}: [{section}] ")
-    assert name in said
+    assert error.startswith(f"{tmp_path / 'run.toml'}: [{section}] ")
+    assert name in error
     for part in value if isinstance(value, list) else [value]:
-        assert str(part) in said
+        assert str(part) in error
 
 
 @pytest.mark.parametrize("key", OUT_OF_RANGE)
-def test_out_of_range_on_the_command_line_names_the_override(key: str, path: Path) -> None:
+def test_an_override_out_of_range_is_named(key: str, path: Path) -> None:
     override = f"{key}={OUT_OF_RANGE[key]}"
     assert message(path, override).startswith(f"command line ({override}): ")
 
 
 @pytest.mark.parametrize("key", DEFAULTS)
-def test_wrong_types_name_key_type_and_value(key: str, tmp_path: Path) -> None:
+def test_a_value_of_the_wrong_type_names_key_type_and_value(key: str, tmp_path: Path) -> None:
     name, wrong = WRONG_TYPES[type(DEFAULTS[key])]
     for value in wrong:
-        said = message(section_file(tmp_path / "run.toml", key, value))
-        assert said == f"{tmp_path / 'run.toml'}: {key} must be {name}, got {value!r}"
+        error = message(section_file(tmp_path / "run.toml", key, value))
+        assert error == f"{tmp_path / 'run.toml'}: {key} must be {name}, got {value!r}"
 
 
 @pytest.mark.parametrize("key", [k for k, v in DEFAULTS.items() if type(v) is float])
-def test_whole_numbers_are_numbers(key: str, tmp_path: Path) -> None:
+def test_whole_numbers_are_accepted_as_floats(key: str, tmp_path: Path) -> None:
     if key in ("data.held_out", "model.dropout"):
-        return  # 0 or 1 alone, out of range or tested by the default
+        return  # the only whole numbers, 0 and 1, are the default or out of range
     section, name = key.split(".")
     loaded = config_file.load(section_file(tmp_path / "run.toml", key, 2))
     value = getattr(section_of(loaded, section), name)
@@ -178,20 +178,20 @@ def test_whole_numbers_are_numbers(key: str, tmp_path: Path) -> None:
     assert type(value) is float
 
 
-def test_guards_that_contradict_each_other_are_refused(path: Path) -> None:
-    said = message(path, "guards.spikes=true", "guards.nonfinite=false")
-    assert "[guards] spikes=true also skips steps that are not finite" in said
+def test_contradictory_guards_are_refused(path: Path) -> None:
+    error = message(path, "guards.spikes=true", "guards.nonfinite=false")
+    assert "[guards] spikes=true also skips steps that are not finite" in error
 
 
-def test_a_table_in_a_section(path: Path) -> None:
-    """It is set, written and read back, and its values are checked."""
+def test_a_section_may_contain_a_table(path: Path) -> None:
+    """The table can be set, saved and loaded, and its values are checked."""
     loaded = config_file.load(path, ['precision.state={mu="bfloat16", nu="bfloat16"}'])
     assert loaded.precision.state == {"mu": "bfloat16", "nu": "bfloat16"}
     again = config_file.load(write(path, saved_config.to_toml(loaded)))
     assert again == loaded
     assert "precision.state.mu must be a string, got 1" in message(path, "precision.state={mu=1}")
-    said = message(path, 'precision.state={nu="float16"}')
-    assert "[precision] unknown dtype for nu 'float16'; did you mean bfloat16?" in said
+    error = message(path, 'precision.state={nu="float16"}')
+    assert "[precision] unknown dtype for nu 'float16'; did you mean bfloat16?" in error
 
 
 @pytest.mark.parametrize("value", ["nan", "-nan"])
@@ -213,17 +213,17 @@ def test_nan_is_refused(value: str, path: Path) -> None:
         ("model.dtype=bfloat61", "did you mean bfloat16"),
     ],
 )
-def test_unknown_names_are_answered_with_the_nearest_and_the_source(
+def test_unknown_names_are_reported_with_the_nearest_name_and_their_source(
     override: str, near: str, path: Path
 ) -> None:
-    said = message(path, override)
-    assert said.startswith(f"command line ({override}): ")
-    assert near in said
+    error = message(path, override)
+    assert error.startswith(f"command line ({override}): ")
+    assert near in error
     key, value = override.split("=")
     section, name = key.split(".")
     unknown = section if section == "trian" else value if name in ("name", "dtype") else name
-    assert f"unknown {'section' if section == 'trian' else ''}" in said
-    assert repr(unknown) in said
+    assert f"unknown {'section' if section == 'trian' else ''}" in error
+    assert repr(unknown) in error
     # The same in the file.
     number = value if value == "5" or "." in value else f'"{value}"'
     lines = f"[{section}]\n{name} = {number}\n"
@@ -231,9 +231,9 @@ def test_unknown_names_are_answered_with_the_nearest_and_the_source(
         lines += LEAST.removeprefix("[schedule]\n")
     else:
         lines += LEAST
-    said = message(write(path, lines))
-    assert said.startswith(f"{path}: ")
-    assert near in said
+    error = message(write(path, lines))
+    assert error.startswith(f"{path}: ")
+    assert near in error
 
 
 def test_every_task_has_a_name_in_the_config(path: Path) -> None:
@@ -243,7 +243,7 @@ def test_every_task_has_a_name_in_the_config(path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["optimizer.learning_rate", "optimizer.layers", "optimizer.axis"])
-def test_what_the_job_sets_cannot_be_configured(key: str, path: Path) -> None:
+def test_arguments_that_the_job_sets_cannot_be_configured(key: str, path: Path) -> None:
     assert f"unknown key in [optimizer] for lamb '{key.split('.')[1]}'" in message(path, f"{key}=1")
     assert "total_steps" in message(path, "schedule.total_steps=5")
 
@@ -271,10 +271,10 @@ def test_arguments_of_optimizer_and_schedule_are_checked_when_loaded(
     override: str, word: str, path: Path
 ) -> None:
     """They are checked before the text is read and before a run folder is made."""
-    said = message(path, override)
-    assert said.startswith(f"command line ({override}): ")
-    assert override.split(".")[0] in said
-    assert word in said.removeprefix(f"command line ({override})")
+    error = message(path, override)
+    assert error.startswith(f"command line ({override}): ")
+    assert override.split(".")[0] in error
+    assert word in error.removeprefix(f"command line ({override})")
 
 
 @pytest.mark.parametrize("name", [n for n, e in registry.OPTIMIZERS.items() if not e.wraps])
@@ -293,8 +293,8 @@ def test_every_optimizer_can_be_configured(name: str, path: Path) -> None:
 
 @pytest.mark.parametrize("name", [n for n, e in registry.OPTIMIZERS.items() if e.wraps])
 def test_an_optimizer_that_wraps_another_is_refused(name: str, path: Path) -> None:
-    said = message(path, f"optimizer.name={name}")
-    assert f"(optimizer.name={name}): {name} wraps another transformation" in said
+    error = message(path, f"optimizer.name={name}")
+    assert f"(optimizer.name={name}): {name} wraps another transformation" in error
 
 
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
@@ -307,10 +307,10 @@ def test_every_schedule_can_be_configured(name: str, path: Path) -> None:
 
 
 def test_a_missing_learning_rate_names_schedule_and_key(path: Path) -> None:
-    said = message(write(path, ""))
-    assert said == f"{path}: schedule.learning_rate is missing; warmup_polynomial needs it"
-    said = message(write(path, "[schedule]\nlearning_rate = 1\n"))
-    assert "schedule.warmup_steps is missing" in said
+    error = message(write(path, ""))
+    assert error == f"{path}: schedule.learning_rate is missing; warmup_polynomial needs it"
+    error = message(write(path, "[schedule]\nlearning_rate = 1\n"))
+    assert "schedule.warmup_steps is missing" in error
 
 
 @pytest.mark.parametrize(
@@ -353,9 +353,9 @@ def test_overrides_are_toml_values_or_bare_strings(override: str, value: Any, pa
 
 @pytest.mark.parametrize("override", ["train", "train=5", "steps=5", "=5", ".steps=5", "train.=5"])
 def test_overrides_of_another_form_are_refused_with_an_example(override: str, path: Path) -> None:
-    said = message(path, override)
-    assert said.startswith(f"expected section.key=value, got {override!r}")
-    assert "train.steps=100" in said
+    error = message(path, override)
+    assert error.startswith(f"expected section.key=value, got {override!r}")
+    assert "train.steps=100" in error
 
 
 @pytest.mark.parametrize("override", ["train.steps=", "train.steps=-5", "train.steps=five"])
@@ -363,7 +363,7 @@ def test_bad_override_values_name_the_override(override: str, path: Path) -> Non
     assert message(path, override).startswith(f"command line ({override}): ")
 
 
-def test_the_last_override_of_a_key_counts_and_beats_the_file(path: Path) -> None:
+def test_the_last_override_of_a_key_replaces_earlier_ones_and_the_file(path: Path) -> None:
     write(path, LEAST + "[train]\nsteps = 7\n")
     assert config_file.load(path).train.steps == 7
     assert config_file.load(path, ["train.steps=8", "train.steps=9"]).train.steps == 9
@@ -377,8 +377,8 @@ def test_errors_of_other_keys_name_the_file_although_there_are_overrides(path: P
 @pytest.mark.parametrize("text", ["train = 5\n", "[[train]]\nsteps = 5\n", 'train = "x"\n'])
 def test_a_section_that_is_not_a_table_is_refused(text: str, path: Path) -> None:
     for overrides in ([], ["train.steps=5"]):
-        said = message(write(path, text + LEAST), *overrides)
-        assert said.startswith(f"{path}: [train] must be a section")
+        error = message(write(path, text + LEAST), *overrides)
+        assert error.startswith(f"{path}: [train] must be a section")
 
 
 def test_files_that_cannot_be_read(path: Path, tmp_path: Path) -> None:
@@ -386,9 +386,9 @@ def test_files_that_cannot_be_read(path: Path, tmp_path: Path) -> None:
         f"cannot read the config {tmp_path / 'none.toml'}: No such file or directory"
     )
     assert "Is a directory" in message(tmp_path)
-    said = message(write(path, "[train\nsteps = 5"))
-    assert said.startswith(f"{path} is not valid TOML: ")
-    assert "line 1" in said
+    error = message(write(path, "[train\nsteps = 5"))
+    assert error.startswith(f"{path} is not valid TOML: ")
+    assert "line 1" in error
     path.write_bytes(b"[run]\ndir = '\xff'\n")
     assert "utf-8" in message(path)
     assert "Cannot overwrite a value" in message(write(path, "[run]\nseed=1\nseed=2\n"))
@@ -426,9 +426,9 @@ def test_launch_settings_are_not_saved_and_not_compared(path: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("mode", ["shard_map", "pmap"])
-def test_zero1_is_for_jit(mode: str, path: Path) -> None:
-    said = message(path, f"parallel.mode={mode}", "parallel.zero1=true")
-    assert said.endswith(f"zero1 belongs to mode 'jit', got it with mode '{mode}'")
+def test_zero1_needs_mode_jit(mode: str, path: Path) -> None:
+    error = message(path, f"parallel.mode={mode}", "parallel.zero1=true")
+    assert error.endswith(f"zero1 belongs to mode 'jit', got it with mode '{mode}'")
 
 
 def test_optional_patterns_stay_optional_when_read_back(path: Path, tmp_path: Path) -> None:
@@ -505,7 +505,7 @@ def test_three_stages_in_a_file(path: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_stages_that_set_nothing_are_written_back(path: Path, tmp_path: Path) -> None:
+def test_empty_stages_are_saved_and_loaded(path: Path, tmp_path: Path) -> None:
     two = config_file.load(write(path, LEAST + "[[stages]]\n[[stages]]\n"))
     assert two.total_steps == 2000
     assert saved_config.load(write(tmp_path / "again.toml", saved_config.to_toml(two))) == two
@@ -513,7 +513,7 @@ def test_stages_that_set_nothing_are_written_back(path: Path, tmp_path: Path) ->
     assert saved_config.differences(two, one)[0] == "stages: 2 -> 1"
 
 
-def test_batches_add_up_over_stages_and_accumulation(path: Path) -> None:
+def test_batches_are_counted_over_stages_and_accumulation(path: Path) -> None:
     two = config_file.load(path, TWO_STAGES)
     assert [two.batches_after(steps) for steps in (0, 9, 10, 11, 16)] == [
         [0, 0],
@@ -538,7 +538,7 @@ def test_each_stage_warms_up_from_zero(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("stages.1.steps=0", "[stages.1] steps must be >= 1, got 0"),
         ("stages.1.batch_size=0", "[stages.1] batch_size must be >= 1, got 0"),
@@ -554,14 +554,14 @@ def test_each_stage_warms_up_from_zero(path: Path) -> None:
     ],
 )
 def test_a_wrong_value_of_a_stage_names_the_stage_and_the_override(
-    override: str, said: str, path: Path
+    override: str, expected: str, path: Path
 ) -> None:
-    message_ = message(path, *TWO_STAGES, override)
-    assert message_.startswith(f"command line ({override}): ")
-    assert said in message_
+    error = message(path, *TWO_STAGES, override)
+    assert error.startswith(f"command line ({override}): ")
+    assert expected in error
 
 
-def test_a_stage_takes_only_what_its_schedule_has(path: Path) -> None:
+def test_a_stage_accepts_only_arguments_of_its_schedule(path: Path) -> None:
     path.write_text('[schedule]\nname = "constant"\nlearning_rate = 0.01\n')
     assert "unknown key in [[stages]] 1 'warmup_steps'" in message(path, "stages.1.warmup_steps=2")
     assert config_file.load(path, ["stages.1.steps=5"]).stages[1].steps == 5
@@ -571,13 +571,13 @@ def test_a_stage_takes_only_what_its_schedule_has(path: Path) -> None:
     "override",
     ["stages.steps=5", "stages.1=5", "stages.x.steps=5", "stages.-1.steps=5", "stages=[]"],
 )
-def test_overrides_of_stages_need_a_number(override: str, path: Path) -> None:
-    said = message(path, override)
-    assert said.startswith(f"expected section.key=value, got {override!r}")
-    assert "stages.1.steps=100" in said
+def test_overrides_of_stages_need_a_number_and_a_key(override: str, path: Path) -> None:
+    error = message(path, override)
+    assert error.startswith(f"expected section.key=value, got {override!r}")
+    assert "stages.1.steps=100" in error
 
 
-def test_a_stage_that_leaves_a_gap_is_refused(path: Path) -> None:
+def test_a_stage_number_beyond_the_next_one_is_refused(path: Path) -> None:
     assert "the config has 1 stages, and a new one has the number 1" in message(
         path, "stages.2.steps=5"
     )
@@ -586,13 +586,13 @@ def test_a_stage_that_leaves_a_gap_is_refused(path: Path) -> None:
 @pytest.mark.parametrize("text", ["stages = 5\n", 'stages = "x"\n', "stages = [1]\n", "[stages]\n"])
 def test_stages_that_are_not_tables_are_refused(text: str, path: Path) -> None:
     for overrides in ([], ["stages.0.steps=5"]):
-        said = message(write(path, text + LEAST), *overrides)
-        assert "[[stages]] must be an array of tables" in said
+        error = message(write(path, text + LEAST), *overrides)
+        assert "[[stages]] must be an array of tables" in error
 
 
-def test_the_section_that_stages_replace_is_named(path: Path) -> None:
-    said = message(write(path, LEAST + "[second_stage]\nsteps = 5\n"))
-    assert said == (
+def test_the_removed_section_second_stage_is_refused_with_its_replacement(path: Path) -> None:
+    error = message(write(path, LEAST + "[second_stage]\nsteps = 5\n"))
+    assert error == (
         f"{path}: [second_stage] is replaced by [[stages]], one table per stage with what differs "
         "from [train], [schedule] and the task's sections"
     )
@@ -612,28 +612,28 @@ def test_a_saved_config_of_version_0_1_is_read(path: Path, tmp_path: Path) -> No
     assert saved_config.differences(saved_config.load(saved), two) == []
 
 
-def test_positions_must_reach_the_longest_sequence(path: Path) -> None:
+def test_max_positions_must_cover_the_longest_sequence(path: Path) -> None:
     assert (
         config_file.load(path, ["data.sequence_length=512"]).task_sections["data"].sequence_length
         == 512
     )
-    said = message(path, "data.sequence_length=513")
-    assert "model.max_positions must be at least the sequence length 513, got 512" in said
-    said = message(path, *TWO_STAGES, "stages.1.sequence_length=1024")
-    assert "1024" in said
+    error = message(path, "data.sequence_length=513")
+    assert "model.max_positions must be at least the sequence length 513, got 512" in error
+    error = message(path, *TWO_STAGES, "stages.1.sequence_length=1024")
+    assert "1024" in error
 
 
 def test_hidden_size_must_divide_by_heads(path: Path) -> None:
-    said = message(path, "model.num_heads=3")
-    assert "hidden_size must divide by num_heads, got 128 and 3" in said
+    error = message(path, "model.num_heads=3")
+    assert "hidden_size must divide by num_heads, got 128 and 3" in error
 
 
-def test_seeds_are_those_that_random_numbers_take(path: Path) -> None:
+def test_seeds_have_at_most_32_bits(path: Path) -> None:
     assert config_file.load(path, [f"run.seed={2**32 - 1}"]).run.seed == 2**32 - 1
     assert "seed" in message(path, f"run.seed={2**32}")
 
 
-def test_check_choice_is_the_one_the_registry_uses() -> None:
+def test_check_choice_accepts_a_registry() -> None:
     with pytest.raises(ValueError, match="did you mean lamb"):
         ranges.check_choice("optimizer", "lam", registry.OPTIMIZERS)
 
@@ -647,7 +647,7 @@ def test_check_choice_is_the_one_the_registry_uses() -> None:
         ("distributed.processes=2", "index"),
     ],
 )
-def test_an_override_that_is_wrong_together_with_another_key_is_named(
+def test_an_override_that_contradicts_another_key_is_named(
     override: str, argument: str, path: Path
 ) -> None:
     write(
@@ -665,8 +665,10 @@ def test_an_override_that_is_wrong_together_with_another_key_is_named(
 def test_an_override_whose_key_only_occurs_in_a_message_is_not_named(path: Path) -> None:
     """The invalid pattern of the file contains the name of a key that is overridden."""
     write(path, LEAST + '[optimizer]\nexclude_from_weight_decay = ["(b1"]\n')
-    said = message(path, "optimizer.b1=0.8")
-    assert said.startswith(f"{path}: [optimizer] exclude_from_weight_decay: '(b1' is not a regular")
+    error = message(path, "optimizer.b1=0.8")
+    assert error.startswith(
+        f"{path}: [optimizer] exclude_from_weight_decay: '(b1' is not a regular"
+    )
 
 
 def test_the_cause_of_a_user_error_carries_the_argument(path: Path) -> None:
@@ -680,7 +682,7 @@ def test_the_cause_of_a_user_error_carries_the_argument(path: Path) -> None:
 def test_a_saved_config_has_absolute_paths(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All paths of a config; the run resumes from any directory."""
+    """This applies to all paths of a config, so that the run resumes from any directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     overrides = ["data.text=text/*.txt", "data.vocabulary=~/vocab.txt"]
@@ -693,7 +695,7 @@ def test_a_saved_config_has_absolute_paths(
     assert again.task_sections["data"].vocabulary == "/home/me/vocab.txt"
     assert saved_config.differences(loaded, again) == []
     defaults = saved_config.of_run(config_file.load(path), Path("/x"))
-    assert 'text = ""' in defaults  # the default stays
+    assert 'text = ""' in defaults  # the default is not a path
 
 
 def test_a_changed_optimizer_is_named_before_its_arguments(path: Path) -> None:

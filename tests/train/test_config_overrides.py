@@ -58,13 +58,13 @@ def test_every_shipped_config_works_with_every_optimizer(file: Path, name: str) 
     file_keys = config_file.read(file)["optimizer"].keys() - {"name"}
     unknown = file_keys - arguments_of("optimizer", name).keys()
     assert {note.split()[1] for note in notes} == {f"optimizer.{key}" for key in unknown}
-    for key in file_keys - unknown:  # what both know is kept
+    for key in file_keys - unknown:  # arguments of both optimizers are kept
         value = config_file.read(file)["optimizer"][key]
         assert loaded.optimizer.arguments[key] == (tuple(value) if type(value) is list else value)
 
 
 # Arguments without a default, which a config must set.
-NEEDED = {
+REQUIRED = {
     "tensorflow_addons.AdamW": ["optimizer.weight_decay=0.1"],
     "tensorflow_addons.SGDW": ["optimizer.weight_decay=0.1"],
     "tf1.MomentumOptimizer": ["optimizer.momentum=0.9"],
@@ -72,8 +72,8 @@ NEEDED = {
 
 
 @pytest.mark.parametrize("name", sorted({*PORTS} - {*WRAPPING_PORTS} - {*SCHEDULING_PORTS}))
-def test_ports_have_names_in_a_config(name: str, path: Path, tmp_path: Path) -> None:
-    needed = NEEDED.get(name, [])
+def test_ports_can_be_named_in_a_config(name: str, path: Path, tmp_path: Path) -> None:
+    needed = REQUIRED.get(name, [])
     loaded = config_file.load(path, [f'optimizer.name="{name}"', *needed])
     assert loaded.optimizer.name == name
     assert config_file.load(path, [f"optimizer.name=ports.{name}", *needed]) == loaded
@@ -81,43 +81,43 @@ def test_ports_have_names_in_a_config(name: str, path: Path, tmp_path: Path) -> 
     assert config_file.load(tmp_path / "again.toml") == loaded
     if needed:
         key = needed[0].partition("=")[0]
-        said = refused(path, f"optimizer.name={name}")
-        assert said == f"command line (optimizer.name={name}): {key} is missing; {name} needs it"
+        error = refused(path, f"optimizer.name={name}")
+        assert error == f"command line (optimizer.name={name}): {key} is missing; {name} needs it"
 
 
 @pytest.mark.parametrize("name", [*WRAPPING_PORTS, *SCHEDULING_PORTS])
 def test_ports_that_a_config_cannot_express_are_refused(name: str, path: Path) -> None:
-    said = refused(path, f"optimizer.name={name}")
-    assert said.startswith(f"command line (optimizer.name={name}): ")
-    assert "schedule of its own" in said if name in SCHEDULING_PORTS else "wraps another" in said
+    error = refused(path, f"optimizer.name={name}")
+    assert error.startswith(f"command line (optimizer.name={name}): ")
+    assert "schedule of its own" in error if name in SCHEDULING_PORTS else "wraps another" in error
 
 
-def test_an_argument_of_a_port_that_it_does_not_support_is_refused(path: Path) -> None:
-    said = refused(path, "optimizer.name=apex.FusedLAMB", "optimizer.amsgrad=true")
-    assert "command line (optimizer.amsgrad=true)" in said
+def test_an_unsupported_argument_of_a_port_is_refused(path: Path) -> None:
+    error = refused(path, "optimizer.name=apex.FusedLAMB", "optimizer.amsgrad=true")
+    assert "command line (optimizer.amsgrad=true)" in error
 
 
-def test_an_argument_on_the_command_line_is_refused_where_the_new_optimizer_lacks_it(
+def test_an_override_that_the_new_optimizer_lacks_is_refused(
     path: Path,
 ) -> None:
     override = 'optimizer.exclude_from_layer_adaptation=["x"]'
-    said = refused(path, "optimizer.name=adamw", override)
-    assert said.startswith(f"command line ({override}): unknown key in [optimizer] for adamw")
+    error = refused(path, "optimizer.name=adamw", override)
+    assert error.startswith(f"command line ({override}): unknown key in [optimizer] for adamw")
 
 
-def test_a_misspelled_key_of_the_file_is_refused_under_any_optimizer(path: Path) -> None:
+def test_a_misspelled_key_of_the_file_is_refused_for_every_optimizer(path: Path) -> None:
     path.write_text(SMALL.replace("b1 =", "b_1 ="))
     for overrides in ((), ("optimizer.name=adamw",), ("optimizer.name=lamb",)):
         assert refused(path, *overrides).startswith(f"{path}: unknown key in [optimizer] for ")
 
 
-def test_the_same_name_drops_nothing(path: Path) -> None:
+def test_an_override_with_the_same_optimizer_drops_nothing(path: Path) -> None:
     notes: list[str] = []
     assert config_file.load(path, ["optimizer.name=lamb"], notes) == config_file.load(path)
     assert notes == []
 
 
-def test_another_schedule_drops_what_it_does_not_have_also_in_stages(path: Path) -> None:
+def test_another_schedule_drops_unknown_arguments_also_in_stages(path: Path) -> None:
     path.write_text(SMALL + "[[stages]]\nsteps = 9\nwarmup_steps = 2\n[[stages]]\nsteps = 5\n")
     notes: list[str] = []
     loaded = config_file.load(path, ["schedule.name=constant"], notes)
@@ -128,7 +128,7 @@ def test_another_schedule_drops_what_it_does_not_have_also_in_stages(path: Path)
     assert override in refused(path, "schedule.name=constant", override)
 
 
-def test_another_task_drops_what_it_does_not_have(path: Path) -> None:
+def test_another_task_drops_unknown_keys(path: Path) -> None:
     path.write_text(
         SMALL + "[data]\nsequence_length = 64\n[model]\nhidden_size = 8\nnum_heads = 2\n"
     )
@@ -155,7 +155,7 @@ def test_unset_removes_a_key(path: Path) -> None:
     assert config_file.load(path, ["run.dir='unset'"]).run.dir == "unset"
 
 
-def test_unset_of_a_stage(path: Path) -> None:
+def test_unset_removes_a_key_of_a_stage(path: Path) -> None:
     path.write_text(SMALL + "[[stages]]\nsteps = 9\n[[stages]]\nwarmup_steps = 2\n")
     loaded = config_file.load(path, ["stages.0.steps=unset", "stages.1.warmup_steps=unset"])
     assert [dict(stage.table) for stage in loaded.stages] == [{}, {}]
@@ -168,14 +168,14 @@ def test_unset_of_an_unknown_key_is_refused(override: str, path: Path) -> None:
     assert refused(path, override).startswith(f"command line ({override}): unknown key in [")
 
 
-def test_unset_of_a_needed_key_says_so(path: Path) -> None:
+def test_unset_of_a_required_key_is_refused(path: Path) -> None:
     assert refused(path, "schedule.learning_rate=unset") == (
         "command line (schedule.learning_rate=unset): schedule.learning_rate is missing; "
         "warmup_polynomial needs it"
     )
 
 
-# Names that are nearly right
+# Misspelled names
 
 
 @pytest.mark.parametrize(
@@ -188,13 +188,13 @@ def test_unset_of_a_needed_key_says_so(path: Path) -> None:
         ("lamp", "lamb"),
     ],
 )
-def test_the_nearest_name_differs_in_case_only(name: str, near: str, path: Path) -> None:
+def test_the_nearest_name_ignores_case(name: str, near: str, path: Path) -> None:
     assert f"unknown optimizer {name!r}; did you mean {near}" in refused(
         path, f"optimizer.name={name}"
     )
 
 
-# Where a value comes from
+# Values in tables and lists, and values that are too large
 
 
 def test_a_key_of_a_table_can_be_overridden(path: Path) -> None:
@@ -231,29 +231,29 @@ def integer_keys() -> list[str]:
         "stages.1.learning_rate",
     ],
 )
-def test_a_number_that_is_too_large_is_refused_where_it_comes_from(key: str, path: Path) -> None:
+def test_a_number_that_is_too_large_names_the_override(key: str, path: Path) -> None:
     for number in (TOO_LARGE, -TOO_LARGE):
         override = f"{key}={number}"
-        said = refused(path, override)
-        assert said.startswith(f"command line ({override}): {key} must be at most ")
-        assert str(number) in said
+        error = refused(path, override)
+        assert error.startswith(f"command line ({override}): {key} must be at most ")
+        assert str(number) in error
 
 
-def test_a_number_in_a_list_may_be_too_large(path: Path) -> None:
+def test_a_number_in_a_list_that_is_too_large_names_the_override(path: Path) -> None:
     override = f"optimizer.phi_bounds=[0, {TOO_LARGE}]"
     assert refused(path, override).startswith(f"command line ({override}): optimizer.phi_bounds ")
 
 
-def test_the_stages_together_may_be_too_long(path: Path) -> None:
+def test_stages_that_are_too_long_together_are_refused(path: Path) -> None:
     longest = 2**31 - 1
     assert config_file.load(path, [f"train.steps={longest}"]).total_steps == longest
-    said = refused(path, f"train.steps={longest}", "stages.1.steps=5")
-    assert "together, got 2147483652" in said
+    error = refused(path, f"train.steps={longest}", "stages.1.steps=5")
+    assert "together, got 2147483652" in error
 
 
 @pytest.mark.parametrize("sections", [MaskedLanguage.sections, Digits.sections])
-def test_sizes_of_models_are_small_enough_for_an_array(sections: Any, tmp_path: Path) -> None:
-    """XLA ends the process where the number of elements of an array does not fit in 64 bits."""
+def test_model_sizes_have_an_upper_limit(sections: Any, tmp_path: Path) -> None:
+    """XLA aborts if the number of elements of an array does not fit in 64 bits."""
     model = sections["model"]
     for field in dataclasses.fields(model):
         if isinstance(field.default, int) and not isinstance(field.default, bool):
@@ -266,8 +266,8 @@ def test_a_stage_that_is_shorter_than_its_warmup_names_keys_of_the_config(path: 
         "command line (train.steps=2): schedule.warmup_steps must be at most train.steps, got 4 "
         "and 2: lower schedule.warmup_steps or raise train.steps"
     )
-    said = refused(path, "train.steps=9", "stages.1.steps=3")
-    assert said.startswith(
+    error = refused(path, "train.steps=9", "stages.1.steps=3")
+    assert error.startswith(
         "command line (stages.1.steps=3): schedule.warmup_steps must be at most "
     )
     path.write_text(SMALL.replace("= 4", "= 4000"))

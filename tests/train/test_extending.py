@@ -1,4 +1,4 @@
-"""The user's own tasks and sinks, as the pages in ``docs`` show them."""
+"""Custom tasks and sinks, taken from the pages in ``docs``."""
 
 import json
 import os
@@ -24,9 +24,9 @@ def block(page: str, language: str, number: int = 0) -> str:
 
 
 def run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
-    """A command of a page in ``folder``, on one device.
+    """Runs a command of a page in ``folder``, on one device.
 
-    ``-P`` keeps the folder out of ``sys.path``, as it is for the installed command.
+    ``-P`` keeps the folder out of ``sys.path``, as with the installed command.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
@@ -48,7 +48,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_task_of_the_page_learns_and_resumes(line: Path) -> None:
     done = run(line, block("your_own_task.md", "sh"))
     assert (done.returncode, done.stderr) == (0, "")
-    assert "held-out loss: 0.0001" in done.stdout  # the noise is 0.01: its variance is 1e-4
+    assert "held-out loss: 0.0001" in done.stdout  # the variance of the noise: 0.01 squared
     assert "points: 12,800" in done.stdout
     folder = line / "runs" / "line"
     records = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -60,7 +60,7 @@ def test_the_task_of_the_page_learns_and_resumes(line: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("points.nois=1", "unknown key in [points] 'nois'; did you mean noise?"),
         ("points.noise=loud", "points.noise must be a number, got 'loud'"),
@@ -71,13 +71,13 @@ def test_the_task_of_the_page_learns_and_resumes(line: Path) -> None:
     ],
 )
 def test_a_mistake_in_a_config_of_the_page_names_the_override(
-    override: str, said: str, line: Path, monkeypatch: pytest.MonkeyPatch
+    override: str, expected: str, line: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(line))
     with pytest.raises(UserError) as caught:
         config_file.load(line / "line.toml", [override])
     assert str(caught.value).startswith(f"command line ({override}): ")
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_a_task_may_return_a_plain_pair_as_its_loss(
@@ -98,7 +98,7 @@ def test_a_task_may_return_a_plain_pair_as_its_loss(
     assert steps[0] == steps[1]
 
 
-def test_the_command_exits_with_2_if_a_task_does_not_exist(line: Path) -> None:
+def test_the_command_exits_with_2_if_the_task_does_not_exist(line: Path) -> None:
     done = run(line, "optim-zoo train line.toml task.name=lime_task:Line")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("optim-zoo: command line (task.name=lime_task:Line): [task] ")
@@ -121,7 +121,7 @@ def test_the_sink_of_the_page_receives_what_a_run_logs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("masked_langage", "unknown name 'masked_langage'; did you mean masked_language"),
         ("json:Task", "the module json has no Task"),
@@ -130,10 +130,10 @@ def test_the_sink_of_the_page_receives_what_a_run_logs(tmp_path: Path) -> None:
         ("json:", "must be the import path of a task, package.module:Class"),
     ],
 )
-def test_a_task_that_does_not_exist_is_named(name: str, said: str) -> None:
+def test_a_task_that_does_not_exist_is_named(name: str, expected: str) -> None:
     with pytest.raises(ValueError if "JSON" not in name else TypeError) as caught:
         tasks.find(name)
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_a_section_that_every_config_has_cannot_belong_to_a_task(

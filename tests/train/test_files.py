@@ -1,4 +1,4 @@
-"""Replacing files as a whole."""
+"""Atomic replacement of files."""
 
 import pathlib
 
@@ -8,7 +8,7 @@ from optim_zoo import errors
 from optim_zoo.train import files
 
 
-def test_a_file_that_cannot_be_replaced_keeps_its_content_and_no_other_file_is_left(
+def test_a_failed_replacement_keeps_the_old_file_and_leaves_no_other(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "loss.png"

@@ -10,7 +10,7 @@ import pytest
 from optim_zoo.train import foreign_errors
 
 
-def test_too_little_memory_is_known_by_the_status_code() -> None:
+def test_out_of_memory_is_recognized_by_the_status_code() -> None:
     with pytest.raises(jax.errors.JaxRuntimeError) as caught:
         jnp.zeros(1 << 50)
     assert caught.value.error_code_string == "RESOURCE_EXHAUSTED"
@@ -18,7 +18,7 @@ def test_too_little_memory_is_known_by_the_status_code() -> None:
     assert not foreign_errors.is_lost_process(caught.value)
 
 
-def test_too_little_memory_is_known_by_the_text_where_the_code_is_lost() -> None:
+def test_out_of_memory_is_recognized_by_the_text_if_the_code_is_missing() -> None:
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
     assert error.error_code_string == "UNKNOWN"
     assert foreign_errors.is_out_of_memory(error)
@@ -36,12 +36,12 @@ def test_too_little_memory_is_known_by_the_text_where_the_code_is_lost() -> None
         ("RESOURCE_EXHAUSTED: memory", False),
     ],
 )
-def test_a_lost_process(text: str, lost: bool) -> None:
+def test_a_lost_process_is_recognized(text: str, lost: bool) -> None:
     assert foreign_errors.is_lost_process(jax.errors.JaxRuntimeError(text)) == lost
-    assert not foreign_errors.is_lost_process(RuntimeError(text))  # not of the runtime
+    assert not foreign_errors.is_lost_process(RuntimeError(text))  # not an error of the runtime
 
 
-def test_a_program_that_has_computed_has_no_cluster_to_join() -> None:
+def test_an_initialized_backend_is_recognized() -> None:
     jnp.zeros(1)
     with pytest.raises(RuntimeError) as caught:
         jax.distributed.initialize()
@@ -49,7 +49,7 @@ def test_a_program_that_has_computed_has_no_cluster_to_join() -> None:
     assert not foreign_errors.is_single_process(RuntimeError("UNAVAILABLE: no coordinator"))
 
 
-def test_a_machine_without_a_cluster() -> None:
+def test_a_machine_without_a_cluster_is_recognized() -> None:
     code = (
         "import jax\n"
         "from optim_zoo.train import foreign_errors\n"
@@ -62,13 +62,13 @@ def test_a_machine_without_a_cluster() -> None:
     assert done.stdout.strip() == "True"
 
 
-def test_a_text_is_one_short_line() -> None:
+def test_an_error_text_is_shortened_to_one_line() -> None:
     assert foreign_errors.first_line(ValueError("one\ntwo")) == "one"
     assert foreign_errors.first_line(AssertionError()) == "AssertionError"
     assert len(foreign_errors.first_line(ValueError("x" * 999))) == 200
 
 
-def test_the_reason_of_the_system() -> None:
+def test_the_reason_of_a_system_error_is_extracted() -> None:
     error = ValueError("FAILED: writing '/a/b' [os_error_code='28' os_error_name='ENOSPC']\nmore")
     assert foreign_errors.why_not_written_or_read(error) == "No space left on device"
     error = ValueError("no such item. See full log at /tmp/log\nmore")
@@ -85,7 +85,7 @@ def test_the_reason_of_the_system() -> None:
         ("", ""),
     ],
 )
-def test_why_processes_did_not_start(log: str, reason: str) -> None:
+def test_the_reason_of_a_failed_start_is_extracted_from_the_log(log: str, reason: str) -> None:
     assert foreign_errors.why_not_started(log, 7).startswith(reason)
 
 
@@ -99,11 +99,11 @@ def test_why_processes_did_not_start(log: str, reason: str) -> None:
         ("", ""),
     ],
 )
-def test_why_a_process_is_lost(log: str, reason: str) -> None:
+def test_the_reason_of_a_lost_process_is_extracted_from_the_log(log: str, reason: str) -> None:
     assert foreign_errors.why_lost(log) == reason
 
 
-def test_other_aborts_are_not_of_the_coordination_service() -> None:
+def test_other_aborts_are_not_attributed_to_the_coordination_service() -> None:
     assert foreign_errors.is_of_the_coordination_service("")
     assert foreign_errors.is_of_the_coordination_service("the JAX distributed service detected")
     assert not foreign_errors.is_of_the_coordination_service("double free or corruption")

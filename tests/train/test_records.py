@@ -63,7 +63,7 @@ def test_stacked_leaves_become_one_row_per_layer_in_file_order(path: pathlib.Pat
     np.testing.assert_array_equal(read.layer_steps("trust_ratio"), np.arange(1, 9))
 
 
-def test_the_index_is_at_the_end_of_a_path_without_a_segment_layers(path: pathlib.Path) -> None:
+def test_the_index_follows_a_path_that_has_no_segment_named_layers(path: pathlib.Path) -> None:
     line = {"kind": "train", "step": 1, "update_norm/blocks/qkv/kernel": [1.0, 2.0]}
     names, _ = records.read(write(path, line)).layers("update_norm")
     assert names == ["blocks/qkv/kernel[0]", "blocks/qkv/kernel[1]"]
@@ -76,7 +76,7 @@ def test_a_quantity_that_was_not_logged_has_no_rows(path: pathlib.Path) -> None:
     assert values.shape == (0, 0)
 
 
-def test_layers_missing_on_some_lines_are_nan_there_and_keep_their_steps(
+def test_layers_missing_on_some_lines_are_nan_at_those_steps(
     path: pathlib.Path,
 ) -> None:
     lines = [
@@ -91,7 +91,7 @@ def test_layers_missing_on_some_lines_are_nan_there_and_keep_their_steps(
     np.testing.assert_array_equal(read.layer_steps("trust_ratio"), [1, 3])
 
 
-def test_arrays_become_numbers_that_are_read_as_the_same_float32(path: pathlib.Path) -> None:
+def test_float32_arrays_survive_writing_and_reading(path: pathlib.Path) -> None:
     third = np.float32(1) / np.float32(3)
     line = {
         "kind": "train",
@@ -134,7 +134,7 @@ def test_an_incomplete_last_line_is_ignored(path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     "broken", ['{"kind": "tra', '{"kind": "other", "step": 1}', '{"kind": "train"}', "[1]"]
 )
-def test_broken_line_before_the_last_is_named(path: pathlib.Path, broken: str) -> None:
+def test_an_invalid_line_before_the_last_is_named(path: pathlib.Path, broken: str) -> None:
     path.write_text(f'{{"kind": "train", "step": 1}}\n{broken}\n{{"kind": "train", "step": 2}}\n')
     with pytest.raises(errors.UserError, match="line 2: expected a JSON object"):
         records.read(path)
@@ -149,7 +149,7 @@ def test_broken_line_before_the_last_is_named(path: pathlib.Path, broken: str) -
         ("loss", ([1.0], [2.0])),
     ],
 )
-def test_value_that_does_not_fit_its_column_is_named(
+def test_a_value_of_the_wrong_type_or_shape_is_named(
     path: pathlib.Path, name: str, values: tuple[object, object]
 ) -> None:
     lines = [{"kind": "train", "step": step, name: v} for step, v in enumerate(values)]

@@ -56,7 +56,7 @@ def test_sinks_are_closed_unfinished_after_an_error(tmp_path: Path) -> None:
     assert calls == ["a.open", "b.open", "b.close False", "a.close False"]
 
 
-def test_a_sink_that_cannot_be_opened_closes_those_before_it(tmp_path: Path) -> None:
+def test_a_sink_that_cannot_be_opened_closes_the_ones_before_it(tmp_path: Path) -> None:
     calls: list[str] = []
     failing = [Recorder("a", calls), Recorder("b", calls, fails="open"), Recorder("c", calls)]
     with pytest.raises(KeyError), opened(failing, run_info(tmp_path)):
@@ -64,7 +64,7 @@ def test_a_sink_that_cannot_be_opened_closes_those_before_it(tmp_path: Path) -> 
     assert calls == ["a.open", "b.open", "a.close False"]
 
 
-def test_sinks_are_made_by_name_after_the_metrics_file() -> None:
+def test_sinks_are_created_by_name_after_the_metrics_file() -> None:
     made = sinks.make(list(sinks.SINKS))
     assert isinstance(made[0], JsonLines)
     paths = [f"{type(sink).__module__}:{type(sink).__name__}" for sink in made[1:]]
@@ -72,7 +72,7 @@ def test_sinks_are_made_by_name_after_the_metrics_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("prgress", "unknown sinks 'prgress'; did you mean progress"),
         ("no_such_package:Sink", "Python finds no module no_such_package"),
@@ -82,8 +82,8 @@ def test_sinks_are_made_by_name_after_the_metrics_file() -> None:
         ("a b:Sink", "be the import path of a sink"),
     ],
 )
-def test_a_sink_that_does_not_exist_is_named(name: str, said: str) -> None:
+def test_a_sink_that_does_not_exist_is_named(name: str, expected: str) -> None:
     with pytest.raises(ArgumentValueError) as caught:
         sinks.make([name])
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
     assert caught.value.argument == "sinks"

@@ -49,7 +49,7 @@ def test_a_killed_and_resumed_run_leaves_the_file_of_an_uninterrupted_one(
     assert list(killed.iterdir()) == [path]
 
 
-def test_whole_line_that_lacks_only_its_newline_is_kept(tmp_path: pathlib.Path) -> None:
+def test_a_complete_line_without_a_newline_is_kept(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with lines(tmp_path) as sink:
         run_steps(sink, 1, 4)
@@ -60,7 +60,7 @@ def test_whole_line_that_lacks_only_its_newline_is_kept(tmp_path: pathlib.Path) 
     assert path.read_bytes() == content
 
 
-def test_a_new_run_starts_the_file_anew(tmp_path: pathlib.Path) -> None:
+def test_a_new_run_replaces_the_file(tmp_path: pathlib.Path) -> None:
     assert not has_evaluation(tmp_path)
     with lines(tmp_path) as sink:
         run_steps(sink, 1, 4)
@@ -71,13 +71,13 @@ def test_a_new_run_starts_the_file_anew(tmp_path: pathlib.Path) -> None:
     assert records.read(tmp_path / "metrics.jsonl").steps.size == 2
 
 
-def test_line_is_in_the_file_before_the_sink_is_closed(tmp_path: pathlib.Path) -> None:
+def test_a_line_is_in_the_file_before_the_sink_is_closed(tmp_path: pathlib.Path) -> None:
     with lines(tmp_path) as sink:
         sink.log(1, {"loss": 6.0})
         assert records.read(tmp_path / "metrics.jsonl").train["loss"][1] == [6.0]
 
 
-def test_array_of_two_dimensions_is_refused(tmp_path: pathlib.Path) -> None:
+def test_an_array_of_two_dimensions_is_refused(tmp_path: pathlib.Path) -> None:
     with (
         lines(tmp_path) as sink,
         pytest.raises(ValueError, match=r"trust_ratio/a must have at most one.*\(2, 3\)"),
@@ -85,7 +85,7 @@ def test_array_of_two_dimensions_is_refused(tmp_path: pathlib.Path) -> None:
         sink.log(1, {"trust_ratio/a": np.ones((2, 3))})
 
 
-def test_a_folder_that_is_missing_is_named(tmp_path: pathlib.Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.UserError, match=r"expected to write .*absent/metrics\.jsonl"):
         JsonLines().open(run_info(tmp_path / "absent"))
 

@@ -25,7 +25,7 @@ NAMES = [f"{name}.png" for name in ("loss", "learning_rate", "gradient_norm", "t
 
 
 def run(leaves: dict[str, Array], steps: Array | None = None) -> records.Records:
-    """The records of a run with these trust ratios, (lines,) or (lines, layers) for each path."""
+    """Returns records of a run with these trust ratios: (lines,) or (lines, layers) per path."""
     count = len(next(iter(leaves.values())))
     steps = np.arange(1.0, count + 1) * 10 if steps is None else steps
     rows = np.arange(count)
@@ -88,7 +88,7 @@ def drawn(figure: Figure | None) -> Figure:
 
 
 @pytest.mark.parametrize("leaves", [SMALL, LARGE], ids=["3 rows", "194 rows"])
-def test_heat_map_has_one_named_row_a_layer(
+def test_heat_map_has_one_named_row_per_layer(
     leaves: dict[str, Array], tmp_path: pathlib.Path
 ) -> None:
     recorded = run(leaves)
@@ -106,7 +106,7 @@ def test_heat_map_has_one_named_row_a_layer(
 
 
 @pytest.mark.parametrize("leaves", [SMALL, LARGE], ids=["3 rows", "194 rows"])
-def test_no_text_of_the_heat_map_overlaps_or_leaves_the_picture(
+def test_texts_of_the_heat_map_do_not_overlap_and_are_inside_the_picture(
     leaves: dict[str, Array], tmp_path: pathlib.Path
 ) -> None:
     figure = drawn(heat_maps.trust_ratio(run(leaves), tmp_path / "trust_ratio.png"))
@@ -114,7 +114,7 @@ def test_no_text_of_the_heat_map_overlaps_or_leaves_the_picture(
 
 
 def assert_readable(figure: Figure) -> None:
-    """No two texts overlap, and all lie within the picture."""
+    """Checks that no two texts overlap and that all are inside the picture."""
     figure.draw_without_rendering()
     undrawn = {text for axes in figure.axes for text in ticks_beyond(axes)}
     texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text()]
@@ -128,7 +128,7 @@ def assert_readable(figure: Figure) -> None:
 
 
 def ticks_beyond(axes: Axes) -> list[Text]:
-    """The labels of ticks beyond the ends of an axis, which exist but are not drawn."""
+    """Returns the labels of ticks beyond the ends of an axis, which are not drawn."""
     return [
         label
         for i, axis in enumerate((axes.xaxis, axes.yaxis))
@@ -139,7 +139,7 @@ def ticks_beyond(axes: Axes) -> list[Text]:
     ]
 
 
-def test_layers_of_one_leaf_stand_together_by_number_whether_stacked_or_not(
+def test_layers_of_a_leaf_are_adjacent_rows_in_numeric_order(
     tmp_path: pathlib.Path,
 ) -> None:
     unstacked = {
@@ -154,7 +154,7 @@ def test_layers_of_one_leaf_stand_together_by_number_whether_stacked_or_not(
     assert row_labels(figure) == [f"layers[{i}]/{x}" for x in ("key", "query") for i in range(12)]
 
 
-def test_names_stay_distinct_and_a_common_start_goes(tmp_path: pathlib.Path) -> None:
+def test_row_names_drop_their_common_prefix_and_stay_distinct(tmp_path: pathlib.Path) -> None:
     leaves = {f"net/qkv{end}": ratios(3) for end in ("", "/kernel", "/bias")}
     figure = drawn(heat_maps.trust_ratio(run(leaves), tmp_path / "distinct.png"))
     assert row_labels(figure) == ["qkv", "qkv/kernel", "qkv/bias"]
@@ -162,7 +162,7 @@ def test_names_stay_distinct_and_a_common_start_goes(tmp_path: pathlib.Path) -> 
     assert row_labels(figure) == ["qkv[0]", "qkv[1]"]
 
 
-def test_columns_are_as_wide_as_the_steps_they_stand_for(tmp_path: pathlib.Path) -> None:
+def test_columns_are_as_wide_as_their_steps(tmp_path: pathlib.Path) -> None:
     recorded = run({"a": ratios(4)}, steps=np.array([10.0, 20.0, 60.0, 70.0]))
     figure = drawn(heat_maps.trust_ratio(recorded, tmp_path / "trust_ratio.png"))
     edges = mesh_of(figure).get_coordinates()[0, :, 0]
@@ -174,7 +174,7 @@ def test_columns_are_as_wide_as_the_steps_they_stand_for(tmp_path: pathlib.Path)
     [[1.0], [2.0, 2.0], [0.0, 1.0], [np.nan, 3.0], [np.inf, 3.0], [1e-30, 1e30], [1.01, 1.02]],
     ids=str,
 )
-def test_odd_values_are_drawn_without_a_warning(
+def test_unusual_values_are_drawn_without_a_warning(
     values: list[float], tmp_path: pathlib.Path
 ) -> None:
     ratio = np.array(values)
@@ -186,7 +186,7 @@ def test_odd_values_are_drawn_without_a_warning(
     assert 2 <= len(bar.get_xticks()) <= 10
 
 
-def test_colour_is_logarithmic_and_labelled_and_one_wild_ratio_does_not_stretch_it(
+def test_the_colour_scale_is_logarithmic_and_ignores_an_outlier(
     tmp_path: pathlib.Path,
 ) -> None:
     tame = np.linspace(0.5, 2, 400)
@@ -199,7 +199,7 @@ def test_colour_is_logarithmic_and_labelled_and_one_wild_ratio_does_not_stretch_
         assert figure.axes[1].get_xlabel() == "trust ratio (log scale)"
 
 
-def test_every_axis_says_what_it_shows(tmp_path: pathlib.Path) -> None:
+def test_every_axis_has_a_label(tmp_path: pathlib.Path) -> None:
     recorded = run(SMALL)
     for figure, ylabel in (
         (draw_loss(recorded, tmp_path / "a.png"), "loss (nats)"),
@@ -221,7 +221,9 @@ def test_texts_of_the_line_plots_do_not_overlap(tmp_path: pathlib.Path) -> None:
         assert_readable(drawn(figure))
 
 
-def test_loss_shows_raw_smoothed_held_out_and_unigram(tmp_path: pathlib.Path) -> None:
+def test_the_loss_plot_shows_raw_smoothed_held_out_and_baseline_losses(
+    tmp_path: pathlib.Path,
+) -> None:
     recorded = run({"a": ratios(200)})
     axes = drawn(draw_loss(recorded, tmp_path / "loss.png")).axes[0]
     shown = {line.get_label(): np.asarray(line.get_ydata()) for line in axes.get_lines()}
@@ -234,14 +236,16 @@ def test_loss_shows_raw_smoothed_held_out_and_unigram(tmp_path: pathlib.Path) ->
     raw, smooth = shown["training"], shown["training, smoothed"]
     np.testing.assert_array_equal(raw, recorded.train["loss"][1])
     assert np.diff(smooth).std() < np.diff(raw).std() / 3
-    np.testing.assert_allclose(smooth[100], raw[96:105].mean())  # 200 / 50 on either side
+    np.testing.assert_allclose(
+        smooth[100], raw[96:105].mean()
+    )  # the window is 200 / 50 = 4 steps on either side
     np.testing.assert_allclose(smooth[-1], raw[-5:].mean())
     np.testing.assert_array_equal(shown["by token frequency (7.30)"], 7.3)
     without = drawn(draw_loss(recorded, tmp_path / "loss.png", None)).axes[0]
     assert len(without.get_lines()) == 3
 
 
-def test_write_all_writes_readable_pictures_and_nothing_else(tmp_path: pathlib.Path) -> None:
+def test_write_all_writes_only_readable_pictures(tmp_path: pathlib.Path) -> None:
     paths = write_all(run(SMALL), tmp_path)
     assert [path.name for path in paths] == NAMES
     assert sorted(tmp_path.iterdir()) == sorted(paths)
@@ -268,7 +272,7 @@ def test_a_run_without_any_finite_number_has_no_pictures(tmp_path: pathlib.Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_norms_are_drawn_by_layer_where_they_were_recorded(tmp_path: pathlib.Path) -> None:
+def test_recorded_norms_are_plotted_by_layer(tmp_path: pathlib.Path) -> None:
     leaf = records.Leaf(np.arange(3), ratios(3, 2), stacked=True)
     leaves = {"parameter_norm/layers/a": leaf, "update_norm/layers/a": leaf}
     recorded = records.Records(np.arange(3.0), {}, {}, leaves)
@@ -276,8 +280,10 @@ def test_norms_are_drawn_by_layer_where_they_were_recorded(tmp_path: pathlib.Pat
     assert [path.name for path in paths] == ["parameter_norm.png", "update_norm.png"]
 
 
-def test_update_norms_are_those_of_the_layers_with_a_trust_ratio(tmp_path: pathlib.Path) -> None:
-    """Those of other leaves are of the whole step, and no direction's."""
+def test_update_norms_are_plotted_only_for_layers_with_a_trust_ratio(
+    tmp_path: pathlib.Path,
+) -> None:
+    """For other leaves, the recorded norm includes the learning rate."""
     leaf = records.Leaf(np.arange(3), ratios(3, 2), stacked=True)
     adapted = {f"{name}/layers/a": leaf for name in ("trust_ratio", "update_norm")}
     both = {**adapted, "update_norm/bias": records.Leaf(np.arange(3), ratios(3, 1), False)}
@@ -286,7 +292,7 @@ def test_update_norms_are_those_of_the_layers_with_a_trust_ratio(tmp_path: pathl
     assert row_labels(figure) == ["layers[0]/a", "layers[1]/a"]
 
 
-def test_what_was_skipped_is_drawn_and_marked(tmp_path: pathlib.Path) -> None:
+def test_skipped_steps_are_plotted_and_marked_in_the_loss(tmp_path: pathlib.Path) -> None:
     recorded = run(SMALL)
     counts = {"skipped_steps": [0, 2, 2, 2, 3], "skipped_micro_batches": [0, 0, 0, 1, 1]}
     train = {name: (recorded.steps, np.array(c, float)) for name, c in counts.items()}
@@ -308,7 +314,7 @@ def test_what_was_skipped_is_drawn_and_marked(tmp_path: pathlib.Path) -> None:
     assert "skipped" not in [line.get_label() for line in axes.lines]
 
 
-def test_drawing_leaves_the_global_state_of_matplotlib_alone(tmp_path: pathlib.Path) -> None:
+def test_plots_do_not_change_the_global_state_of_matplotlib(tmp_path: pathlib.Path) -> None:
     before = dict(matplotlib.rcParams)
     write_all(run(SMALL), tmp_path)
     assert dict(matplotlib.rcParams) == before

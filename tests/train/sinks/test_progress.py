@@ -1,4 +1,4 @@
-"""A bar on a terminal, plain lines elsewhere."""
+"""Progress is a bar on a terminal, and plain lines elsewhere."""
 
 import io
 import math
@@ -16,7 +16,7 @@ from tests.train.sinks.run_info import run_info
 
 
 class Terminal(io.StringIO):
-    """A file that says it is a terminal."""
+    """A text buffer whose ``isatty`` returns True."""
 
     def isatty(self) -> bool:
         return True
@@ -41,7 +41,7 @@ def figures(loss: float, rate: float = math.nan, **others: float) -> dict[str, f
     return {"loss": loss, "learning_rate": 0.01, "tokens_per_second": rate, **others}
 
 
-def test_a_pipe_gets_a_line_for_each_report(
+def test_a_pipe_receives_a_line_for_each_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sink = progress.Progress()
@@ -73,7 +73,7 @@ def test_a_pipe_gets_a_line_for_each_report(
     ]
 
 
-def test_a_finished_run_ends_with_its_headline_figures(
+def test_a_finished_run_prints_its_final_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     both: list[Sink] = [JsonLines(), progress.Progress()]
@@ -96,14 +96,14 @@ def test_a_finished_run_ends_with_its_headline_figures(
     ]
 
 
-def test_lines_are_flushed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_flushed_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw)))
     progress.Lines(3).at(1, "loss 2.0")
     assert raw.getvalue() == b"step 1/3  loss 2.0\n"
 
 
-def test_a_terminal_gets_a_bar_with_figures_and_lines_above_it(
+def test_a_terminal_shows_a_bar_with_figures_below_the_notes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = terminal(monkeypatch)
@@ -116,11 +116,11 @@ def test_a_terminal_gets_a_bar_with_figures_and_lines_above_it(
     assert "training" in shown
     assert "20/20" in shown
     assert "loss 1.0000" in shown
-    assert "\x1b[?25h" in screen.getvalue()  # the cursor is shown again
+    assert "\x1b[?25h" in screen.getvalue()  # shows the cursor again
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
-def test_the_bar_fits_its_terminal_and_leaves_nothing_behind(
+def test_the_bar_fits_the_terminal_and_is_erased_at_the_end(
     columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = terminal(monkeypatch, columns)
@@ -135,13 +135,11 @@ def test_the_bar_fits_its_terminal_and_leaves_nothing_behind(
     if columns >= 80:
         assert "15000/15625" in bars[-1]
         assert "loss 12.3456  123,457 tokens/s  3 skipped" in bars[-1]
-    # The last line, on which the bar was, is erased.
+    # The line of the bar is erased at the end.
     assert re.search(r"\x1b\[2K[^\w]*$", screen.getvalue().replace("\x1b[?25h", ""))
 
 
-def test_a_gain_that_is_none_is_explained(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_negative_gain_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both: list[Sink] = [JsonLines(), progress.Progress()]
     baseline = Baseline("token frequency", {"loss": 6.25})
     with opened(both, run_info(tmp_path, baseline=baseline)):
@@ -152,7 +150,7 @@ def test_a_gain_that_is_none_is_explained(
     assert expected in capsys.readouterr().out.splitlines()
 
 
-def test_the_bar_is_left_in_order_after_an_error(
+def test_the_cursor_is_restored_after_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = terminal(monkeypatch)

@@ -16,7 +16,7 @@ EVIL = "<script>alert('\"&')</script>"
 
 
 class Page(html.parser.HTMLParser):
-    """Elements with their attributes, the text, and whether every element is closed in order."""
+    """Parses a page: elements with attributes, texts, and whether elements are closed in order."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def write(
     return path.read_text(encoding="utf-8")
 
 
-def test_page_is_whole_and_says_its_language_width_and_colour_schemes(
+def test_the_page_is_valid_html_with_language_width_and_colour_schemes(
     tmp_path: pathlib.Path, pictures: list[pathlib.Path]
 ) -> None:
     source = write(tmp_path, pictures=pictures, config={"run": {"steps": 1}}, figures={"a": "b"})
@@ -86,7 +86,7 @@ def test_page_is_whole_and_says_its_language_width_and_colour_schemes(
         assert rule in source
 
 
-def test_page_needs_nothing_beside_it(tmp_path: pathlib.Path, pictures: list[pathlib.Path]) -> None:
+def test_the_page_is_self_contained(tmp_path: pathlib.Path, pictures: list[pathlib.Path]) -> None:
     source = write(tmp_path, pictures=pictures)
     page = Page(source)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
@@ -101,7 +101,7 @@ def test_page_needs_nothing_beside_it(tmp_path: pathlib.Path, pictures: list[pat
         assert base64.b64decode(data) == path.read_bytes()
 
 
-def test_plots_have_size_alt_text_and_caption(
+def test_plots_have_a_size_alt_text_and_a_caption(
     tmp_path: pathlib.Path, pictures: list[pathlib.Path]
 ) -> None:
     page = Page(write(tmp_path, pictures=pictures))
@@ -110,7 +110,7 @@ def test_plots_have_size_alt_text_and_caption(
         "Plot of the loss by step",
         "Plot of the learning rate by step",
     ]
-    # 9.0 x 4.2 inches of 96 CSS pixels.
+    # 9.0 x 4.2 inches at 96 CSS pixels per inch.
     assert (images[0]["width"], images[0]["height"]) == ("864", "403")
     assert plots.CAPTIONS["loss.png"] in page.texts
 
@@ -141,7 +141,7 @@ def test_figures_come_first_then_plots_config_and_machine(
     assert [text for text in expected if text in texts] == expected
 
 
-def test_what_the_user_wrote_is_text_never_markup(tmp_path: pathlib.Path) -> None:
+def test_text_from_the_user_is_escaped(tmp_path: pathlib.Path) -> None:
     source = write(
         tmp_path,
         title=EVIL,
@@ -151,10 +151,10 @@ def test_what_the_user_wrote_is_text_never_markup(tmp_path: pathlib.Path) -> Non
     )
     page = Page(source)
     assert page.all("script") == []
-    assert page.texts.count(EVIL) == 9  # Title, heading, and each of the seven that stand alone.
+    assert page.texts.count(EVIL) == 9  # the title, the heading and seven values
 
 
-def test_plot_named_by_the_user_is_escaped(tmp_path: pathlib.Path) -> None:
+def test_the_name_of_a_plot_is_escaped(tmp_path: pathlib.Path) -> None:
     steps = np.arange(2.0)
     recorded = records.Records(steps, {"loss": (steps, steps)}, {}, {})
     path = tmp_path / 'a"><b>.png'
@@ -164,19 +164,21 @@ def test_plot_named_by_the_user_is_escaped(tmp_path: pathlib.Path) -> None:
     assert page.all("img")[0]["alt"] == 'Plot of the a"><b> by step'
 
 
-def test_parts_without_content_are_left_out(tmp_path: pathlib.Path) -> None:
+def test_empty_sections_are_left_out(tmp_path: pathlib.Path) -> None:
     page = Page(write(tmp_path))
     assert page.all("h2") == []
     assert page.all("h1") == [{}]
 
 
-def test_report_replaces_the_one_before_and_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
+def test_a_report_replaces_the_previous_one_and_leaves_no_other_file(
+    tmp_path: pathlib.Path,
+) -> None:
     write(tmp_path, title="first")
     assert "first" not in write(tmp_path, title="second")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_missing_plot_and_folder_are_said(tmp_path: pathlib.Path) -> None:
+def test_a_missing_plot_or_folder_is_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.UserError, match=r"expected the plot .*absent\.png"):
         write(tmp_path, pictures=[tmp_path / "absent.png"])
     with pytest.raises(errors.UserError, match=r"expected to write .*report\.html"):

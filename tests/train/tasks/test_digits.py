@@ -30,7 +30,7 @@ def rows(batch: dict[str, np.ndarray]) -> list[bytes]:
 def test_an_epoch_has_every_training_image_once_and_no_held_out_one(task: Task) -> None:
     epoch = [row for number in range(3) for row in rows(task.batch(number, stage(500)))]
     assert len(epoch) == 1500
-    # The data set contains a few images twice.
+    # A few images occur twice in the data set.
     assert len(set(epoch)) > 1490
     (held_out,) = task.held_out()
     assert len(held_out["labels"]) == 297
@@ -40,13 +40,13 @@ def test_an_epoch_has_every_training_image_once_and_no_held_out_one(task: Task) 
     assert again != epoch
 
 
-def test_batches_are_the_same_images_however_they_are_divided(task: Task) -> None:
-    """This also holds across the end of an epoch."""
+def test_the_order_of_images_does_not_depend_on_the_batch_size(task: Task) -> None:
+    """The batches cross the end of an epoch."""
     whole = rows(task.batch(1, stage(1000)))
     assert [*rows(task.batch(2, stage(500))), *rows(task.batch(3, stage(500)))] == whole
 
 
-def test_loss_and_accuracy_by_hand(task: Task) -> None:
+def test_loss_and_accuracy_agree_with_a_computation_by_hand(task: Task) -> None:
     params = jax.jit(task.init)(jax.random.key(0))
     batch = task.batch(0, stage(40))
     measured = jax.jit(task.measure)(params, batch)
@@ -72,7 +72,9 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.newest
-def test_the_config_reaches_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_config_reaches_its_expected_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use_devices(monkeypatch, OneDevice())
     figures = loop.run(config_file.load(CONFIG, ["output.sinks=[]"]), tmp_path / "run")
     assert float(figures["held-out accuracy"]) > 0.975
@@ -81,7 +83,7 @@ def test_the_config_reaches_its_result(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_eight_devices_give_the_numbers_of_one(
+def test_eight_devices_agree_with_one_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This includes the evaluation, whose 297 images cannot be divided among eight devices."""

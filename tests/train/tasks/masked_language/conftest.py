@@ -1,4 +1,4 @@
-"""Fixtures that the tests of the data share."""
+"""Fixtures shared by the tests of the data."""
 
 import pytest
 

@@ -96,8 +96,8 @@ def test_positions_are_equally_likely(vocabulary: Vocabulary) -> None:
     )
     counts = np.bincount(batch["masked_positions"].ravel(), minlength=length)
     assert counts[0] == counts[-1] == 0
-    # Three of the 17 eligible are chosen; one row in 16 has its inner [SEP] in a given column from
-    # the third to the third last. Five standard deviations of a binomial count.
+    # Three of 17 eligible positions are chosen. Each column from the third to the third last holds
+    # the inner [SEP] in one row of 16. The limit is five standard deviations of a binomial count.
     probability = (
         3 / 17 * np.where(np.isin(np.arange(length), [0, 1, length - 2, length - 1]), 1, 15 / 16)
     )
@@ -112,17 +112,17 @@ def test_masked_tokens_are_replaced_80_10_10(tokens: Tokens, vocabulary: Vocabul
     masked, kept = shown == vocabulary.mask, shown == targets
     random = ~masked & ~kept
     for share, expected in ((masked, 0.8), (random, 0.1), (kept, 0.1)):
-        # Each position is drawn alone, so the count is binomial: five standard deviations. That a
-        # random token is the target by chance (1 in 4,091 of 10 %) is 0.04 deviations.
+        # Positions are drawn independently, so the count is binomial; the limit is five standard
+        # deviations. Random tokens that equal the target (1 in 4,091) change it by 0.04 deviations.
         bound = 5 * math.sqrt(expected * (1 - expected) / share.size)
         assert abs(share.mean() - expected) < bound
     assert not np.isin(shown[random], vocabulary.special).any()
-    # They come from the whole vocabulary: the mean of n uniform ids, within five deviations.
+    # Their mean is that of n uniform ids over the whole vocabulary, within five deviations.
     bound = 5 * vocabulary.size / math.sqrt(12 * random.sum())
     assert abs(shown[random].mean() - (5 + vocabulary.size - 1) / 2) < bound
 
 
-def test_random_tokens_are_all_but_the_special_ones(tmp_path: Path) -> None:
+def test_random_tokens_are_never_special(tmp_path: Path) -> None:
     path = write_vocabulary(
         tmp_path / "v", ["[PAD]", "a", "[UNK]", "[CLS]", "b", "[SEP]", "c", "[MASK]", "d"]
     )
@@ -133,7 +133,7 @@ def test_random_tokens_are_all_but_the_special_ones(tmp_path: Path) -> None:
     assert (np.abs(counts[[1, 4, 6, 8]] - 1000) < 5 * math.sqrt(4000 * 0.25 * 0.75)).all()
 
 
-def test_special_tokens_that_had_to_be_chosen_have_weight_zero(vocabulary: Vocabulary) -> None:
+def test_positions_of_special_tokens_have_weight_zero(vocabulary: Vocabulary) -> None:
     stream = np.full(61, vocabulary.sep, np.uint16)
     stream[[10, 20, 30]] = 500
     batch = masked_batch(stream, vocabulary, seed=0, step=0, batch_size=16, sequence_length=64)
@@ -154,7 +154,7 @@ def test_special_tokens_that_had_to_be_chosen_have_weight_zero(vocabulary: Vocab
         ({"step": -1}, r"step must be in \[0, 2\*\*64\), got -1"),
     ],
 )
-def test_batch_arguments_out_of_range(
+def test_batch_arguments_out_of_range_are_refused(
     tokens: Tokens, vocabulary: Vocabulary, changes: dict[str, int], message: str
 ) -> None:
     arguments = {"seed": 0, "step": 0, "batch_size": 2, "sequence_length": 16, **changes}
@@ -196,7 +196,7 @@ def test_held_out_batches_stop_at_num_batches(tokens: Tokens, vocabulary: Vocabu
     assert all((batch["masked_weights"] == 1).all() for batch in batches)
 
 
-def test_held_out_batches_are_the_same_each_time_and_for_every_batch_size(
+def test_held_out_batches_do_not_depend_on_the_batch_size(
     tokens: Tokens, vocabulary: Vocabulary
 ) -> None:
     small = evaluation(tokens, vocabulary, batch_size=2, num_batches=6)
@@ -214,7 +214,7 @@ def test_evaluation_shares_no_random_numbers_with_training() -> None:
     assert not np.intersect1d(training, held_out).size
 
 
-def test_unigram_loss_by_hand(tmp_path: Path) -> None:
+def test_unigram_loss_equals_a_computation_by_hand(tmp_path: Path) -> None:
     path = write_vocabulary(tmp_path / "v", [*SPECIAL_TOKENS, "a", "b", "c"])
     vocabulary = read_vocabulary(path)
     train = np.array([5, 5, 5, 6, vocabulary.sep, vocabulary.sep, vocabulary.unk], np.uint16)
@@ -222,7 +222,7 @@ def test_unigram_loss_by_hand(tmp_path: Path) -> None:
         {"masked_targets": np.array([[5, 6]]), "masked_weights": np.array([[1.0, 1.0]])},
         {"masked_targets": np.array([[7, 3]]), "masked_weights": np.array([[1.0, 0.0]])},
     ]
-    # The counts plus one are a 4, b 2, c 1, in all 7. The last target has no weight.
+    # The counts plus one are 4 (a), 2 (b) and 1 (c), together 7. The last target has no weight.
     expected = (math.log(7 / 4) + math.log(7 / 2) + math.log(7 / 1)) / 3
     assert unigram_loss(train, vocabulary, batches) == pytest.approx(expected, rel=1e-12)
     with pytest.raises(ValueError, match="at least one masked target"):

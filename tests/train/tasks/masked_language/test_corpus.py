@@ -65,11 +65,11 @@ def test_split_divides_no_document(vocabulary: Vocabulary) -> None:
     train, rest = split(texts, vocabulary, 0.1)
     assert train | rest == {tuple(ids.tolist()) for ids in encode(texts, vocabulary)}
     assert not train & rest
-    # Within five standard deviations of a binomial count, as if the hash were random.
+    # The limit is five standard deviations of a binomial count, as for a random hash.
     assert abs(len(rest) - 40) < 5 * math.sqrt(400 * 0.1 * 0.9)
 
 
-def test_text_added_later_moves_no_document(vocabulary: Vocabulary) -> None:
+def test_adding_text_moves_no_document_to_another_part(vocabulary: Vocabulary) -> None:
     train, rest = split(documents(200), vocabulary, 0.1)
     more_train, more_rest = split(documents(400)[::-1], vocabulary, 0.1)
     assert train < more_train
@@ -82,7 +82,7 @@ def test_copies_of_a_document_go_to_the_same_part(vocabulary: Vocabulary) -> Non
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_of_few_documents_the_end_of_the_stream_is_held_out(
+def test_with_few_documents_the_end_of_the_stream_is_held_out(
     vocabulary: Vocabulary, count: int
 ) -> None:
     texts = [SENTENCE * 100] + ["short text"] * (count - 1)
@@ -118,7 +118,7 @@ def test_held_out_windows_do_not_occur_in_the_training_part(vocabulary: Vocabula
     assert not any(np.array(row, train.dtype).tobytes() in trained for row in held_out)
 
 
-def test_load_gives_both_parts_and_the_vocabulary(folder: Path) -> None:
+def test_load_returns_both_parts_and_the_vocabulary(folder: Path) -> None:
     loaded = load(folder)
     texts = [path.read_text() for path in sorted(folder.glob("*.txt"))]
     vocabulary = read_vocabulary(str(folder / "vocabulary"))
@@ -168,7 +168,7 @@ def change_held_out(folder: Path) -> dict[str, object]:
     "change",
     [change_text, change_cut_between_documents, change_vocabulary, change_held_out],
 )
-def test_a_change_gives_another_key(
+def test_a_changed_input_changes_the_cache_key(
     folder: Path, change: Callable[[Path], dict[str, object]]
 ) -> None:
     first = load(folder)
@@ -178,7 +178,7 @@ def test_a_change_gives_another_key(
 
 
 @pytest.mark.parametrize("size", [0, 7, 16, 17, -1, -2])
-def test_an_incomplete_cache_file_is_made_again(folder: Path, size: int) -> None:
+def test_an_incomplete_cache_file_is_replaced(folder: Path, size: int) -> None:
     first = load(folder)
     train, held_out = first.train.copy(), first.held_out.copy()
     del first
@@ -220,7 +220,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_file(
     assert cache_files(folder) == []
 
 
-def test_a_cache_folder_that_cannot_be_made_is_an_error(folder: Path) -> None:
+def test_a_cache_folder_that_cannot_be_created_is_an_error(folder: Path) -> None:
     with pytest.raises(UserError, match="token cache: expected a folder"):
         load(folder, cache_folder=folder / "vocabulary" / "tokens")
 

@@ -141,7 +141,7 @@ def wide(params: Tree) -> dict[str, Array]:
     return {path: np.asarray(x, np.float64) for path, x in by_path(params).items()}
 
 
-def test_logits_are_those_of_an_independent_float64_forward_pass() -> None:
+def test_logits_agree_with_an_independent_float64_forward_pass() -> None:
     model, made = make(scan_layers=False), batch()
     params = random_params(model)
     expected = np.stack(
@@ -152,13 +152,13 @@ def test_logits_are_those_of_an_independent_float64_forward_pass() -> None:
             )
         ]
     )
-    assert np.std(expected) > 0.5  # a reference without life would prove nothing
-    # Float32 through three layers: about 30 roundings of 6e-8 relative to logits of some units.
+    assert np.std(expected) > 0.5  # the reference must not be constant
+    # Three layers in float32 make about 30 roundings of 6e-8, relative to logits of a few units.
     np.testing.assert_allclose(logits(model, params, made), expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_parameter_paths_are_those_documented(scan_layers: bool) -> None:
+def test_parameter_paths_are_the_documented_ones(scan_layers: bool) -> None:
     """Users write patterns and rules for these paths."""
     names = ["layers"] if scan_layers else ["layer_0", "layer_1", "layer_2"]
     expected = OUTSIDE | {f"encoder/{name}/{path}" for name in names for path in IN_LAYER}
@@ -169,7 +169,7 @@ def test_parameter_paths_are_those_documented(scan_layers: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_parameters_start_as_bert_starts_and_in_float32(dtype: str) -> None:
+def test_parameters_are_initialized_as_in_bert_and_in_float32(dtype: str) -> None:
     """Kernels and embeddings are truncated normal with scale 0.02, biases 0, LayerNorm scales 1."""
     model = make(num_layers=2, hidden_size=64, intermediate_size=256, dtype=dtype)
     init = jax.jit(lambda key: init_bert(model, LENGTH, key))
@@ -187,7 +187,7 @@ def test_parameters_start_as_bert_starts_and_in_float32(dtype: str) -> None:
             assert np.std(x) == pytest.approx(0.0176, rel=0.05)
 
 
-def test_stacked_layers_start_different() -> None:
+def test_stacked_layers_are_initialized_differently() -> None:
     params = jax.jit(lambda key: init_bert(make(), LENGTH, key))(jax.random.key(0))
     kernel = params["encoder"]["layers"]["attention"]["query"]["kernel"]
     assert not np.array_equal(kernel[0], kernel[1])
@@ -206,16 +206,16 @@ def test_scanned_and_unscanned_models_give_the_same_logits() -> None:
 def test_scanned_and_unscanned_models_have_the_same_gradients() -> None:
     model, scanned = make(scan_layers=False), make(scan_layers=True)
     params = random_params(model)
-    apart = by_path(stack(gradients(model, params, batch())))
+    separate = by_path(stack(gradients(model, params, batch())))
     for path, x in by_path(gradients(scanned, stack(params), batch())).items():
-        size = np.linalg.norm(np.asarray(apart[path]))
-        # Softmax does not depend on a bias of the keys, whose gradient is only rounding errors.
+        size = np.linalg.norm(np.asarray(separate[path]))
+        # Softmax does not depend on the bias of the keys, so its gradient is only rounding error.
         tolerance = 1e-4 if path.endswith("key/bias") else 1e-4 * size
-        assert np.linalg.norm(np.asarray(x - apart[path])) <= tolerance, path
+        assert np.linalg.norm(np.asarray(x - separate[path])) <= tolerance, path
 
 
 def test_scanned_and_unscanned_models_take_the_same_lamb_steps() -> None:
-    """The gradients are the same, as Adam would amplify rounding errors."""
+    """Both models receive equal gradients, because Adam would amplify rounding errors."""
     exclude = ["bias", "LayerNorm"]
     start = random_params(make(scan_layers=False))
     rng = np.random.default_rng(3)
@@ -240,13 +240,13 @@ def test_scanned_and_unscanned_models_take_the_same_lamb_steps() -> None:
             params, state = step(params, state, push)
         return params
 
-    apart = by_path(stack(train(start, pushes, make(scan_layers=False))))
+    separate = by_path(stack(train(start, pushes, make(scan_layers=False))))
     stacked_start = by_path(stack(start))
     together = by_path(train(stack(start), [stack(p) for p in pushes], make(scan_layers=True)))
     for path, x in stacked_start.items():
-        moved = np.linalg.norm(np.asarray(apart[path] - x))
+        moved = np.linalg.norm(np.asarray(separate[path] - x))
         assert moved > 1e-2, path
-        assert np.linalg.norm(np.asarray(together[path] - apart[path])) <= 2e-6 * moved, path
+        assert np.linalg.norm(np.asarray(together[path] - separate[path])) <= 2e-6 * moved, path
 
 
 def test_positions_gather_their_rows() -> None:
@@ -278,7 +278,7 @@ def loss(model: Bert, params: Tree, made: Tree, deterministic: bool = False) -> 
     return float(total / weight)
 
 
-def test_dropout_differs_by_key_and_repeats_with_the_same_key() -> None:
+def test_dropout_depends_only_on_the_key() -> None:
     model = make(dropout=0.3)
     params, made = random_params(model), batch(dropout=True)
     other = {**made, "dropout_keys": made["dropout_keys"] + np.uint32(1)}
@@ -291,7 +291,7 @@ def test_dropout_differs_by_key_and_repeats_with_the_same_key() -> None:
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_dropout_does_not_depend_on_the_order_of_the_rows(scan_layers: bool) -> None:
-    """Nor on how a batch is divided among devices and micro-batches."""
+    """It follows that it does not depend on the split among devices and micro-batches."""
     model = make(dropout=0.3, scan_layers=scan_layers)
     params, made = random_params(model), batch(dropout=True)
     order = np.random.default_rng(5).permutation(ROWS)
@@ -303,12 +303,12 @@ def test_dropout_does_not_depend_on_the_order_of_the_rows(scan_layers: bool) -> 
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_layers_have_dropout_masks_of_their_own(scan_layers: bool) -> None:
+def test_each_layer_has_its_own_dropout_mask(scan_layers: bool) -> None:
     model = make(dropout=0.5, scan_layers=scan_layers, num_layers=2)
 
     def leaf(path: Any, x: jax.Array) -> jax.Array:
-        # Each layer adds its mask to what comes in: the bias of attention's output is 1, all
-        # kernels are 0, and LayerNorm and the residual branch pass it on.
+        # Each layer adds its mask to its input: the bias of attention's output is 1, all kernels
+        # are 0, and LayerNorm and the residual branch pass the sum on.
         ones = jax.tree_util.keystr(path).endswith(("['scale']", "['attention']['output']['bias']"))
         return jnp.full_like(x, float(ones))
 
@@ -319,18 +319,18 @@ def test_layers_have_dropout_masks_of_their_own(scan_layers: bool) -> None:
         )
     )
     rows = np.round(encode(params, jax.random.key(0)), 3)
-    # Dropped or kept in two layers: four values per row, and only two if the masks were equal.
+    # Two different masks give four values per row; equal masks would give two.
     assert max(len(np.unique(row)) for row in rows) == 4
 
 
-def test_bfloat16_is_the_dtype_of_the_arithmetic_and_not_of_the_parameters() -> None:
+def test_bfloat16_applies_to_the_arithmetic_and_not_to_the_parameters() -> None:
     narrow, full = make(dtype="bfloat16"), make()
     params, made = random_params(full), batch()
     exact = logits(full, params, made)
     rounded = logits(narrow, params, made)
     assert np.isfinite(rounded).all()
     difference = np.abs(rounded - exact).max()
-    # Eight bits per number through three layers: the difference is some percent, and not zero.
+    # Eight bits of precision through three layers give a difference of a few percent.
     assert 1e-4 < difference < 0.2
     assert loss(narrow, params, made) == pytest.approx(loss(full, params, made), rel=0.02)
     for path, x in by_path(gradients(narrow, params, made)).items():
@@ -340,7 +340,9 @@ def test_bfloat16_is_the_dtype_of_the_arithmetic_and_not_of_the_parameters() -> 
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert len(products) > 1
     wide = [line for line in products if "bf16[" not in line.split("=")[0]]
-    assert len(wide) == 1  # the logits, whose differences are the loss
+    assert (
+        len(wide) == 1
+    )  # the logits stay in float32, because the loss depends on their differences
 
 
 def count(model: Model) -> int:

@@ -65,7 +65,7 @@ def equal(a: Tree, b: Tree) -> bool:
 
 
 def log_probabilities(loaded: Config, params: Tree, batch: Tree) -> np.ndarray:
-    """log p of every masked target, one sequence at a time, `(batch, masked)` float64."""
+    """Returns log p of every masked target as `(batch, masked)` float64, row by row."""
     model = Bert(
         loaded.task_sections["model"], len(vocabulary.SPECIAL_TOKENS) + len(PLAIN_WORDS.split())
     )
@@ -82,7 +82,9 @@ def log_probabilities(loaded: Config, params: Tree, batch: Tree) -> np.ndarray:
 
 def test_the_loss_is_a_sum_and_its_weight(folder: Path) -> None:
     loaded, task = load(folder), make(folder)
-    params = jax.tree.map(lambda x: x * 5, jax.jit(task.init)(jax.random.key(0)))  # not uniform
+    params = jax.tree.map(
+        lambda x: x * 5, jax.jit(task.init)(jax.random.key(0))
+    )  # scaled, so that predictions are not uniform
     batch = task.batch(3, loaded.stages[0])
     batch["masked_weights"][0] = 0  # a row without any weight
     batch["masked_weights"][1, 0] = 0
@@ -90,7 +92,7 @@ def test_the_loss_is_a_sum_and_its_weight(folder: Path) -> None:
     for loss in (task.loss, functools.partial(held_out_loss, task)):
         total, weight = jax.jit(loss)(params, batch)
         assert weight == batch["masked_weights"].sum() == 8 * 2 - 3
-        # Float32 logits of a one-layer model.
+        # The logits of the one-layer model are float32.
         assert float(total) == pytest.approx(-(log_p * batch["masked_weights"]).sum(), rel=1e-5)
 
 
@@ -121,7 +123,7 @@ def test_batches_are_a_pure_function_of_seed_and_step(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
-def test_every_seed_of_the_config_makes_keys_and_batches(seed: int, folder: Path) -> None:
+def test_every_valid_seed_gives_keys_and_batches(seed: int, folder: Path) -> None:
     task = make(folder, f"run.seed={seed}", "model.dropout=0.1")
     jax.random.key(seed)
     assert task.batch(2**31 - 1, stage())["input_ids"].shape == (8, 16)
@@ -161,7 +163,7 @@ def test_batches_have_the_shape_of_their_stage(folder: Path) -> None:
     assert two.batch(0, stage(4, 32))["masked_positions"].shape == (4, 5)
 
 
-def test_the_text_must_reach_the_longest_stage(folder: Path) -> None:
+def test_the_text_must_be_long_enough_for_the_longest_stage(folder: Path) -> None:
 
     with pytest.raises(UserError, match="2000"):
         make(
@@ -196,15 +198,15 @@ def test_held_out_batches_are_always_the_same(folder: Path) -> None:
 
 
 def test_held_out_batches_have_the_size_of_micro_batches(folder: Path) -> None:
-    """A whole batch need not fit into memory. The windows are the same."""
+    """A full batch may not fit in memory. The windows are the same."""
     whole, parts = make(folder), make(folder, "train.micro_batches=4")
     assert {len(batch["input_ids"]) for batch in parts.held_out()} == {2}
     assert held_out_rows(parts) == held_out_rows(whole)
     assert baseline_loss(parts) == pytest.approx(baseline_loss(whole), rel=1e-12)
 
 
-def test_the_baseline_is_that_of_the_token_frequencies(folder: Path) -> None:
-    """Words are drawn uniformly from 17, so that the loss of the frequencies is log(17) nats."""
+def test_the_baseline_is_the_loss_of_the_token_frequencies(folder: Path) -> None:
+    """Words are drawn uniformly from 17, so the loss is log(17) nats."""
     assert baseline_loss(make(folder)) == pytest.approx(
         np.log(len(set(PLAIN_WORDS.split()))), rel=0.02
     )
@@ -225,7 +227,7 @@ def test_identity_changes_with_the_vocabulary_and_with_the_text(
     assert changed["text"] != before["text"]
 
 
-def test_layers_are_those_of_the_model(folder: Path) -> None:
+def test_the_layer_specs_are_those_of_the_model(folder: Path) -> None:
     assert make(folder).layers == layer_rules(Model())
     assert make(folder, "model.scan_layers=false").layers == []
 
@@ -240,7 +242,7 @@ def test_zero_weight_gives_zero_loss_not_nan(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_random_numbers_do_not_depend_on_the_default_generator(folder: Path) -> None:
-    """TPU users often choose another one, whose keys have another size."""
+    """TPU users often choose another generator, whose keys have another size."""
     task = make(folder, "model.dropout=0.5")
     params = task.init(jax.random.key(0, impl=KEYS))
     batch = task.batch(0, stage())
@@ -253,10 +255,10 @@ def test_random_numbers_do_not_depend_on_the_default_generator(folder: Path) -> 
 @pytest.mark.parametrize(
     ("unknown", "warned"), [(0, False), (2, False), (10, True), (45, True), (55, None), (100, None)]
 )
-def test_the_share_of_unknown_tokens_is_shown_warned_of_and_refused(
+def test_unknown_tokens_are_reported_warned_about_or_refused(
     unknown: int, warned: bool | None, folder: Path, tmp_path: Path
 ) -> None:
-    """Characters that the vocabulary does not have become one unknown token each."""
+    """Each character outside the vocabulary becomes an unknown token."""
     words = ["the"] * (100 - unknown) + ["\u65e5"] * unknown
     texts = np.random.default_rng(1).permutation(words * 20)
     (tmp_path / "t.txt").write_text(" ".join(texts), encoding="utf-8")
@@ -272,7 +274,7 @@ def test_the_share_of_unknown_tokens_is_shown_warned_of_and_refused(
     assert [note.startswith(f"warning: {unknown}.0% of") for note in task.notes] == [True] * warned
 
 
-def test_a_held_out_part_of_unknown_tokens_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_held_out_part_with_only_unknown_tokens_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("the " * 900 + "\u65e5" * 300, encoding="utf-8")
     with pytest.raises(UserError, match="expected known tokens in the held-out part"):
         make(folder, f"data.text={tmp_path}/t.txt")

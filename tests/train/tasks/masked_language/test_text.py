@@ -1,4 +1,4 @@
-"""Reading the prose of the standard library, and the user's own files."""
+"""Reading the prose of the standard library and the files of a user."""
 
 import gzip
 import re
@@ -95,7 +95,7 @@ def test_standard_library_holds_topics_docstrings_and_comments(library: list[str
     assert "The child indices of heap index pos are already heaps" in prose  # a comment, of heapq
 
 
-def test_lines_of_signs_are_removed_and_words_stay() -> None:
+def test_lines_without_words_are_removed() -> None:
     document = (
         "Title\n*****\n\nName  Use\n----- ----\na--b  ----- c\n+----+\n=====\n\n>>> ...\n***\n"
     )
@@ -103,7 +103,7 @@ def test_lines_of_signs_are_removed_and_words_stay() -> None:
     assert list(text._unseen(document, set())) == kept
 
 
-def test_standard_library_is_the_same_each_time_and_what_the_empty_pattern_reads(
+def test_the_empty_pattern_reads_the_standard_library(
     library: list[str],
 ) -> None:
     assert text.read("") == library
@@ -153,7 +153,7 @@ def test_an_unreadable_file_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(self: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(self))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)  # the mode bits do not stop the superuser
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # permissions do not stop the superuser
     with pytest.raises(UserError, match=r"locked\.txt cannot be read \(Permission denied\)"):
         text.read(str(path))
 
@@ -169,7 +169,7 @@ RECORDS = ['{"id": 1, "text": "first {text}"}', "", '{"text": "second\\nline \\u
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.json", "t.txt", "t.jsonl.gz", "t.gz"])
-def test_json_lines_need_the_field_of_their_text(name: str, tmp_path: Path) -> None:
+def test_json_lines_need_the_name_of_the_text_field(name: str, tmp_path: Path) -> None:
     content = "\n".join(RECORDS).encode()
     path = write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
     assert text.read(str(path), "text") == ["first {text}", "second\nline ?"]
@@ -200,7 +200,7 @@ def test_plain_text_may_be_compressed_and_may_begin_with_a_brace(tmp_path: Path)
         (gzip.compress(b"\xff"), "invalid byte at offset 0"),
     ],
 )
-def test_json_lines_that_cannot_be_read(content: str | bytes, message: str, tmp_path: Path) -> None:
+def test_invalid_json_lines_are_refused(content: str | bytes, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", content)
     with pytest.raises(UserError, match=message):
         text.read(str(path), "text")

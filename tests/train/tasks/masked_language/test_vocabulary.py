@@ -46,7 +46,7 @@ def test_digest_depends_on_the_order_and_the_boundaries_of_tokens(tmp_path: Path
     assert len(digests) == 3
 
 
-def test_ids_take_two_bytes_while_they_fit(vocabulary: Vocabulary) -> None:
+def test_ids_use_two_bytes_if_they_fit(vocabulary: Vocabulary) -> None:
     largest = dataclasses.replace(vocabulary, tokens=tuple(map(str, range(65_536))))
     larger = dataclasses.replace(vocabulary, tokens=tuple(map(str, range(65_537))))
     assert largest.dtype == np.uint16
@@ -74,7 +74,7 @@ def test_a_vocabulary_that_cannot_be_used_is_an_error(
     assert "mine.txt" in str(raised.value)
 
 
-def test_encode_is_wordpiece_on_lowercased_text(vocabulary: Vocabulary) -> None:
+def test_encode_applies_wordpiece_to_lowercased_text(vocabulary: Vocabulary) -> None:
     (ids,) = encode(["The Naïve learning-rate xqzj."], vocabulary)
     pieces = [vocabulary.tokens[number] for number in ids]
     text = "".join(
@@ -95,7 +95,7 @@ def test_special_tokens_spelled_out_in_the_text_are_plain_text(vocabulary: Vocab
     assert not set(ids.tolist()) & set(vocabulary.special)
 
 
-def test_long_documents_give_the_same_tokens_as_in_one_piece(
+def test_long_documents_are_encoded_in_pieces_with_the_same_tokens(
     vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     document = "A line of text.\n\r\n\tAnother, longer line.\u0301\nunbelievably\u2028so" * 20
