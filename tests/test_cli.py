@@ -526,7 +526,7 @@ def test_a_terminal_shows_a_progress_bar(tiny: Path, tmp_path: Path) -> None:
         if select.select([master], [], [], 0.1)[0]:
             try:
                 shown += os.read(master, 65536)
-            except OSError:  # the other side has been closed
+            except OSError:  # the process has closed its side
                 break
         elif process.poll() is not None:
             break

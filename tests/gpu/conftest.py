@@ -17,7 +17,7 @@ if DEVICE == "gpu":
 
 @pytest.fixture
 def device() -> jax.Device:
-    """The device under test, which is JAX's default."""
+    """Returns the device under test, which is the default device of JAX."""
     if DEVICE not in ("gpu", "cpu"):
         pytest.skip("needs a GPU: OPTIM_ZOO_TEST_DEVICE=gpu pytest tests/gpu")
     # This fails instead of skipping, so that a run without a GPU does not look as if it passed.

@@ -71,7 +71,7 @@ def _followed(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @every_optimizer
-def test_steps_are_those_of_the_cpu_in_float64(
+def test_steps_agree_with_the_cpu_in_float64(
     optimizer: str, dtype: str, device: jax.Device, rng: np.random.Generator
 ) -> None:
     """Compares each step from the same parameters, with a state in float64.
@@ -129,7 +129,9 @@ def _compiled(tx: optax.GradientTransformation, dtype: str) -> Any:
 
 
 @pytest.mark.parametrize(("formula", "most"), [("lamb", 1.05), ("lars", 0.05), ("adamw", 0.05)])
-def test_temporaries(formula: str, most: float, device: jax.Device) -> None:
+def test_the_memory_of_temporaries_is_limited(
+    formula: str, most: float, device: jax.Device
+) -> None:
     """LAMB's direction is in memory between the two passes over it; the others keep nothing."""
     del device
     memory = _compiled(FORMULAS[formula](), "float32").memory_analysis()

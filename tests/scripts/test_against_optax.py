@@ -32,17 +32,17 @@ def figures(script: Any) -> Callable[[str], Figures]:
     return lambda name: experiments[name]().figures
 
 
-def test_only_accumulate_survives_a_nan_micro_batch(figures: Callable[[str], Figures]) -> None:
+def test_accumulate_skips_a_nan_micro_batch(figures: Callable[[str], Figures]) -> None:
     seen = figures("nan_micro_batch")
     assert seen["ours_finite_steps"] == seen["steps"]
     assert seen["ours_micro_batches"] == EVERY
     assert seen["optax_finite_steps"] == 0
-    # A skipped micro-batch is not counted, so the step is made one micro-batch later.
+    # When optax skips a micro-batch it does not count it, so the step needs one more.
     assert seen["optax_skipping_finite_steps"] == seen["steps"]
     assert seen["optax_skipping_micro_batches"] == EVERY + 1
 
 
-def test_the_inner_update_is_executed_once_a_step(figures: Callable[[str], Figures]) -> None:
+def test_the_inner_update_is_executed_once_per_step(figures: Callable[[str], Figures]) -> None:
     seen = figures("inner_calls")
     assert seen["ours_calls"] == seen["steps"]
     assert seen["optax_calls"] == EVERY * seen["steps"]
@@ -68,9 +68,10 @@ def test_small_updates_change_bfloat16_parameters(figures: Callable[[str], Figur
     # Two runs with a thousand float32 roundings of at most 2^-25 each differ by 6e-5 at most.
     assert seen["ours_master_weights_end"] == pytest.approx(seen["float32_end"], abs=6e-5)
     deviation = seen["ours_stochastic_rounding_deviation"]
-    # A thousand random roundings to multiples of 2^-8 deviate by at most 2^-9 sqrt(1000) = 0.062.
+    # A thousand random roundings to multiples of 2^-8 have a standard deviation of at most
+    # 2^-9 sqrt(1000) = 0.062.
     assert 0 < deviation < 0.062
-    # Four deviations of a mean of 1,024.
+    # The limit is four standard deviations of a mean of 1,024 values.
     ends = seen["ours_stochastic_rounding_end"], seen["float32_end"]
     assert abs(ends[0] - ends[1]) < 4 * deviation / 32
     assert seen["optax_end"] == 1
@@ -79,7 +80,7 @@ def test_small_updates_change_bfloat16_parameters(figures: Callable[[str], Figur
 def test_a_bfloat16_second_moment_follows_its_mean(figures: Callable[[str], Figures]) -> None:
     seen = figures("second_moment")
     assert 0 < seen["ours_deviation"] < 0.05
-    # Four deviations of a mean of 1,024.
+    # The limit is four standard deviations of a mean of 1,024 values.
     assert abs(seen["ours_share"] - 1) < 4 * seen["ours_deviation"] / 32
     assert seen["optax_share"] < 0.6
 

@@ -241,7 +241,7 @@ def test_wrappers_are_measured_and_shown_in_a_table(
     assert medians[f"{ours}, mean of 4"] == (step + 3 * between) / 4
     ratios = lines[split - 1]
     assert ratios[f"{ours}, between / {ours}, step"] == between / step
-    # Two moments, with micro-batches also their sum, and about 30 bytes of scalars.
+    # The state has two moments, in `accumulate` the sum of gradients, and 30 bytes of scalars.
     state = {line["what"]: line.get("state_bytes_per_parameter") for line in lines}
     assert [round(state[name]) for name in ("adamw", f"{ours}, step")] == [8, 12]
     low = lines[split:]

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.xdist_group("gpu script")  # one worker, so that its fi
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "scripts" / "bench"
 
-# The GPU machine may lack these; torch and timm are left out so that the test is short. Rich is not
-# among them, because flax needs it.
+# The GPU machine may lack these packages. Without torch and timm the test is also shorter. Rich is
+# not in the list, because flax needs it.
 MAY_BE_MISSING = ["chex", "hypothesis", "matplotlib", "pytorch_optimizer", "timm", "tokenizers"]
 MAY_BE_MISSING += ["tomli_w", "torch", "xdist"]
 

@@ -21,7 +21,7 @@ def test_every_program_that_the_documentation_names_exists() -> None:
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
-def test_a_program_shows_how_it_is_run(path: Path) -> None:
+def test_every_program_documents_its_command(path: Path) -> None:
     command = rf"^    python {path.relative_to(ROOT)}\b"
     assert re.search(command, path.read_text(), flags=re.MULTILINE)
 

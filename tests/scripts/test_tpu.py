@@ -141,7 +141,7 @@ def test_collectives_are_counted_by_kind() -> None:
             "bytes_in_loops": 15 * (8 * 16 * 2 + 16 * 4),
             "bytes_by_dtype": {"bf16": 15 * 256, "f32": 15 * 64},
         },
-        # One consists of two fusions, and the results of the other one include its operand.
+        # One consists of two fusions, and the results of the other one begin with its operand.
         "all-gather": {
             "count": 2,
             "bytes": 2 * 16 * 16 * 4,
@@ -192,7 +192,7 @@ def test_other_compiler_errors_are_not_mistaken_for_lack_of_memory() -> None:
         programs.needed_and_available(RuntimeError("INTERNAL: Mosaic failed"))
 
 
-def test_a_smaller_topology_takes_more_micro_batches() -> None:
+def test_a_smaller_topology_uses_more_micro_batches() -> None:
     config = config_file.load(POD)
     few = programs.for_chips(config, 4, 256)
     for stage, smaller in zip(config.stages, few.stages, strict=True):
@@ -201,14 +201,14 @@ def test_a_smaller_topology_takes_more_micro_batches() -> None:
     assert programs.for_chips(config, 256, 256) == config
 
 
-def test_a_batch_that_does_not_divide_is_refused() -> None:
+def test_a_batch_size_that_does_not_divide_is_refused() -> None:
     with pytest.raises(UserError, match=r"stages\.0\.batch_size must divide"):
         programs.for_chips(config_file.load(POD), 48, 48)
     with pytest.raises(UserError, match="64 chips must be a multiple of 48"):
         programs.for_chips(config_file.load(POD), 48, 64)
 
 
-def test_shapes_of_the_pod_config_need_no_text() -> None:
+def test_shapes_of_the_pod_config_are_known_without_its_text() -> None:
     config = config_file.load(POD)
     job = programs.make_job(config, command.BERT_VOCABULARY)
     assert sum(x.size for x in jax.tree.leaves(job.params)) == 335_174_458
@@ -256,7 +256,7 @@ def test_the_table_has_a_row_for_each_program() -> None:
     assert len(columns) == 1
 
 
-def test_without_libtpu_it_ends_with_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_libtpu_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[train,tpu\]'"):
         command.prepare_compiler()

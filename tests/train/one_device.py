@@ -22,6 +22,6 @@ class OneDevice:
 
 
 def use_devices(patch: pytest.MonkeyPatch, replacement: Any) -> None:
-    """Makes the modules that ask for devices see ``replacement`` instead of jax."""
+    """Replaces jax by ``replacement`` in the modules that query devices."""
     for module in (loop, job, machine):
         patch.setattr(module, "jax", replacement)

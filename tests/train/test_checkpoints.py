@@ -1,4 +1,4 @@
-"""Checkpoints restore every bit; those of other models are refused, damaged ones are moved away."""
+"""Checkpoints restore every bit. Other models are refused, and damaged files are moved away."""
 
 import functools
 import gc
@@ -42,7 +42,7 @@ def _collected() -> Iterator[None]:
 
 
 def parameters(size: int = 16, seed: int = 0) -> Tree:
-    """Returns parameters that are large enough for files of their own.
+    """Returns parameters that are large enough for separate files.
 
     Orbax writes small arrays into its index.
     """
@@ -195,7 +195,7 @@ def test_keys_bfloat16_and_masked_nodes_keep_their_bits_and_sharding(tmp_path: P
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_checkpoint_of_an_earlier_layout_of_states_is_refused_and_left_alone(
+def test_a_checkpoint_with_an_earlier_state_layout_is_refused_and_kept(
     version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tx, params = optim_zoo.radam(0.1), {"x": jnp.arange(3.0)}
@@ -435,7 +435,7 @@ def test_a_damaged_checkpoint_is_never_restored_with_wrong_values(
 def test_the_step_of_a_damaged_checkpoint_can_be_saved_again(
     two_checkpoints: Path, tmp_path: Path
 ) -> None:
-    """This also holds a second time, with several damaged checkpoints, and with an empty folder."""
+    """It can be repeated, also with several damaged checkpoints and with an empty folder."""
     folder = copied(two_checkpoints, tmp_path)
     for times, name in enumerate(["6", "6.1", "6.2"], start=1):
         damage(folder / "checkpoints" / "6" / "info" / "metadata", "emptied")

@@ -359,7 +359,7 @@ def test_overrides_of_another_form_are_refused_with_an_example(override: str, pa
 
 
 @pytest.mark.parametrize("override", ["train.steps=", "train.steps=-5", "train.steps=five"])
-def test_bad_override_values_name_the_override(override: str, path: Path) -> None:
+def test_an_invalid_value_names_the_override(override: str, path: Path) -> None:
     assert message(path, override).startswith(f"command line ({override}): ")
 
 
@@ -369,7 +369,7 @@ def test_the_last_override_of_a_key_replaces_earlier_ones_and_the_file(path: Pat
     assert config_file.load(path, ["train.steps=8", "train.steps=9"]).train.steps == 9
 
 
-def test_errors_of_other_keys_name_the_file_although_there_are_overrides(path: Path) -> None:
+def test_errors_in_keys_without_an_override_name_the_file(path: Path) -> None:
     write(path, LEAST + "[train]\nbatch_size = -7\n")
     assert message(path, "train.steps=8").startswith(f"{path}: ")
 
@@ -381,7 +381,7 @@ def test_a_section_that_is_not_a_table_is_refused(text: str, path: Path) -> None
         assert error.startswith(f"{path}: [train] must be a section")
 
 
-def test_files_that_cannot_be_read(path: Path, tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(path: Path, tmp_path: Path) -> None:
     assert message(tmp_path / "none.toml") == (
         f"cannot read the config {tmp_path / 'none.toml'}: No such file or directory"
     )
@@ -407,7 +407,7 @@ ROUND_TRIPS = [
 
 
 @pytest.mark.parametrize("overrides", ROUND_TRIPS)
-def test_to_toml_is_read_back_as_the_same_config(
+def test_a_saved_config_is_loaded_as_the_same_config(
     overrides: tuple[str, ...], path: Path, tmp_path: Path
 ) -> None:
     loaded = config_file.load(path, overrides)
@@ -431,7 +431,9 @@ def test_zero1_needs_mode_jit(mode: str, path: Path) -> None:
     assert error.endswith(f"zero1 belongs to mode 'jit', got it with mode '{mode}'")
 
 
-def test_optional_patterns_stay_optional_when_read_back(path: Path, tmp_path: Path) -> None:
+def test_optional_patterns_stay_optional_after_saving_and_loading(
+    path: Path, tmp_path: Path
+) -> None:
     """The defaults of bert_adamw name layer_norm and LayerNorm; a model has only one of them."""
     loaded = config_file.load(path, ["optimizer.name=bert_adamw"])
     again = config_file.load(write(tmp_path / "again.toml", saved_config.to_toml(loaded)))
@@ -486,7 +488,7 @@ def test_a_table_overrides_train_schedule_and_the_task_in_its_stage(path: Path) 
     assert rates == [(0.01, 4), (0.002, 2)]
 
 
-def test_three_stages_in_a_file(path: Path, tmp_path: Path) -> None:
+def test_a_file_may_define_three_stages(path: Path, tmp_path: Path) -> None:
     write(
         path,
         LEAST + "[train]\nsteps = 20\nbatch_size = 16\n[[stages]]\n[[stages]]\nbatch_size = 8\n"

@@ -1,4 +1,4 @@
-"""The interpretation of other libraries' errors, tested with errors that they really raise."""
+"""Errors of other libraries are recognized. Most tests make the library raise the error."""
 
 import subprocess
 import sys

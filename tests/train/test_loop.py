@@ -200,7 +200,8 @@ def test_metrics_equal_the_state_of_the_optimizer(unbroken: Path, tiny: Path) ->
     assert written["step"] == step == 12
     assert written.keys() == expected.keys() | {"kind", "step", "tokens", "loss"}
     adapted = [name for name in expected if name.startswith("trust_ratio/")]
-    assert len(adapted) == 3 + 6 + 1  # embeddings, layers, transform; "bias" is output_bias too
+    # Embeddings, layers and transform; the pattern "bias" also excludes output_bias.
+    assert len(adapted) == 3 + 6 + 1
     for name, value in expected.items():
         np.testing.assert_array_equal(np.float32(written[name]), value, err_msg=name)
     kernel = "encoder/layers/attention/query/kernel"
@@ -652,7 +653,7 @@ def test_a_resumed_run_may_change_its_schedule_and_its_clipping(
 # The same numbers for every number of micro-batches
 
 
-def test_micro_batches_give_the_same_run_to_rounding(
+def test_micro_batches_change_a_run_only_by_rounding(
     unbroken: Path, tiny: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"

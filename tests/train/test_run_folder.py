@@ -1,4 +1,4 @@
-"""The steps that are saved in a run folder."""
+"""Saved steps of a run folder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The `RunInfo` with which tests open a sink."""
+"""Makes the `RunInfo` with which tests open a sink."""
 
 from pathlib import Path
 from typing import Any

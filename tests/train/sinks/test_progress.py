@@ -23,7 +23,7 @@ class Terminal(io.StringIO):
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 120) -> Terminal:
-    """Makes standard output a terminal; in the test itself, or pytest would take it back."""
+    """Replaces standard output by a terminal. A fixture cannot, because pytest would undo it."""
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")

@@ -27,7 +27,7 @@ from tests.train.tasks.masked_language.small_text import restored, windows, writ
 
 @pytest.fixture(scope="module")
 def tokens(vocabulary: Vocabulary) -> Tokens:
-    """Returns tokens that are their own positions, with a [SEP] at every hundredth position."""
+    """Returns tokens that equal their positions, with a [SEP] at every hundredth position."""
     ordinary = np.setdiff1d(np.arange(vocabulary.size), vocabulary.special)
     stream = np.tile(ordinary, 3).astype(np.uint16)
     stream[50::100] = vocabulary.sep
