@@ -35,7 +35,7 @@ def _mesh(*sizes: tuple[str, int], axis_type: AxisType = AxisType.Auto) -> Mesh:
 
 
 def _numpy_norms(x: np.ndarray, spec: layers.Layers) -> np.ndarray:
-    """By cutting the array into its layers one after another."""
+    """Returns the norms by splitting the array into one array per layer."""
     pieces = [x]
     for item in spec:
         count = item.count(x.shape)
@@ -45,7 +45,7 @@ def _numpy_norms(x: np.ndarray, spec: layers.Layers) -> np.ndarray:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_norms_and_their_expansion(rng: np.random.Generator, spec: Any) -> None:
+def test_norm_and_expand_agree_with_numpy(rng: np.random.Generator, spec: Any) -> None:
     x = rng.normal(size=SHAPE).astype(np.float32)
     resolved = _resolved(spec)
     found = norms.norm(jnp.asarray(x), resolved)
@@ -69,7 +69,7 @@ def test_norms_and_their_expansion(rng: np.random.Generator, spec: Any) -> None:
         ((4, 1), (stacked(0), split(1, 1)), (4,)),
     ],
 )
-def test_small_and_empty_arrays(
+def test_scalars_and_empty_arrays_have_norms(
     shape: tuple[int, ...], spec: Any, expected: tuple[int, ...]
 ) -> None:
     resolved = _resolved(spec, shape)
@@ -86,13 +86,13 @@ def test_small_and_empty_arrays(
 
 
 @pytest.mark.parametrize(("dtype", "wide"), [("float16", "float32"), ("bfloat16", "float32")])
-def test_norms_of_half_precision_are_float32(dtype: str, wide: str) -> None:
+def test_norms_of_half_precision_arrays_are_float32(dtype: str, wide: str) -> None:
     norm = norms.norm(jnp.full((100, 100), 3000.0, dtype))
     assert norm.dtype == wide
-    np.testing.assert_allclose(norm, 300_000, rtol=5e-3)  # 3000 itself has a rounding in bfloat16
+    np.testing.assert_allclose(norm, 300_000, rtol=5e-3)  # bfloat16 rounds 3000
 
 
-def test_norms_of_float64_are_float64() -> None:
+def test_norms_of_float64_arrays_are_float64() -> None:
     with jax.enable_x64(True):
         norm = norms.norm(jnp.full(3, 1 + 1e-12, "float64"))
         assert norm.dtype == "float64"
@@ -100,17 +100,17 @@ def test_norms_of_float64_are_float64() -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS[:4])
-def test_a_norm_is_one_pass_without_a_copy(spec: Any) -> None:
+def test_a_norm_reads_the_array_once_and_copies_nothing(spec: Any) -> None:
     shape = (4, 96, 512)
     resolved = _resolved(spec, shape)
     compiled = jax.jit(lambda x: norms.norm(x, resolved)).lower(jnp.zeros(shape)).compile()
     size = 4 * math.prod(shape)
-    # One pass, and a second one in the branch for squares that overflow, which is rarely taken.
+    # One pass, and a second one in the rarely taken branch for squares that overflow.
     assert compiled.cost_analysis()["bytes accessed"] < 2.2 * size
     assert compiled.memory_analysis().temp_size_in_bytes < 0.2 * size
 
 
-def test_errors_of_the_specs() -> None:
+def test_invalid_layer_specs_raise() -> None:
     for axis in (1.0, "0", None, True):
         with pytest.raises(TypeError, match="stacked: axis must be a whole number"):
             stacked(axis)  # type: ignore[arg-type]
@@ -131,12 +131,12 @@ def test_errors_of_the_specs() -> None:
         ((stacked(2), split(-1, 2)), "layers: x has two specs for one axis"),
     ],
 )
-def test_errors_of_a_leaf(spec: Any, message: str) -> None:
+def test_a_spec_that_does_not_fit_its_leaf_raises(spec: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lamb(0.1, layers=[("x", spec)]).init({"x": jnp.zeros(SHAPE)})
 
 
-def test_errors_of_the_rules() -> None:
+def test_invalid_layer_rules_raise() -> None:
     with pytest.raises(TypeError, match="layers: the value of 'x' must be stacked"):
         lamb(0.1, layers=[("x", (stacked(0), 1))])
     with pytest.raises(TypeError, match="layers must be a list of pairs"):
@@ -145,11 +145,11 @@ def test_errors_of_the_rules() -> None:
         lamb(0.1, layers=[("y", stacked(0))]).init({"x": jnp.zeros(SHAPE)})
 
 
-# Across devices. Two leaves of different scale: one cut over the mesh, one whole.
+# Across devices: one leaf is sharded over the mesh; the other is larger and replicated.
 
 PARAMS = {
-    "cut": np.random.default_rng(1).normal(size=(4, 8, 6)).astype(np.float32),
-    "whole": 100 * np.random.default_rng(2).normal(size=(5,)).astype(np.float32),
+    "sharded": np.random.default_rng(1).normal(size=(4, 8, 6)).astype(np.float32),
+    "replicated": 100 * np.random.default_rng(2).normal(size=(5,)).astype(np.float32),
 }
 GRADS = [
     {
@@ -158,9 +158,9 @@ GRADS = [
     }
     for i in range(3)
 ]
-WHOLE = P()
-RULES = [("cut", (stacked(0), split(2, 3)))]
-# Sums over devices add in another order: some 1e-7 of a norm, and so of the largest entries.
+REPLICATED = P()
+RULES = [("sharded", (stacked(0), split(2, 3)))]
+# Sums over devices add in another order, which changes a norm by about 1e-7.
 RTOL = 1e-6
 
 
@@ -192,19 +192,19 @@ def _assert_same(actual: Any, expected: Any) -> None:
     ],
 )
 def test_under_jit_every_sharding_gives_the_same_numbers(spec: P) -> None:
-    """Along the stacked axis, along a split axis, along both and neither."""
+    """The leaf is sharded along the stacked axis, the split axis, both or neither."""
     tx = lamb(0.1, weight_decay=0.1, layers=RULES)
     expected = jax.jit(lambda x, g: _train(tx, x, g))(PARAMS, GRADS)
     mesh = _mesh(("data", 4), ("model", 2))
-    shardings = {"cut": NamedSharding(mesh, spec), "whole": NamedSharding(mesh, P())}
+    shardings = {"sharded": NamedSharding(mesh, spec), "replicated": NamedSharding(mesh, P())}
     train = jax.jit(lambda x, g: _train(tx, x, g), in_shardings=(shardings, [shardings] * 3))
     _assert_same(train(PARAMS, GRADS), expected)
 
 
 @pytest.mark.parametrize("ambient", [True, False])
 @pytest.mark.parametrize("spec", [P("data"), P(None, None, "model"), P("model", "data")])
-def test_where_shardings_are_in_the_types(spec: P, ambient: bool) -> None:
-    """Over Explicit mesh axes, as `jax.make_mesh` makes them, also in a scan."""
+def test_explicit_sharding_gives_the_same_numbers(spec: P, ambient: bool) -> None:
+    """Trains in a scan over Explicit mesh axes, the default of `jax.make_mesh`."""
     expected = _train(lamb(0.1, weight_decay=0.1, layers=RULES), PARAMS, GRADS)[0]
     tx = lamb(0.1, weight_decay=0.1, layers=RULES)
     mesh = _mesh(("data", 4), ("model", 2), axis_type=AxisType.Explicit)
@@ -219,24 +219,24 @@ def test_where_shardings_are_in_the_types(spec: P, ambient: bool) -> None:
         return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
 
     def placed(tree: Any, *before: None) -> Any:
-        specs = {"cut": P(*before, *spec), "whole": P()}
+        specs = {"sharded": P(*before, *spec), "replicated": P()}
         return {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()}
 
     with jax.set_mesh(mesh) if ambient else contextlib.nullcontext():
         trained = train(placed(PARAMS), placed(jax.tree.map(lambda *g: np.stack(g), *GRADS), None))
-    assert trained["cut"].sharding.is_equivalent_to(NamedSharding(mesh, spec), 3)
+    assert trained["sharded"].sharding.is_equivalent_to(NamedSharding(mesh, spec), 3)
     _assert_same(trained, expected)
 
 
 def _shard_mapped(
-    tx: optax.GradientTransformation, cut: P, *, check_vma: bool, kept: P = WHOLE
+    tx: optax.GradientTransformation, spec: P, *, check_vma: bool, kept: P = REPLICATED
 ) -> tuple[Any, dict[str, jax.Array]]:
     mesh = _mesh(("pipe", 4), ("model", 2))
-    specs = {"cut": cut, "whole": P()}
+    specs = {"sharded": spec, "replicated": P()}
     read = {
         "learning_rate": P(),
-        **{f"{name}/whole": P() for name in ("trust_ratio", "parameter_norm", "update_norm")},
-        **{f"{name}/cut": kept for name in ("trust_ratio", "parameter_norm", "update_norm")},
+        **{f"{name}/replicated": P() for name in ("trust_ratio", "parameter_norm", "update_norm")},
+        **{f"{name}/sharded": kept for name in ("trust_ratio", "parameter_norm", "update_norm")},
     }
     mapped = jax.shard_map(
         lambda x, g: _train(tx, x, g),
@@ -250,40 +250,40 @@ def _shard_mapped(
 
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize(
-    ("cut", "rules"),
+    ("spec", "rules"),
     [
         (P(None, "model"), RULES),
         (P(None, ("pipe", "model")), RULES),
         (P("pipe", "model"), ()),
     ],
 )
-def test_under_shard_map_norms_are_global(cut: P, rules: Any, check_vma: bool) -> None:
+def test_under_shard_map_norms_are_global(spec: P, rules: Any, check_vma: bool) -> None:
     expected = _train(lamb(0.1, weight_decay=0.1, layers=rules), PARAMS, GRADS)
     names = [
-        name for entry in cut if entry for name in ([entry] if isinstance(entry, str) else entry)
+        name for entry in spec if entry for name in ([entry] if isinstance(entry, str) else entry)
     ]
-    axis_name = None if check_vma else [("cut", names)]
+    axis_name = None if check_vma else [("sharded", names)]
     tx = lamb(0.1, weight_decay=0.1, layers=rules, axis_name=axis_name)
-    _assert_same(_shard_mapped(tx, cut, check_vma=check_vma), expected)
+    _assert_same(_shard_mapped(tx, spec, check_vma=check_vma), expected)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_layers_spread_over_a_mesh_axis_keep_their_own_norms(check_vma: bool) -> None:
-    """Pipeline parallelism: a device holds whole layers, cut once more over another axis."""
+def test_layers_distributed_over_a_mesh_axis_have_separate_norms(check_vma: bool) -> None:
+    """Pipeline parallelism over one mesh axis; another axis shards each layer."""
     expected = _train(lamb(0.1, weight_decay=0.1, layers=RULES), PARAMS, GRADS)
-    rules = [("cut", (stacked(0, mesh_axis="pipe"), split(2, 3)))]
-    axis_name = None if check_vma else [("cut", ("pipe", "model"))]
+    rules = [("sharded", (stacked(0, mesh_axis="pipe"), split(2, 3)))]
+    axis_name = None if check_vma else [("sharded", ("pipe", "model"))]
     tx = lamb(0.1, weight_decay=0.1, layers=rules, axis_name=axis_name)
-    cut = P("pipe", "model")
-    _assert_same(_shard_mapped(tx, cut, check_vma=check_vma, kept=P("pipe")), expected)
+    spec = P("pipe", "model")
+    _assert_same(_shard_mapped(tx, spec, check_vma=check_vma, kept=P("pipe")), expected)
 
 
-@pytest.mark.parametrize("rules", [(), [("cut", stacked(0, mesh_axis="pipe"))]])
+@pytest.mark.parametrize("rules", [(), [("sharded", stacked(0, mesh_axis="pipe"))]])
 def test_the_state_keeps_its_types_in_a_scan_under_shard_map(rules: Any) -> None:
-    """Types there tell what varies over the mesh, and a scan wants them the same every step."""
+    """Under shard_map, types say what varies over the mesh; a scan needs the same types."""
     mesh = _mesh(("pipe", 4), ("model", 2))
     tx = optax.chain(clip_by_global_norm(1.0), lamb(0.1, weight_decay=0.1, layers=rules))
-    specs = {"cut": P("pipe", "model"), "whole": P()}
+    specs = {"sharded": P("pipe", "model"), "replicated": P()}
     grads = jax.tree.map(lambda *g: np.stack(g), *GRADS)
 
     def train(params: Any, grads: Any) -> Any:
@@ -294,21 +294,21 @@ def test_the_state_keeps_its_types_in_a_scan_under_shard_map(rules: Any) -> None
 
         return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
 
-    stepped = {"cut": P(None, *specs["cut"]), "whole": P()}
+    stepped = {"sharded": P(None, *specs["sharded"]), "replicated": P()}
     mapped = jax.shard_map(train, mesh=mesh, in_specs=(specs, stepped), out_specs=specs)
     plain = optax.chain(clip_by_global_norm(1.0), lamb(0.1, weight_decay=0.1,
-                        layers=[("cut", stacked(0))] if rules else ()))  # fmt: skip
+                        layers=[("sharded", stacked(0))] if rules else ()))  # fmt: skip
     _assert_same(jax.jit(mapped)(PARAMS, grads), _train(plain, PARAMS, GRADS)[0])
 
 
 def test_under_pmap_norms_are_global() -> None:
     expected, expected_metrics = _train(lamb(0.1, layers=RULES), PARAMS, GRADS)
-    tx = lamb(0.1, layers=RULES, axis_name=[("cut", "model")])
+    tx = lamb(0.1, layers=RULES, axis_name=[("sharded", "model")])
 
     def blocks(tree: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """``cut`` in two blocks along its middle axis, ``whole`` twice."""
-        cut = np.stack(np.split(tree["cut"], 2, axis=1))
-        return {"cut": cut, "whole": np.stack([tree["whole"]] * 2)}
+        """Splits ``sharded`` in two along its middle axis and copies ``replicated``."""
+        sharded = np.stack(np.split(tree["sharded"], 2, axis=1))
+        return {"sharded": sharded, "replicated": np.stack([tree["replicated"]] * 2)}
 
     train = jax.pmap(lambda x, g: _train(tx, x, g), axis_name="model", devices=jax.devices()[:2])
     params, seen = train(blocks(PARAMS), [blocks(g) for g in GRADS])
@@ -319,8 +319,8 @@ def test_under_pmap_norms_are_global() -> None:
 
 def test_one_axis_name_for_all_leaves() -> None:
     mesh = _mesh(("model", 8))
-    x = {"x": PARAMS["cut"].reshape(8, -1)}
-    g = {"x": GRADS[0]["cut"].reshape(8, -1)}
+    x = {"x": PARAMS["sharded"].reshape(8, -1)}
+    g = {"x": GRADS[0]["sharded"].reshape(8, -1)}
     tx = lamb(0.1, axis_name="model")
     mapped = jax.shard_map(
         lambda x, g: _train(tx, x, [g])[0],
@@ -332,13 +332,13 @@ def test_one_axis_name_for_all_leaves() -> None:
     _assert_same(jax.jit(mapped)(x, g), _train(lamb(0.1), x, [g])[0])
 
 
-def test_a_gradient_that_was_not_averaged_is_an_error() -> None:
+def test_a_gradient_that_varies_over_devices_raises() -> None:
     mesh = _mesh(("data", 8))
     tx = lamb(0.1)
     params = {"x": jnp.ones(3)}
 
     def step(batch: jax.Array) -> Any:
-        grads = {"x": batch.sum(0)}  # of this device alone
+        grads = {"x": batch.sum(0)}  # not averaged over the devices
         return _train(tx, params, [grads])[0]
 
     mapped = jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P(), check_vma=True)
@@ -346,14 +346,14 @@ def test_a_gradient_that_was_not_averaged_is_an_error() -> None:
         jax.jit(mapped)(jnp.ones((8, 3)))
 
 
-def test_errors_of_axis_names() -> None:
+def test_invalid_axis_names_raise() -> None:
     with pytest.raises(TypeError, match="axis_name must be a list of pairs"):
         lamb(0.1, axis_name=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="axis_name: 'absent' matches no leaf"):
         lamb(0.1, axis_name=[("absent", "data")]).init(PARAMS)
 
 
-# From scanned models.
+# Scanned models.
 
 
 class _Block(nn.Module):
@@ -375,8 +375,8 @@ class _Scanned(nn.Module):
 
 
 @pytest.mark.parametrize("axis", [0, -1])
-def test_from_scan(axis: int) -> None:
-    """Every leaf of the module, biases too, and none of a module whose name begins alike."""
+def test_from_scan_stacks_the_leaves_of_the_scanned_module(axis: int) -> None:
+    """Stacks every leaf of ``layers``, including biases, and no leaf of ``layers_in``."""
     params = _Scanned(axis).init(jax.random.key(0), jnp.ones((2, 4)))["params"]
     found = layers.assign(layers.from_scan(params, "layers", axis), params)
     has_layers = tree.map_with_path(lambda path, _, spec: (path, bool(spec)), params, found)
@@ -391,7 +391,7 @@ def test_from_scan(axis: int) -> None:
     assert ratios["layers_in/kernel"].shape == ()
 
 
-def test_ranks_are_those_of_one_layer() -> None:
+def test_ranks_leave_out_the_stacked_axis() -> None:
     params = _Scanned().init(jax.random.key(0), jnp.ones((2, 4)))["params"]
     stack = layers.from_scan(params, "layers")
     ranks = layers.ranks(params, [("Dense_0/kernel", (stacked(0), split(1, 2))), *stack])
@@ -401,7 +401,7 @@ def test_ranks_are_those_of_one_layer() -> None:
     assert layers.ranks(params)["layers"]["Dense_0"]["bias"] == 2
 
 
-def test_from_scan_of_what_is_not_stacked() -> None:
+def test_from_scan_raises_for_leaves_that_are_not_stacked() -> None:
     params = {"layers": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, "head": jnp.ones(2)}
     with pytest.raises(ValueError, match=r"layers along axis 0, got layers/bias \(2\), .*\(3\)"):
         layers.from_scan(params, "layers")

@@ -1,4 +1,4 @@
-"""Norms of bfloat16 arrays, whose conversion to float32 must not be kept in memory."""
+"""Tests that norms of bfloat16 arrays keep no float32 copy of the array in memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +22,8 @@ from optim_zoo import (
 )
 from optim_zoo.layers import norms
 
-# Multiples of the bytes of the parameters. LAMB writes the float32 direction of one leaf to
-# memory, twice the bytes of that leaf; the others write nothing but scalars.
+# Temporary memory relative to the parameters. LAMB stores the float32 direction of one leaf, which
+# takes twice the memory of that leaf; the others store only scalars.
 ONE_DIRECTION, NOTHING = 0.2, 0.02
 LARS = ports.pytorch_optimizer.LARS
 UPDATES: dict[str, tuple[Callable[[], optax.GradientTransformation], float]] = {
@@ -44,7 +44,7 @@ UPDATES: dict[str, tuple[Callable[[], optax.GradientTransformation], float]] = {
 
 @pytest.mark.parametrize("gradients", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", UPDATES)
-def test_no_update_of_bfloat16_keeps_its_conversion(name: str, gradients: str) -> None:
+def test_updates_of_bfloat16_store_no_float32_copies(name: str, gradients: str) -> None:
     make, most = UPDATES[name]
     tx = make()
 
@@ -64,7 +64,7 @@ def test_no_update_of_bfloat16_keeps_its_conversion(name: str, gradients: str) -
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda", "rocm"])
-def test_an_accelerator_sees_no_barrier(platform: str) -> None:
+def test_programs_for_accelerators_have_no_barrier(platform: str) -> None:
     tx = optax.chain(clip_by_global_norm(1.0), lamb(0.1))
     params = {name: jnp.ones((8, 8), "bfloat16") for name in "abc"}
     step = jax.jit(lambda params: tx.update(params, tx.init(params), params))
@@ -74,7 +74,7 @@ def test_an_accelerator_sees_no_barrier(platform: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_other_dtypes_need_no_barrier(dtype: str) -> None:
+def test_norms_of_other_dtypes_have_no_barrier(dtype: str) -> None:
     text = jax.jit(norms.norm).lower(jnp.ones((8, 8), dtype)).as_text()
     assert "optimization_barrier" not in text
 
@@ -120,7 +120,7 @@ WHOLE: dict[str, Callable[[jax.Array], jax.Array]] = {
 @pytest.mark.parametrize("how", WHOLE)
 def test_norm_of_bfloat16_under_every_transformation(how: str) -> None:
     x = jnp.asarray(X, "bfloat16")
-    # Sums of 192 squares in float32, in different orders: some 1e-6.
+    # Sums of 192 squares in float32, in different orders, differ by about 1e-6.
     np.testing.assert_allclose(WHOLE[how](x), np.linalg.norm(np.float64(x)), rtol=3e-6)
 
 
@@ -128,7 +128,7 @@ def test_norm_of_bfloat16_is_differentiable() -> None:
     x = jnp.asarray(X, "bfloat16")
     gradient = jax.jit(jax.grad(norms.norm))(x)
     expected = np.float64(x) / np.linalg.norm(np.float64(x))
-    # The gradient is rounded to bfloat16: 2^-9, and once more where it is summed.
+    # The gradient is rounded to bfloat16 twice, each time by up to 2^-9.
     np.testing.assert_allclose(np.float32(gradient), expected, rtol=2**-7)
     tangent = jax.jit(lambda x: jax.jvp(norms.norm, (x,), (x,))[1])(x)
     np.testing.assert_allclose(tangent, np.linalg.norm(np.float64(x)), rtol=2**-7)

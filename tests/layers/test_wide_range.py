@@ -1,6 +1,6 @@
-"""Norms of float32 and bfloat16 arrays whose squares do not fit into float32.
+"""Tests norms of float32 and bfloat16 arrays whose squares overflow or underflow in float32.
 
-Every mode is compiled once for arrays of one shape, and then runs with entries of every magnitude.
+Each mode is compiled once and then runs with entries of every magnitude.
 """
 
 import functools
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 Arrays = dict[str, np.ndarray]
 MAGNITUDES = [1e-28, 1e-23, 1e-10, 1.0, 2e19, 1e25]
 RATE, DECAY = 0.1, 0.01
-AXIS = {"plain": 0, "stacked": 1, "split": 0}  # along which a leaf is sharded
+AXIS = {"plain": 0, "stacked": 1, "split": 0}  # the axis along which a leaf is sharded
 SHAPES = {"plain": (8, 6), "stacked": (2, 8, 3), "split": (8, 6)}
 RULES = [("stacked", stacked(0)), ("split", split(1, 2))]
 SPEC = {path: layers.assign(RULES, {path: np.zeros(s)})[path] for path, s in SHAPES.items()}
@@ -49,7 +49,7 @@ MODES = ["eager", "jit", "sharded", "shard_map", "shard_map by name", "pmap"]
 def _arrays(
     magnitude: float, seed: int, dtype: str = "float32", last: float | None = None
 ) -> Arrays:
-    """Entries of one magnitude; ``last`` is that of the last layer where a leaf has several."""
+    """Returns leaves with entries of one magnitude; ``last`` is that of the last layer."""
     rng = np.random.default_rng(seed)
     arrays = {path: magnitude * rng.normal(size=shape) for path, shape in SHAPES.items()}
     if last is not None:
@@ -59,7 +59,7 @@ def _arrays(
 
 
 def _layers(arrays: Arrays) -> Arrays:
-    """Every layer as an array of its own, in the order of the norms of its leaf."""
+    """Returns every layer as a separate array, in the order of the norms of its leaf."""
     return {
         "plain/0": arrays["plain"],
         "stacked/0": arrays["stacked"][0],
@@ -70,7 +70,7 @@ def _layers(arrays: Arrays) -> Arrays:
 
 
 def _norms(arrays: Arrays) -> Arrays:
-    """The norm of every layer of every leaf, in float64."""
+    """Returns the norm of every layer of every leaf, in float64."""
     found: dict[str, list[float]] = {}
     for name, x in _layers(arrays).items():
         found.setdefault(name[:-2], []).append(np.linalg.norm(np.float64(x)))
@@ -78,9 +78,9 @@ def _norms(arrays: Arrays) -> Arrays:
 
 
 def _in_mode(mode: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles ``function(axis_name, *arrays)``, which returns arrays, and norms by path.
+    """Compiles ``function(axis_name, *arrays)``, which returns arrays and norms by path.
 
-    The mapped modes shard every leaf over eight devices.
+    All modes but ``eager`` and ``jit`` shard every leaf over eight devices.
     """
     specs = {path: P(*[None] * axis, "data") for path, axis in AXIS.items()}
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -126,7 +126,7 @@ def _in_mode(mode: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mode", MODES)
-def test_norms(mode: str, dtype: str) -> None:
+def test_norms_agree_with_float64(mode: str, dtype: str) -> None:
     def found(axis_name: str | None, x: dict[str, jax.Array]) -> Any:
         axes = () if axis_name is None else (axis_name,)
         of_leaves = {path: norms.norm(x[path], SPEC[path], axes) for path in x}
@@ -137,15 +137,15 @@ def test_norms(mode: str, dtype: str) -> None:
         x = _arrays(magnitude, 0, dtype, last)
         _, values = run({path: jnp.asarray(array) for path, array in x.items()})
         expected = _norms(x)
-        # Sums of at most 48 squares in float32: some 1e-7.
+        # Sums of at most 48 squares in float32 are off by about 1e-7.
         for path, norm in values["leaves"].items():
             np.testing.assert_allclose(norm.reshape(-1), expected[path], rtol=1e-6)
         total = np.linalg.norm(np.concatenate(list(expected.values())))
         np.testing.assert_allclose(values["global"], total, rtol=1e-6)
 
 
-def test_norms_on_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A TPU and a GPU run the code without a branch. Here a CPU runs it."""
+def test_norms_without_a_branch_agree_with_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the code without a branch, which TPUs and GPUs use, on a CPU."""
     monkeypatch.setattr(wide_range, "_with_branch", wide_range._at_once)
     run = jax.jit(lambda x, spec: norms._norms_of([x], spec, ())[0], static_argnums=1)
     for magnitude, last in itertools.product(MAGNITUDES, [None, 1.0]):
@@ -154,7 +154,12 @@ def test_norms_on_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
             found = run(x[path], SPEC[path]).reshape(-1)
             np.testing.assert_allclose(found, expected, rtol=1e-6)
     gradient = jax.jit(jax.grad(lambda x: run(x, ())))
-    for magnitude in (1e-28, 1e-12, 1.0, 1e12):  # the other sum is then zero, or infinite
+    for magnitude in (
+        1e-28,
+        1e-12,
+        1.0,
+        1e12,
+    ):  # at the ends, one of the two sums is zero or infinite
         x = _arrays(magnitude, 0)["plain"]
         expected = np.float64(x) / np.linalg.norm(np.float64(x))
         np.testing.assert_allclose(gradient(x), expected, rtol=1e-5)
@@ -162,8 +167,8 @@ def test_norms_on_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_equal(float(run(np.float32([bad, 0.0]), ())), bad)
 
 
-# optimizer -> how it is made, its reference, and whether it accepts gradients of every magnitude.
-# Adam's second moment is the square of the gradient.
+# (constructor, reference, whether gradients of every magnitude are possible). LAMB squares the
+# gradient in Adam's second moment.
 OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], Any, bool]] = {
     "lamb": (
         functools.partial(lamb, weight_decay=DECAY),
@@ -212,7 +217,7 @@ def test_optimizers_follow_their_references(name: str, mode: str) -> None:
                 _layers(params), map(_layers, gradients), learning_rate=lambda step: RATE
             )
             for layer, x in _layers(jax.tree.map(np.asarray, after)).items():
-                # Each step moves a layer by a tenth of its norm, so that a wrong ratio is seen.
+                # Each step moves a layer by a tenth of its norm, so that a wrong ratio shows.
                 largest = np.abs(trajectory[-1][layer]).max()
                 np.testing.assert_allclose(
                     x, trajectory[-1][layer], rtol=0, atol=2e-6 * largest, err_msg=layer
@@ -223,7 +228,7 @@ def test_optimizers_follow_their_references(name: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["jit", "shard_map", "pmap"])
-def test_metrics_of_leaves_without_a_trust_ratio(mode: str) -> None:
+def test_metrics_of_leaves_without_a_trust_ratio_agree_with_float64(mode: str) -> None:
     def step(axis_name: str | None, params: Any, g: Any) -> Any:
         tx = metrics.with_metrics(momentum(RATE), axis_name=axis_name)
         updates, state = tx.update(g, tx.init(params), params)
@@ -247,7 +252,7 @@ def test_metrics_of_leaves_without_a_trust_ratio(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_clipping(mode: str) -> None:
+def test_clipping_agrees_with_float64(mode: str) -> None:
     limits = (1e-27, 1e-3)
 
     def clipped(axis_name: str | None, g: Any) -> Any:
@@ -265,7 +270,7 @@ def test_clipping(mode: str) -> None:
         for limit in limits:
             state = values[str(limit)]
             np.testing.assert_allclose(state.gradient_norm, size, rtol=1e-6)
-            if limit / size > 1e-37:  # a smaller factor does not fit into float32
+            if limit / size > 1e-37:  # a smaller factor underflows in float32
                 np.testing.assert_allclose(state.clipped_norm, min(limit, size), rtol=1e-6)
         factor = min(1, limits[1] / size)
         for path, x in g.items():
@@ -273,7 +278,7 @@ def test_clipping(mode: str) -> None:
 
 
 @pytest.mark.parametrize("how", [jax.jit, lambda function: function], ids=["jit", "eager"])
-def test_what_is_not_finite_or_zero(how: Callable[..., Any]) -> None:
+def test_norms_of_nan_infinity_and_zero(how: Callable[..., Any]) -> None:
     spec = layers.assign([("x", stacked(0))], {"x": np.zeros((5, 2))})["x"]
     x = np.float32([[np.nan, 1e30], [np.inf, 1e-30], [0, 0], [3, 4], [3e-28, 4e-28]])
     found = how(lambda x: norms.norm(x, spec))(jnp.asarray(x))
@@ -284,8 +289,8 @@ def test_what_is_not_finite_or_zero(how: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("how", [jax.jit, lambda function: function], ids=["jit", "eager"])
-def test_ordinary_layers_keep_their_bits(how: Callable[..., Any]) -> None:
-    """Also where a layer next to them, or the other array, is out of bounds."""
+def test_layers_of_ordinary_size_keep_their_bits(how: Callable[..., Any]) -> None:
+    """This includes layers next to a layer or an array whose squares overflow."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 7, 96)), "float32")
     spec = layers.assign([("x", stacked(0))], {"x": x})["x"]
     plain = how(lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2))))(x)
@@ -299,11 +304,11 @@ def test_ordinary_layers_keep_their_bits(how: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "branches"),
-    # One for each leaf, and one for the global norm. The gradients of float16 are float32 once
-    # they have been clipped.
+    # One for each leaf and one for the global norm; float16 needs none for the global norm, and
+    # clipping converts its gradients to float32.
     [("float32", 4), ("bfloat16", 4), ("float16", 3)],
 )
-def test_only_a_cpu_branches_and_only_where_a_square_can_overflow(
+def test_only_programs_for_cpus_branch_and_only_if_a_square_can_overflow(
     dtype: str, branches: int
 ) -> None:
     tx = optax.chain(clip_by_global_norm(1.0), lamb(0.1, layers=RULES))

@@ -1,4 +1,4 @@
-"""A run with optax resumes with the optimizer of the same name here."""
+"""Tests that a run with optax resumes with the optimizer of the same name."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def _tree(seed: int) -> Any:
 
 
 def _after(tx: optax.GradientTransformation, steps: int) -> Any:
-    """The state after some steps, with parameters that do not move."""
+    """Returns the state after some steps with fixed parameters."""
     state = tx.init(_tree(0))
     for i in range(steps):
         _, state = tx.update(_tree(i + 1), state, _tree(0))
@@ -59,7 +59,7 @@ def _after(tx: optax.GradientTransformation, steps: int) -> Any:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_the_next_step_is_that_of_optax(name: str) -> None:
+def test_the_next_step_agrees_with_optax(name: str) -> None:
     theirs, ours = (make(0.1) for make in PAIRS[name])
     with jax.disable_jit():
         state = _after(theirs, 3)
@@ -69,7 +69,7 @@ def test_the_next_step_is_that_of_optax(name: str) -> None:
         assert jax.tree.map(jnp.shape, carried) == jax.tree.map(jnp.shape, fresh)
         expected, _ = theirs.update(_tree(9), state, _tree(0))
         updates, _ = ours.update(_tree(9), carried, _tree(0))
-    if name == "lars":  # which has another ratio here; the momentum is the same
+    if name == "lars":  # our trust ratio differs; the momentum is the same
         momentum = optax.tree.get(carried, "momentum")
         jax.tree.map(np.testing.assert_array_equal, momentum, optax.tree.get(state, "trace"))
         return
@@ -78,7 +78,7 @@ def test_the_next_step_is_that_of_optax(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd-momentum", "rmsprop-centered", "adamw", "lamb"])
-def test_by_name(name: str) -> None:
+def test_an_optimizer_may_be_passed_by_name(name: str) -> None:
     theirs, ours = (make(0.1) for make in PAIRS[name])
     state = _after(theirs, 2)
     by_name = ports.from_optax_state(name.split("-")[0], state, _tree(0))
@@ -91,7 +91,7 @@ def test_by_name(name: str) -> None:
         np.testing.assert_array_equal(x, y)
 
 
-def test_lookahead() -> None:
+def test_the_state_of_lookahead_is_converted() -> None:
     theirs = optax.lookahead(optax.sgd(0.1, 0.9), 3, 0.5)
     ours = optim_zoo.lookahead(optim_zoo.sgd(0.1, 0.9), 3, 0.5)
     params = optax.LookaheadParams.init_synced(_tree(0))
@@ -100,7 +100,7 @@ def test_lookahead() -> None:
         updates, state = theirs.update(_tree(i + 1), state, params)
         params = optax.apply_updates(params, updates)
     fast, carried = params.fast, ports.from_optax_state(ours, state, params)
-    for i in range(4, 7):  # a synchronization is among them
+    for i in range(4, 7):  # includes a synchronization
         updates, state = theirs.update(_tree(i + 1), state, params)
         params = optax.apply_updates(params, updates)
         updates, carried = ours.update(_tree(i + 1), carried, fast)
@@ -116,7 +116,7 @@ def test_the_state_is_copied() -> None:
     assert not theirs & {x.unsafe_buffer_pointer() for x in jax.tree.leaves(carried)}
 
 
-def test_narrow_moments_become_float32() -> None:
+def test_bfloat16_moments_become_float32() -> None:
     state = _after(optax.adam(0.1, mu_dtype="bfloat16"), 1)
     carried = ports.from_optax_state("adam", state, _tree(0))
     assert {x.dtype.name for x in jax.tree.leaves(optax.tree.get(carried, "mu"))} == {"float32"}
@@ -144,21 +144,21 @@ def test_a_step_can_be_passed() -> None:
         (optim_zoo.lookahead(optim_zoo.adam(0.1)), optax.adam(0.1), ValueError, "optax.lookahead"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_a_state_that_does_not_fit_is_refused(
     source: Any, state: optax.GradientTransformation, kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
         ports.from_optax_state(source, state.init(_tree(0)), _tree(0))
 
 
-def test_other_parameters_are_refused() -> None:
+def test_a_state_of_other_parameters_is_refused() -> None:
     state = optax.adam(0.1).init(_tree(0))
     other = {**_tree(0), "scale": jnp.ones(2)}
     with pytest.raises(ValueError, match=r"mu of state must have .* they differ at \['scale'\]"):
         ports.from_optax_state("adam", state, other)
 
 
-def test_the_paths_of_params_decide_and_not_their_containers() -> None:
+def test_parameters_with_other_paths_are_refused() -> None:
     state = _after(optax.adam(0.1), 1)
     boxed = tuple(_tree(0).values())
     with pytest.raises(ValueError, match="they differ at"):

@@ -1,4 +1,4 @@
-"""Tests what all ports promise. test_recorded.py compares them with their sources."""
+"""Tests the contract of all ports. test_recorded.py compares them with their sources."""
 
 import functools
 import importlib
@@ -56,7 +56,7 @@ DEFECTS = {
 
 
 @pytest.mark.parametrize("name", DEFECTS)
-def test_the_first_line_names_a_defect_and_the_docstring_its_repair(name: str) -> None:
+def test_the_summary_names_a_defect_and_the_docstring_its_repair(name: str) -> None:
     library, port = name.split(".")
     doc = inspect.getdoc(getattr(getattr(ports, library), port))
     assert doc is not None
@@ -81,7 +81,7 @@ def _types(tree: Any) -> Any:
 
 @one_each
 @pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "float32")], ids="-".join)
-def test_updates_are_like_the_parameters_and_state_keeps_its_types(
+def test_updates_match_the_parameters_and_state_keeps_its_types(
     case: recorded.Case, dtypes: tuple[str, str]
 ) -> None:
     tx = make(case.constructor, case.arguments, case.inner, case.load())
@@ -107,7 +107,7 @@ def test_updates_are_like_the_parameters_and_state_keeps_its_types(
         if isinstance(case.arguments.get(name), float)
     ],
 )
-def test_a_constant_schedule_is_its_value(case: recorded.Case, name: str) -> None:
+def test_a_constant_schedule_equals_its_value(case: recorded.Case, name: str) -> None:
     rate = case.arguments[name]
     params, grads = _tree("float32", 0), _tree("float32", 1)
     results = []
@@ -117,16 +117,16 @@ def test_a_constant_schedule_is_its_value(case: recorded.Case, name: str) -> Non
         for _ in range(2):
             updates, state = tx.update(grads, state, params)
         results.append(updates)
-    # One rounding where a factor is the product of two numbers, known or traced.
+    # A product of two numbers is rounded once when one of them is traced.
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=3e-7), *results)
 
 
-# What recorded cases do not reach. The numbers follow from the formulas of the sources.
+# Behaviour that no recorded case covers. The numbers follow from the formulas of the sources.
 
 
 @pytest.mark.parametrize(("rate", "scheduled"), [(2.0, False), (2.0, True), (0.25, True)])
-def test_larc_limits_the_ratio_of_a_zero_layer_too(rate: float, scheduled: bool) -> None:
-    """timm takes min(ratio / lr, 1), and the ratio 1 where a norm is 0: the step is min(lr, 1)."""
+def test_larc_clips_the_ratio_of_a_zero_layer(rate: float, scheduled: bool) -> None:
+    """timm clips ratio / lr to 1, and the ratio is 1 if a norm is 0: the step is min(lr, 1)."""
     lr = (lambda step: rate) if scheduled else rate
     tx = ports.timm.Lars(lr, weight_decay=0.1, trust_clip=True)
     params, grads = {"zero": jnp.zeros(2)}, {"zero": jnp.ones(2)}
@@ -134,8 +134,8 @@ def test_larc_limits_the_ratio_of_a_zero_layer_too(rate: float, scheduled: bool)
     np.testing.assert_allclose(updates["zero"], -min(rate, 1.0))
 
 
-def test_larc_under_a_warmup_from_zero() -> None:
-    """A step with rate 0 changes nothing, and the next step has its own rate."""
+def test_larc_accepts_a_warmup_from_zero() -> None:
+    """A step with learning rate 0 changes nothing; the next step uses its own learning rate."""
     params, grads = _tree("float32", 0), _tree("float32", 1)
     results = []
     for lr in (lambda step: 0.1 * step, 0.1):
@@ -146,7 +146,7 @@ def test_larc_under_a_warmup_from_zero() -> None:
             assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates))
         updates, _ = tx.update(grads, state, params)
         results.append(updates)
-    # One rate is a product and the other a number: one rounding of float32.
+    # One learning rate is a product and the other a number: one float32 rounding.
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=3e-7), *results)
 
 
@@ -162,20 +162,20 @@ def test_larc_under_a_warmup_from_zero() -> None:
     ],
     ids=["AdamW", "timm.Lars", "timm.Lamb", "po.LARS", "keras.SGD", "keras.Lamb"],
 )
-def test_injected_hyperparameters(port: Any, arguments: dict[str, Any]) -> None:
-    """Compiles the update, so that every number is traced."""
+def test_injected_hyperparameters_give_the_same_steps(port: Any, arguments: dict[str, Any]) -> None:
+    """Compares with a plain optimizer; the compiled update traces every hyperparameter."""
     params, grads = _tree("float32", 0), _tree("float32", 1)
     injected = optax.inject_hyperparams(port)(**arguments)
     plain = port(**arguments)
     updates, _ = jax.jit(injected.update)(grads, injected.init(params), params)
     expected, _ = plain.update(grads, plain.init(params), params)
-    # A rate near 1 as a float32 array: 1 - 0.999 is off by 3e-5, half of it after a root.
+    # 1 - 0.999 from a float32 array is off by 3e-5, and by half of that after a square root.
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=5e-5), updates, expected)
 
 
 @pytest.mark.parametrize("port", [p for p in PORTS if p.id.startswith("keras.")])
-def test_keras_takes_the_arguments_of_its_base_class(port: Any) -> None:
-    """They can be passed by position too, in the order of Keras."""
+def test_keras_ports_accept_the_arguments_of_the_base_class(port: Any) -> None:
+    """Their order is that of Keras, so that they can also be passed by position."""
     names = list(inspect.signature(port).parameters)
     own = names.index("clipnorm")
     assert names[own:] == [
@@ -193,7 +193,7 @@ def test_keras_takes_the_arguments_of_its_base_class(port: Any) -> None:
         port(clipnorm=0.5, clipvalue=0.5)
 
 
-# Ports of sources that accept a momentum of 1, with the largest that they accept.
+# The ports whose source accepts a momentum of 1, and the largest momentum it accepts.
 MOMENTA: dict[str, tuple[Callable[..., Any], float]] = {
     "torch.SGD": (lambda m: ports.torch.SGD(0.1, m), np.inf),
     "torch.SGD-nesterov": (lambda m: ports.torch.SGD(0.1, m, nesterov=True), np.inf),
@@ -213,7 +213,7 @@ MOMENTA: dict[str, tuple[Callable[..., Any], float]] = {
 def test_momentum_is_accepted_up_to_the_limit_of_the_source(
     port: Callable[..., Any], highest: float
 ) -> None:
-    """A momentum of 1 adds up all steps: the limit of momenta just below 1."""
+    """The steps with a momentum of 1 are the limit of those with a momentum just below 1."""
     params, grads = _tree("float32", 0), _tree("float32", 1)
     results = []
     with jax.disable_jit():
@@ -238,13 +238,13 @@ def test_momentum_is_accepted_up_to_the_limit_of_the_source(
 
 @pytest.mark.parametrize("momentum", [1.0, 1.5])
 def test_pytorch_optimizer_refuses_a_momentum_of_1(momentum: float) -> None:
-    """As the source does."""
+    """The source refuses it too."""
     with pytest.raises(ValueError, match=r"^momentum must be in \[0, 1\), got"):
         ports.pytorch_optimizer.LARS(momentum=momentum)
 
 
-def test_dampening_is_accepted_as_torch_accepts_it() -> None:
-    """Of any size. With 1, the momentum is that of the first gradient alone."""
+def test_torch_accepts_any_dampening() -> None:
+    """It may have any size. With 1, later gradients do not enter the momentum."""
     params, grads = _tree("float32", 0), _tree("float32", 1)
     for dampening, second in ((1.0, 0.5), (1.5, 0.0), (-1.0, 2.5)):
         tx = ports.torch.SGD(1.0, 0.5, dampening)
@@ -256,7 +256,7 @@ def test_dampening_is_accepted_as_torch_accepts_it() -> None:
 
 
 def test_the_weight_decay_of_rectified_adam_may_be_a_schedule() -> None:
-    """TensorFlow Addons evaluates it at the number of steps made before: 0 at the first step."""
+    """TensorFlow Addons calls it with the number of previous steps, 0 at the first step."""
     decays = (0.0, 0.5, 0.25)
     params, grads = _tree("float32", 0), _tree("float32", 1)
     make = functools.partial(
@@ -272,7 +272,7 @@ def test_the_weight_decay_of_rectified_adam_may_be_a_schedule() -> None:
             for path, u in tree.by_path(updates).items():
                 decayed = 0 if "scale" in path else 0.1 * decay * tree.by_path(params)[path]
                 without = tree.by_path(expected)[path]
-                # One rounding of float32 of the sum, which may be small.
+                # One float32 rounding of the sum; atol, because the sum may be small.
                 np.testing.assert_allclose(u, without - decayed, 2e-6, 1e-7, err_msg=path)
     assert _types(state) == _types(scheduled.init(params))
     wrong = make.func(0.1, weight_decay=lambda step: 0.1, exclude_from_weight_decay=["sacle"])
@@ -281,6 +281,6 @@ def test_the_weight_decay_of_rectified_adam_may_be_a_schedule() -> None:
 
 
 def test_timm_refuses_a_limit_of_0() -> None:
-    """timm divides by a limit of 0, which makes all gradients 0."""
+    """In timm a limit of 0 makes all gradients 0."""
     with pytest.raises(ValueError, match=r"max_grad_norm must be in \(0, inf\], got 0"):
         ports.timm.Lamb(max_grad_norm=0.0)

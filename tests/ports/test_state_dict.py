@@ -1,4 +1,4 @@
-"""Recorded torch runs resume in JAX from the state of their optimizer, with the same numbers."""
+"""Tests that recorded torch runs resume in JAX from the state of their optimizer."""
 
 import copy
 import json
@@ -28,7 +28,10 @@ SOURCES = {
     "sgd_nesterov": "torch.SGD",
 }
 TARGETS: dict[str, Any] = {
-    "hidden.weight": ("hidden/kernel", (1, 0)),  # square: its shape cannot show the transpose
+    "hidden.weight": (
+        "hidden/kernel",
+        (1, 0),
+    ),  # square, so that its shape does not reveal the transpose
     "hidden.bias": "hidden/bias",
     "norm.weight": "norm/scale",
     "norm.bias": "norm/bias",
@@ -79,7 +82,7 @@ def _bias_broadcasts() -> Any:
 
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("own_gradients", [False, True], ids=["recorded-gradients", "own"])
-def test_resumes_as_torch_continued(name: str, own_gradients: bool) -> None:
+def test_a_resumed_run_makes_the_steps_of_torch(name: str, own_gradients: bool) -> None:
     run = Run(name)
     with jax.enable_x64(True), _bias_broadcasts():
         tx = ports.from_param_groups(SOURCES[name], run.state_dict, names=run.names)
@@ -88,7 +91,7 @@ def test_resumes_as_torch_continued(name: str, own_gradients: bool) -> None:
         assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
         update = jax.jit(tx.update)
         gradient = jax.jit(jax.grad(run.loss))
-        # The same float64 arithmetic. Our own gradients differ by 3e-15, which 20 steps magnify.
+        # The same float64 arithmetic. Own gradients differ by 3e-15, which 20 steps amplify.
         rtol = 1e-9 if own_gradients else 1e-12
         for i in range(run.about["steps_after"]):
             grads = gradient(params) if own_gradients else run.flax("grads", i)
@@ -102,8 +105,8 @@ def test_resumes_as_torch_continued(name: str, own_gradients: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
-def test_a_fresh_state_would_not(name: str) -> None:
-    """The state matters: with zero moments the first step differs."""
+def test_a_fresh_state_makes_other_steps(name: str) -> None:
+    """With zero moments the first step differs, so that the state matters."""
     run = Run(name)
     with jax.enable_x64(True):
         tx = ports.from_param_groups(SOURCES[name], run.state_dict, names=run.names)
@@ -114,7 +117,7 @@ def test_a_fresh_state_would_not(name: str) -> None:
         assert differences.max() > 1e-5
 
 
-def test_the_pieces_are_filled() -> None:
+def test_the_state_holds_the_moments_the_step_and_the_learning_rate() -> None:
     run = Run("adamw")
     params = run.flax("params0")
     state = ports.from_state_dict("torch.AdamW", run.state_dict, params, names=run.names)
@@ -130,8 +133,8 @@ def test_the_pieces_are_filled() -> None:
     )
 
 
-def test_apex_by_name() -> None:
-    """Apex counts its steps in the groups, and its switches are not in them."""
+def test_the_state_of_apex_is_converted() -> None:
+    """The groups of apex hold the number of steps, and no boolean options."""
     run = Run("lamb")
     params = run.flax("params0")
     kept = ("lr", "bias_correction", "betas", "eps", "weight_decay", "grad_averaging",
@@ -151,8 +154,8 @@ def test_apex_by_name() -> None:
     )
 
 
-def test_own_arguments() -> None:
-    """A port that is built by hand, here with a schedule, accepts the same state."""
+def test_a_port_with_other_arguments_accepts_the_state() -> None:
+    """A port made with other arguments, here a schedule, accepts the same state."""
     run = Run("adamw")
     params = run.flax("params0")
     tx = ports.torch.AdamW(
@@ -165,8 +168,8 @@ def test_own_arguments() -> None:
     jax.tree.map(np.testing.assert_array_equal, by_hand, by_name)
 
 
-def test_decay_before_the_step_and_its_inner_state() -> None:
-    """The decoupled Lamb of timm keeps its chain inside another state."""
+def test_the_state_of_lamb_with_decoupled_decay_is_converted() -> None:
+    """timm's Lamb with decoupled decay keeps the state of its chain in an inner state."""
     run = Run("lamb")
     params = run.flax("params0")
     tx = ports.timm.Lamb(decoupled_decay=True)
@@ -210,13 +213,13 @@ def _wrong(change: Any) -> tuple[Run, dict[str, Any]]:
         ),
     ],
 )
-def test_what_does_not_fit_is_named(change: Any, message: str) -> None:
+def test_errors_name_what_does_not_fit(change: Any, message: str) -> None:
     run, arguments = _wrong(change)
     with pytest.raises(ValueError, match=message):
         ports.from_state_dict("torch.Adam", run.state_dict, **arguments)
 
 
-def test_a_parameter_without_state_starts_as_in_init() -> None:
+def test_a_parameter_without_state_starts_with_zero_moments() -> None:
     """In torch, a parameter that never had a gradient, such as BERT's pooler, has no state."""
     run = Run("adam")
     params = run.flax("params0")
@@ -229,8 +232,8 @@ def test_a_parameter_without_state_starts_as_in_init() -> None:
     assert optax.tree.get(state, "ScaleByAdamState").count == 10
 
 
-def test_of_different_numbers_of_steps_the_largest_is_taken() -> None:
-    """torch counts for each parameter, so that one that was frozen at first has made fewer."""
+def test_the_largest_step_count_of_the_parameters_is_used() -> None:
+    """torch counts steps per parameter; one that was frozen at first has a lower count."""
     run = Run("adam")
     params = run.flax("params0")
     run.state_dict["state"][1]["step"] = np.float32(3)
@@ -239,7 +242,7 @@ def test_of_different_numbers_of_steps_the_largest_is_taken() -> None:
     assert optax.tree.get(state, "ScaleByAdamState").count == 10
 
 
-def test_of_different_numbers_of_steps_of_groups_the_largest_is_taken() -> None:
+def test_the_largest_step_count_of_the_groups_is_used() -> None:
     run = Run("lamb")
     run.state_dict["param_groups"][1]["step"] = 4
     params = run.flax("params0")
@@ -249,8 +252,8 @@ def test_of_different_numbers_of_steps_of_groups_the_largest_is_taken() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
-def test_groups_with_different_learning_rates(name: str) -> None:
-    """Each group moves as under its own learning rate; timm's Lamb clips all of them together."""
+def test_groups_keep_different_learning_rates(name: str) -> None:
+    """Each group uses its own learning rate; timm's Lamb clips all groups together."""
     run = Run(name)
     port = {"adamw": ports.torch.AdamW, "lamb": ports.timm.Lamb}[name]
     groups = run.state_dict["param_groups"]
@@ -273,15 +276,15 @@ def test_groups_with_different_learning_rates(name: str) -> None:
         np.testing.assert_array_equal(u, tree.by_path(steps[lr])[path], err_msg=path)
 
 
-def test_groups_that_no_port_can_be() -> None:
-    """All gradients together cannot be clipped to two norms."""
+def test_groups_with_different_norm_limits_are_refused() -> None:
+    """The gradients of all groups are clipped together, to one norm."""
     run = Run("lamb")
     run.state_dict["param_groups"][1]["max_grad_norm"] = 0.5
     with pytest.raises(ValueError, match=r"must have one max_grad_norm, got \[1.0, 0.5\]"):
         ports.from_param_groups("timm.Lamb", run.state_dict, names=run.names)
 
 
-# One case of every recorded optimizer with a state_dict, with its moments after the first step.
+# One case of every recorded optimizer that has a state_dict.
 CARRIED = {
     case.constructor: pytest.param(case, id=case.id)
     for case in recorded.cases()
@@ -291,8 +294,8 @@ CARRIED = {
 
 
 @pytest.mark.parametrize("case", CARRIED)
-def test_every_port_takes_the_state_of_its_source(case: recorded.Case) -> None:
-    """The state after one step here is that of the source after one step."""
+def test_every_port_accepts_the_state_of_its_source(case: recorded.Case) -> None:
+    """The converted state after one step equals the state of the port after one step."""
     trajectory = case.load()
     paths = tree.leaf_paths(trajectory.params0)
     fields: dict[int, dict[str, Any]] = {i: {} for i in range(len(paths))}
@@ -329,7 +332,7 @@ def test_every_port_takes_the_state_of_its_source(case: recorded.Case) -> None:
             np.testing.assert_allclose(x, y, case.rtol, case.atol, err_msg=name)
 
 
-def test_state_that_torch_has_no_name_for_is_refused() -> None:
+def test_a_state_without_a_counterpart_in_torch_is_refused() -> None:
     inner = ports.torch.SGD(lr=0.1, momentum=0.9)
     tx = ports.michaelrzhang.Lookahead(inner, pullback_momentum="pullback")
     run = Run("sgd_momentum")
@@ -346,13 +349,13 @@ def test_state_that_torch_has_no_name_for_is_refused() -> None:
         ("timm.Lookahead", "unknown port of timm 'Lookahead'"),
     ],
 )
-def test_unknown_source(source: str, message: str) -> None:
+def test_an_unknown_source_raises(source: str, message: str) -> None:
     run = Run("adam")
     with pytest.raises(ValueError, match=message):
         ports.from_param_groups(source, run.state_dict, names=run.names)
 
 
-def test_paths_are_those_of_the_tree() -> None:
+def test_the_targets_are_the_paths_of_the_parameters() -> None:
     run = Run("adam")
     targets = [t if isinstance(t, str) else t[0] for t in TARGETS.values()]
     assert sorted(tree.leaf_paths(run.flax("params0"))) == sorted(targets)

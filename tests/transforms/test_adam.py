@@ -19,7 +19,7 @@ def _directions(tx: optax.GradientTransformation, grads: np.ndarray) -> np.ndarr
 
 
 @pytest.mark.parametrize("bias_correction", [True, False])
-def test_against_the_formula(rng: np.random.Generator, bias_correction: bool) -> None:
+def test_directions_follow_the_formula(rng: np.random.Generator, bias_correction: bool) -> None:
     grads = rng.normal(size=(10, 5)).astype(np.float32)
     b1, b2, eps = 0.9, 0.999, 1e-6
     mu = nu = np.zeros(5)
@@ -32,23 +32,23 @@ def test_against_the_formula(rng: np.random.Generator, bias_correction: bool) ->
     np.testing.assert_allclose(ours, expected, rtol=2e-6, atol=1e-6)
 
 
-def test_the_first_direction_is_the_sign(rng: np.random.Generator) -> None:
+def test_the_first_direction_is_the_sign_of_the_gradient(rng: np.random.Generator) -> None:
     grads = rng.normal(size=(1, 100)).astype(np.float32)
     ours = _directions(scale_by_adam(eps=0.0), grads)
-    # Three roundings. With 1 - b2^t computed in float32, the error would be 3e-5.
+    # Three roundings. If 1 - b2^t were computed in float32, the error would be 3e-5.
     np.testing.assert_allclose(ours, np.sign(grads), rtol=3e-7)
 
 
-def test_optax_is_the_same_direction(rng: np.random.Generator) -> None:
+def test_directions_agree_with_optax(rng: np.random.Generator) -> None:
     grads = rng.normal(size=(10, 5)).astype(np.float32)
-    # 1 - b2^t of optax is off by 3e-5 in float32, and by half of that after the root.
+    # optax computes 1 - b2^t with an error of 3e-5, and half of that after the square root.
     np.testing.assert_allclose(
         _directions(scale_by_adam(), grads), _directions(optax.scale_by_adam(), grads), rtol=2e-5
     )
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.999, 0.9999999])
-def test_bias_is_exact(decay: float) -> None:
+def test_the_bias_correction_is_accurate_for_all_steps(decay: float) -> None:
     steps = np.asarray([1, 2, 10, 1000, 10**6])
     expected = -np.expm1(steps * np.log(decay)) if decay else np.ones(5)
     np.testing.assert_allclose(adam.bias(decay, jnp.asarray(steps)), expected, rtol=3e-7)
@@ -58,7 +58,7 @@ def test_bias_is_exact(decay: float) -> None:
 
 
 def test_a_second_moment_does_not_stall_in_bfloat16() -> None:
-    """In bfloat16, 0.999 nu + 0.001 g^2 rounds back to nu."""
+    """With a bfloat16 state, 0.999 nu + 0.001 g^2 would round back to nu."""
     grads = np.ones((300, 1), np.float32)
     tx = scale_by_adam(0.0, bias_correction=False)
     params = {"x": jnp.ones(1, "bfloat16")}
@@ -69,7 +69,7 @@ def test_a_second_moment_does_not_stall_in_bfloat16() -> None:
     np.testing.assert_allclose(state.nu["x"], 1 - 0.999**300, rtol=1e-4)
 
 
-def test_count_saturates() -> None:
+def test_the_count_saturates() -> None:
     tx = scale_by_adam()
     params = {"x": jnp.ones(2)}
     state = tx.init(params)._replace(count=jnp.asarray(np.iinfo(np.int32).max, jnp.int32))
@@ -86,19 +86,19 @@ def test_count_saturates() -> None:
         ({"eps": -1e-8}, r"eps must be in \[0, inf\)"),
     ],
 )
-def test_ranges(arguments: dict[str, float], message: str) -> None:
+def test_arguments_out_of_range_raise(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         scale_by_adam(**arguments)
 
 
 def test_rates_rounded_to_bfloat16_are_refused() -> None:
-    """optax.inject_hyperparams casts b2 = 0.999 to 1 where all parameters are bfloat16."""
+    """optax.inject_hyperparams rounds b2 = 0.999 to 1 if all parameters are bfloat16."""
     params = {"x": jnp.ones(3, jnp.bfloat16)}
     with pytest.raises(TypeError, match="hyperparam_dtype"):
         jax.jit(optax.inject_hyperparams(scale_by_adam)().init)(params)
     tx = optax.inject_hyperparams(scale_by_adam, hyperparam_dtype=jnp.float32)()
     updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
-    np.testing.assert_allclose(updates["x"], 1.0, rtol=1e-6)  # the first step is a sign
+    np.testing.assert_allclose(updates["x"], 1.0, rtol=1e-6)  # the first step is the sign
 
 
 def test_complex_parameters_are_refused() -> None:

@@ -56,7 +56,7 @@ TREES: dict[str, Any] = {
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 @pytest.mark.parametrize("jitted", [True, False])
-def test_numbers_and_state_are_those_of_the_chain(
+def test_updates_and_state_agree_with_the_chain(
     rng: np.random.Generator, tree: Any, jitted: bool
 ) -> None:
     params, gradients = _like(tree, rng), [_like(tree, rng) for _ in range(2)]
@@ -68,11 +68,11 @@ def test_numbers_and_state_are_those_of_the_chain(
     assert jax.tree.structure(by_leaf) == jax.tree.structure(plain)
     for x, y in zip(jax.tree.leaves(by_leaf), jax.tree.leaves(plain), strict=True):
         assert (x.dtype, x.shape) == (y.dtype, y.shape)
-        # XLA may fuse a sum and a product, and so round them in another way: a few times 1e-7.
+        # XLA may fuse a sum and a product, which changes the rounding by a few times 1e-7.
         np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=2e-6, atol=1e-7)
 
 
-def test_exclusions_and_layers_are_found_by_the_whole_path(rng: np.random.Generator) -> None:
+def test_exclusions_and_layers_use_the_whole_path(rng: np.random.Generator) -> None:
     tree = {"net": {"kernel": jnp.ones((2, 3, 4)), "bias": jnp.ones((2, 4)), "out": jnp.ones(3)}}
     params, gradients = _like(tree, rng), [_like(tree, rng)] * 2
     arguments = (("net/bias",), [("net/kernel", stacked(0))])
@@ -83,11 +83,13 @@ def test_exclusions_and_layers_are_found_by_the_whole_path(rng: np.random.Genera
         "net/kernel": (2,),
         "net/out": (),
     }
-    # Outside of jit every operation is rounded alone, so that all bits are the same.
+    # Outside of jit XLA fuses nothing, so that the results are bit-identical.
     jax.tree.map(np.testing.assert_array_equal, (by_leaf, state), (plain, expected))
 
 
-def test_around_masks_hyperparameters_and_nnx(rng: np.random.Generator) -> None:
+def test_leafwise_chains_work_with_masks_injected_hyperparameters_and_nnx(
+    rng: np.random.Generator,
+) -> None:
     tree = TREES["nested"]
     params, gradients = _like(tree, rng), [_like(tree, rng)] * 2
     masked = optax.masked(lamb(0.1), {"a": {"kernel": True, "bias": False}, "a/c": [True, None]})
@@ -110,7 +112,9 @@ def test_around_masks_hyperparameters_and_nnx(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_broken_leaf_changes_no_other(rng: np.random.Generator, bad: float) -> None:
+def test_a_nan_in_one_leaf_does_not_change_other_leaves(
+    rng: np.random.Generator, bad: float
+) -> None:
     tree = {name: jnp.ones((8, 8)) for name in "abc"}
     params, gradients = _like(tree, rng), _like(tree, rng)
     step = jax.jit(lambda g: _steps(lamb(0.1), params, [g])[0])
@@ -132,7 +136,7 @@ def _compiled(tx: optax.GradientTransformation, leaves: int, size: int) -> Any:
     return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
 
 
-def test_one_direction_is_in_memory_at_a_time() -> None:
+def test_memory_holds_one_direction_at_a_time() -> None:
     leaves, size = 12, 256
 
     def temporaries(tx: optax.GradientTransformation) -> float:
@@ -152,8 +156,8 @@ def _lowered(platform: str) -> str:
     return step.trace(params, params).lower(lowering_platforms=(platform,)).as_text()
 
 
-def test_on_an_accelerator_nothing_waits() -> None:
-    """Where a leaf would wait on a CPU, its gradient passes unchanged."""
+def test_leaves_do_not_wait_on_accelerators() -> None:
+    """On accelerators the function that waits on a CPU returns the gradient unchanged."""
     assert "is_finite" in _lowered("cpu")
     for platform in ("tpu", "cuda"):
         text = _lowered(platform)
@@ -161,7 +165,7 @@ def test_on_an_accelerator_nothing_waits() -> None:
         assert "is_finite" not in text
 
 
-def test_under_a_mesh_of_several_devices_nothing_waits() -> None:
+def test_leaves_do_not_wait_under_a_mesh_of_several_devices() -> None:
     with jax.set_mesh(jax.make_mesh((8,), ("data",))):
         text = _lowered("cpu")
     assert "is_finite" not in text
@@ -171,7 +175,7 @@ def test_under_a_mesh_of_several_devices_nothing_waits() -> None:
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_in_a_mapped_context_nothing_waits(devices: int) -> None:
+def test_leaves_do_not_wait_in_a_mapped_context(devices: int) -> None:
     tx = chain_leaf_by_leaf(*_pieces())
     params = {name: jnp.ones((8, 8)) for name in "abc"}
 
@@ -206,7 +210,7 @@ def test_in_a_mapped_context_nothing_waits(devices: int) -> None:
         pytest.param([lookahead(lamb(0.1), 1), scale_by_trust_ratio()], id="a wrapper"),
     ],
 )
-def test_any_pieces_give_the_chain(
+def test_any_pieces_agree_with_the_chain(
     rng: np.random.Generator, pieces: list[optax.GradientTransformation]
 ) -> None:
     params = _like(TREES["nested"], rng)
@@ -214,11 +218,11 @@ def test_any_pieces_give_the_chain(
     trained = _steps(chain_leaf_by_leaf(*pieces), params, gradients)
     expected = _steps(optax.chain(*pieces), params, gradients)
     assert jax.tree.structure(trained) == jax.tree.structure(expected)
-    # Outside of jit every operation is rounded alone, so that all bits are the same.
+    # Outside of jit XLA fuses nothing, so that the results are bit-identical.
     jax.tree.map(np.testing.assert_array_equal, trained, expected)
 
 
-def test_derivatives_are_those_of_the_chain() -> None:
+def test_derivatives_agree_with_the_chain() -> None:
     """The norm of a layer of zeros has no derivative, which must not affect other layers."""
     params = {"a": jnp.zeros(3), "b": jnp.array([1.0, 2.0]), "c": jnp.array([3.0, 4.0])}
     gradients = {"a": jnp.ones(3), "b": jnp.array([0.1, 0.2]), "c": jnp.array([0.3, 0.1])}
@@ -241,7 +245,7 @@ def test_outside_of_jit_leaves_may_be_on_different_devices() -> None:
 
 
 def test_a_replaced_function_is_called() -> None:
-    """The result of ``_replace`` is no longer what the piece declares."""
+    """A piece changed by ``_replace`` no longer does what its declaration says."""
     tx = scale_by_adam()
     doubled = tx._replace(
         update=lambda u, state, params=None: tx.update(jax.tree.map(lambda x: 2 * x, u), state)
@@ -255,7 +259,7 @@ def test_a_replaced_function_is_called() -> None:
     assert trained[1][0].mu["a"][0] == np.float32(0.2)
 
 
-def test_a_piece_that_does_not_use_the_parameters_does_not_look_at_them() -> None:
+def test_a_piece_that_does_not_need_the_parameters_does_not_check_them() -> None:
     gradients = {"a": jnp.ones(2), "b": None}
     tx = scale_by_adam()
     for other in ({"a": jnp.ones(2), "b": jnp.ones(1)}, freeze(gradients), {"z": 1}):
@@ -266,26 +270,26 @@ def test_a_piece_that_does_not_use_the_parameters_does_not_look_at_them() -> Non
             optimizer.update(gradients, optimizer.init(gradients), {"z": jnp.ones(2)})
 
 
-def test_a_box_around_a_parameter_must_be_around_its_gradient() -> None:
+def test_a_boxed_parameter_needs_a_boxed_gradient() -> None:
     params = {"a": nn.Partitioned(jnp.ones(3), names=(None,))}
     tx = lamb(0.1)
     with pytest.raises(ArgumentValueError, match="that of a is an array, its parameter is in"):
         tx.update({"a": jnp.ones(3)}, tx.init(params), params)
 
 
-def test_a_trust_ratio_after_an_init_without_leaves() -> None:
+def test_a_trust_ratio_accepts_leaves_added_after_init() -> None:
     tx, params = scale_by_trust_ratio(), {"a": jnp.ones(2)}
     updates, state = tx.update(params, tx.init({}), params)
     np.testing.assert_array_equal(updates["a"], params["a"])
     assert state.trust_ratio == {"a": 1}
 
 
-def test_a_chain_needs_a_piece() -> None:
+def test_a_chain_without_pieces_raises() -> None:
     with pytest.raises(ValueError, match=r"pieces must be at least one transformation, got \(\)"):
         chain_leaf_by_leaf()
 
 
-def test_extra_arguments_reach_the_pieces_that_take_them() -> None:
+def test_extra_arguments_reach_the_pieces_that_accept_them() -> None:
     def update(u: Any, state: Any, params: Any = None, *, factor: float, **_: Any) -> Any:
         return jax.tree.map(lambda x: factor * x, u), state
 
@@ -294,15 +298,15 @@ def test_extra_arguments_reach_the_pieces_that_take_them() -> None:
     params = {"a": jnp.ones(3), "b": jnp.ones(2)}
     updates, _ = tx.update(params, tx.init(params), params, factor=0.0, other=1.0)
     assert not updates["a"].any()
-    # The chain of LAMB uses no extra arguments and ignores those that are passed.
+    # LAMB ignores extra arguments, because none of its pieces uses them.
     tx = lamb(0.1)
     given, _ = tx.update(params, tx.init(params), params, value=1.0)
     plain, _ = tx.update(params, tx.init(params), params)
     jax.tree.map(np.testing.assert_array_equal, given, plain)
 
 
-def test_a_declared_piece() -> None:
-    """Counts the steps of each leaf that is not excluded, and keeps the largest update."""
+def test_leafwise_makes_a_transformation_from_a_declaration() -> None:
+    """The piece counts the steps of leaves that are not excluded and keeps the largest update."""
 
     class State(NamedTuple):
         count: Any
@@ -341,8 +345,8 @@ def test_a_declared_piece() -> None:
         tx.init({"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}})
 
 
-def test_under_shard_map_and_pmap_types_stay() -> None:
-    """The ratio of layers that are distributed over a mesh axis varies; that of others does not."""
+def test_types_are_kept_under_shard_map_and_pmap() -> None:
+    """Only the ratios of layers distributed over a mesh axis vary over that axis."""
     mesh = jax.sharding.Mesh(jax.devices()[:1], ("pipe",))
     params = {"a": jnp.ones((2, 4)), "b": jnp.ones(4)}
     tx = lamb(0.1, layers=[("a", stacked(0, mesh_axis="pipe"))])

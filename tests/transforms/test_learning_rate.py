@@ -9,7 +9,7 @@ from optim_zoo import scale_by_learning_rate
 U = {"x": jnp.asarray([1.0, -2.0])}
 
 
-def test_a_schedule_starts_at_step_0_and_the_state_holds_the_rate_used() -> None:
+def test_a_schedule_starts_at_step_0_and_the_state_holds_the_current_value() -> None:
     tx = scale_by_learning_rate(lambda step: 0.5 * step)
     state = tx.init(U)
     for step in range(4):
@@ -30,7 +30,7 @@ def test_a_run_can_change_from_a_number_to_a_schedule() -> None:
 @pytest.mark.parametrize(
     "rate", [1, 0.5, np.float64(0.5), jnp.asarray(0.5, "bfloat16"), lambda step: step, lambda _: 1]
 )
-def test_the_rate_in_the_state_is_float32(rate: optax.ScalarOrSchedule) -> None:
+def test_the_learning_rate_in_the_state_is_float32(rate: optax.ScalarOrSchedule) -> None:
     tx = scale_by_learning_rate(rate)
     state = tx.init(U)
     for _ in range(2):
@@ -38,7 +38,7 @@ def test_the_rate_in_the_state_is_float32(rate: optax.ScalarOrSchedule) -> None:
         _, state = tx.update(U, state)
 
 
-def test_the_state_does_not_hold_the_callers_array() -> None:
+def test_the_state_copies_an_array_of_the_caller() -> None:
     rate = jnp.asarray(0.5)
     state = scale_by_learning_rate(rate).init(U)
     assert state.rate.unsafe_buffer_pointer() != rate.unsafe_buffer_pointer()
@@ -54,6 +54,6 @@ def test_an_update_has_the_dtype_of_its_parameter() -> None:
 
 
 @pytest.mark.parametrize("rate", [-0.1, np.nan, np.inf])
-def test_ranges(rate: float) -> None:
+def test_a_learning_rate_out_of_range_raises(rate: float) -> None:
     with pytest.raises(ValueError, match="learning_rate must be in"):
         scale_by_learning_rate(rate)

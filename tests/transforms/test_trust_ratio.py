@@ -17,7 +17,7 @@ def _scaled(
     return jax.jit(tx.update)(updates, tx.init(params), params)
 
 
-def test_each_leaf_gets_the_norm_of_its_parameter() -> None:
+def test_each_update_gets_the_norm_of_its_parameter() -> None:
     updates, state = _scaled(scale_by_trust_ratio())
     np.testing.assert_allclose(updates["a"], [0, 5], rtol=1e-6)
     np.testing.assert_allclose(updates["b"]["c"], 10.0, rtol=1e-6)
@@ -28,7 +28,7 @@ def test_each_leaf_gets_the_norm_of_its_parameter() -> None:
     )
 
 
-def test_same_as_optax(rng: np.random.Generator) -> None:
+def test_trust_ratios_agree_with_optax(rng: np.random.Generator) -> None:
     params = {"a": jnp.asarray(rng.normal(size=(7, 5)), "float32"), "b": jnp.zeros(3)}
     updates = {"a": jnp.asarray(rng.normal(size=(7, 5)), "float32"), "b": jnp.ones(3)}
     theirs = optax.scale_by_trust_ratio(trust_coefficient=0.1, eps=1e-3)
@@ -49,7 +49,7 @@ def test_same_as_optax(rng: np.random.Generator) -> None:
         ({"trust_coefficient": 0.01, "ratio_bounds": (None, 0.1)}, {"a": 0.025, "b/c": 0.1}),
     ],
 )
-def test_the_formula(arguments: dict, expected: dict[str, float]) -> None:
+def test_trust_ratios_follow_the_formula(arguments: dict, expected: dict[str, float]) -> None:
     updates, state = _scaled(scale_by_trust_ratio(**arguments))
     assert {k: float(x) for k, x in state.trust_ratio.items()} == pytest.approx(expected)
     np.testing.assert_allclose(updates["a"], expected["a"] * U["a"], rtol=1e-6)
@@ -64,8 +64,8 @@ def test_a_zero_layer_has_ratio_1_whatever_the_bounds_and_the_coefficient() -> N
     assert all(ratio == 1 for ratio in state.trust_ratio.values())
 
 
-def test_phi_lifts_a_zero_parameter() -> None:
-    """phi(0) = low, as the formula says; not the fallback for a zero norm."""
+def test_phi_raises_the_norm_of_a_zero_parameter() -> None:
+    """By the formula phi(0) is the lower bound, so the fallback for a zero norm is not used."""
     _, state = _scaled(
         scale_by_trust_ratio(phi_bounds=(1.0, 2.0)), {"x": jnp.ones(4)}, {"x": jnp.zeros(4)}
     )
@@ -73,7 +73,7 @@ def test_phi_lifts_a_zero_parameter() -> None:
 
 
 def test_a_gradient_flows_through_a_zero_layer() -> None:
-    """The unused branch of the ratio must not make a NaN of the derivative of a learned rate."""
+    """The branch of the ratio that is not taken must not make the derivative NaN."""
     tx = scale_by_trust_ratio()
     zeros = {"x": jnp.zeros(2)}
 
@@ -84,7 +84,7 @@ def test_a_gradient_flows_through_a_zero_layer() -> None:
     assert jax.grad(moved)(1.0) == 2
 
 
-def test_excluded_leaves_pass_as_they_are_and_leave_no_trace() -> None:
+def test_excluded_leaves_are_unchanged_and_not_in_the_state() -> None:
     tx = scale_by_trust_ratio(exclude=["^a$"])
     state = tx.init(X)
     updates, after = tx.update(U, state, X)
@@ -93,7 +93,7 @@ def test_excluded_leaves_pass_as_they_are_and_leave_no_trace() -> None:
     assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
-def test_layers_have_their_own_ratios() -> None:
+def test_each_layer_has_a_separate_ratio() -> None:
     params = {"x": jnp.asarray([[1.0, 1.0], [100.0, 100.0]]).repeat(2, axis=1)}
     updates = {"x": jnp.ones((2, 4))}
     tx = scale_by_trust_ratio(layers=[("x", (stacked(0), split(1, 2)))])
@@ -106,7 +106,7 @@ def test_layers_have_their_own_ratios() -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_norms_of_half_precision_are_float32(dtype: str) -> None:
-    """The square of 300 overflows float16, whose largest number is 65,504."""
+    """The square of 300 would overflow in float16, whose largest number is 65,504."""
     half = {"x": jnp.full(10_000, 300.0, dtype)}
     scaled, state = _scaled(scale_by_trust_ratio(), half, half)
     np.testing.assert_allclose(state.parameter_norm["x"], 300.0 * 100, rtol=1e-3)
@@ -114,7 +114,7 @@ def test_norms_of_half_precision_are_float32(dtype: str) -> None:
     np.testing.assert_allclose(scaled["x"], half["x"].astype("float32"), rtol=1e-5)
 
 
-def test_errors() -> None:
+def test_invalid_calls_raise() -> None:
     tx = scale_by_trust_ratio()
     with pytest.raises(ValueError, match="scale_by_trust_ratio needs the parameters"):
         tx.update(U, tx.init(X))
