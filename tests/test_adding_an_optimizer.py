@@ -139,7 +139,7 @@ from tests.reference import toy as reference
 
 
 @pytest.mark.parametrize("arguments", [{}, {"b1": 0.0}, {"b1": 0.5}])
-def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
+def test_steps_follow_the_reference(rng: np.random.Generator, arguments: dict) -> None:
     params, grads = problem(rng)
     trajectory = train_in_float64(lambda: toy(schedule, **arguments), params, grads)
     assert_same_path(trajectory, reference.toy(params, grads, learning_rate=schedule, **arguments))

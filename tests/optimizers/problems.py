@@ -1,4 +1,4 @@
-"""Random parameters and gradients that the tests of the optimizers share, and training on them."""
+"""Random problems for the tests of the optimizers, and functions that train on them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,8 +13,8 @@ from optim_zoo import stacked
 
 Arrays = dict[str, np.ndarray]
 
-# Layers of several ranks. The gradients of "bias" are near the eps the tests use, "zero" starts at
-# zero, and the first two gradients of "still" are zero.
+# Layers of several ranks. The gradients of "bias" are as small as the eps of some tests, "zero"
+# starts at zero, and the first two gradients of "still" are zero.
 SHAPES = {
     "kernel": (5, 3),
     "bias": (3,),
@@ -40,7 +40,7 @@ def problem(rng: np.random.Generator, steps: int = 10) -> tuple[Arrays, list[Arr
 
 
 def schedule(step: Any) -> Any:
-    """Returns a learning rate that differs in every step."""
+    """Returns a learning rate that decreases in every step."""
     return 0.1 / (step + 1.0)
 
 
@@ -60,7 +60,7 @@ def train(tx: optax.GradientTransformation, params: Any, grads: Sequence[Any]) -
 def train_in_float64(
     make: Callable[[], optax.GradientTransformation], params: Any, grads: Sequence[Any]
 ) -> list[Any]:
-    """Returns what `train` returns for the optimizer that ``make`` makes, all in float64."""
+    """Calls `train` in float64 with the optimizer that ``make`` returns."""
     with jax.enable_x64(True):
         return train(make(), params, grads)
 
@@ -70,8 +70,8 @@ def assert_same_path(
 ) -> None:
     """Compares two trajectories of about ten steps in float64, step by step.
 
-    The bounds leave room for the three digits that 1 - 0.999 loses of sixteen, and for as many
-    that are lost where a parameter passes near zero.
+    Of sixteen digits, 1 - 0.999 loses three, and parameters that pass near zero lose up to three
+    more.
     """
     for step, (x, y) in enumerate(zip(actual, expected, strict=True)):
         assert x.keys() == y.keys()
@@ -83,7 +83,7 @@ def assert_same_path(
 def assert_stacked_layers_train_as_separate_arrays(
     make: Callable[..., optax.GradientTransformation], rng: np.random.Generator
 ) -> None:
-    """Trains four layers in one array and as four arrays, in float32, with scales of 0.03 to 30.
+    """Trains four layers as one array and as four arrays, in float32, with scales of 0.03 to 30.
 
     Args:
       make: A constructor that takes ``layers``. Its steps should be about a tenth of the norm of
@@ -100,5 +100,5 @@ def assert_stacked_layers_train_as_separate_arrays(
         for i in range(4):
             moved = np.linalg.norm(y[i] - start[i])
             assert moved > 0.02 * np.linalg.norm(start[i])
-            # Norms are summed in another order, which is one rounding, 1e-7, of each step.
+            # Norms are summed in another order, which changes each step by one rounding, 1e-7.
             assert np.linalg.norm(x["stack"][i] - y[i]) <= 1e-6 * moved

@@ -7,7 +7,7 @@ from tests.reference import adadelta as reference
 
 
 @pytest.mark.parametrize("arguments", [{}, {"rho": 0.6, "eps": 1e-3}])
-def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
+def test_steps_follow_the_reference(rng: np.random.Generator, arguments: dict) -> None:
     params, grads = problem(rng)
     trajectory = train_in_float64(lambda: adadelta(schedule, **arguments), params, grads)
     assert_same_path(
@@ -15,20 +15,20 @@ def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
     )
 
 
-def test_the_default_learning_rate_is_that_of_the_paper(rng: np.random.Generator) -> None:
+def test_the_default_learning_rate_is_1_as_in_the_paper(rng: np.random.Generator) -> None:
     params, grads = problem(rng)
     trajectory = train_in_float64(adadelta, params, grads)
     assert_same_path(trajectory, reference.adadelta(params, grads, learning_rate=lambda _: 1.0))
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
-def test_the_steps_have_the_units_of_the_parameters(
+def test_rescaling_the_gradients_does_not_rescale_the_steps(
     rng: np.random.Generator, factor: float
 ) -> None:
-    """By section 3.2 of the paper, they do not have the units of the gradient.
+    """Checks section 3.2 of the paper: rescaling the gradients does not rescale the steps.
 
-    Where eps is far below the squared gradients, their unit drops out. Where eps is measured in
-    it, the averages of g^2 and of u^2 scale alike, and so does u.
+    This holds if eps is far below the squared gradients. If eps is scaled with the squared
+    gradients instead, the steps scale with the gradients.
     """
     params, grads = problem(rng)
     params = {k: np.zeros_like(x) for k, x in params.items() if k not in ("bias", "still")}
@@ -36,7 +36,7 @@ def test_the_steps_have_the_units_of_the_parameters(
     assert min(np.abs(g[k]).min() for g in grads for k in g) > 1e-4
     scaled = [{k: factor * g[k] for k in g} for g in grads]
     trajectory = train_in_float64(lambda: adadelta(eps=1e-25), params, grads)
-    # Squared gradients are above 1e-14 also when they are scaled, and eps is 1e-11 of that.
+    # Squared gradients are above 1e-14 even if scaled down, and eps is 1e-11 times that.
     in_other_units = train_in_float64(lambda: adadelta(eps=1e-25), params, scaled)
     assert_same_path(in_other_units, trajectory, rtol=1e-9, atol=0.0)
 

@@ -26,7 +26,7 @@ GRADS = jax.tree.map(lambda x: 0.01 * x, PARAMS)
         ),
     ],
 )  # fmt: skip
-def test_the_algorithm(rng: np.random.Generator, ours: dict, papers: dict) -> None:
+def test_steps_follow_the_reference(rng: np.random.Generator, ours: dict, papers: dict) -> None:
     params, grads = problem(rng)
     trajectory = train_in_float64(lambda: bert_adamw(schedule, **ours), params, grads)
     assert_same_path(
@@ -34,7 +34,7 @@ def test_the_algorithm(rng: np.random.Generator, ours: dict, papers: dict) -> No
     )
 
 
-def test_it_is_adamw_without_bias_correction(rng: np.random.Generator) -> None:
+def test_bert_adamw_equals_adamw_without_bias_correction(rng: np.random.Generator) -> None:
     params, grads = problem(rng)
     assert_same_path(
         train_in_float64(
@@ -50,7 +50,7 @@ def test_it_is_adamw_without_bias_correction(rng: np.random.Generator) -> None:
     )
 
 
-def test_the_defaults_are_those_of_bert() -> None:
+def test_the_defaults_are_those_of_the_code_of_bert() -> None:
     plain = adamw(0.1, 0.9, 0.999, 1e-6, 0.01, bias_correction=False,
                   exclude_from_weight_decay=["LayerNorm", "layer_norm", "bias"])  # fmt: skip
     bert = bert_adamw(0.1)
@@ -62,7 +62,7 @@ def test_the_defaults_are_those_of_bert() -> None:
 
 
 def test_without_bias_correction_the_first_step_is_larger() -> None:
-    """It is (1 - b1) g / sqrt((1 - b2) g^2) = 0.1 / sqrt(0.001); the first step of Adam is 1."""
+    """The step is (1 - b1) g / sqrt((1 - b2) g^2) = 0.1 / sqrt(0.001), that of Adam is 1."""
     tx = bert_adamw(1.0, eps=0.0, weight_decay=0.0)
     updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
     np.testing.assert_allclose(updates["encoder"]["kernel"], -0.1 / np.sqrt(0.001), rtol=1e-5)

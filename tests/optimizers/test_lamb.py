@@ -13,7 +13,7 @@ SHAPES = {"dense/kernel": (5, 3), "dense/bias": (3,), "norm/scale": (3,), "zero"
 
 
 def _problem(rng: np.random.Generator, steps: int = 12) -> tuple[Arrays, list[Arrays]]:
-    """Returns layers whose scales differ by a factor of 1000, one of them zero."""
+    """Returns layers whose scales differ by a factor of 1000, and one layer of zeros."""
     scales = dict(zip(SHAPES, (1e-2, 10.0, 1.0, 0.0), strict=True))
     params = {k: np.float32(scales[k] * rng.normal(size=s)) for k, s in SHAPES.items()}
     grads = [{k: np.float32(rng.normal(size=s)) for k, s in SHAPES.items()} for _ in range(steps)]
@@ -52,8 +52,8 @@ def _train(
         ),
     ],
 )
-def test_the_algorithm_of_the_paper(rng: np.random.Generator, ours: dict, papers: dict) -> None:
-    """ "x_{t+1} = x_t - eta_t phi(|x_t|) / |r_t + lambda x_t| (r_t + lambda x_t)" """
+def test_steps_follow_the_reference(rng: np.random.Generator, ours: dict, papers: dict) -> None:
+    """Tests x_{t+1} = x_t - eta_t phi(|x_t|) / |r_t + lambda x_t| (r_t + lambda x_t)."""
     params, grads = _problem(rng)
     schedule = schedules.warmup_polynomial(0.1, 3, 10)
     trajectory, _ = _train(lamb(schedule, **ours), params, grads)
@@ -61,13 +61,13 @@ def test_the_algorithm_of_the_paper(rng: np.random.Generator, ours: dict, papers
     expected = reference.lamb(params, grads, learning_rate=rates.__getitem__, **papers)
     for step, (x, y) in enumerate(zip(trajectory, expected, strict=True)):
         for name in SHAPES:
-            # Twelve float32 steps, each off by a few times 1e-7 of the layer's largest number.
+            # Twelve float32 steps, each with an error of a few times 1e-7 of the largest entry.
             atol = 2e-6 * max(np.abs(y[name]).max(), 1e-3)
             np.testing.assert_allclose(x[name], y[name], 2e-6, atol, err_msg=f"{name}, {step}")
 
 
 def test_the_step_of_a_layer_is_its_norm_times_the_learning_rate(rng: np.random.Generator) -> None:
-    """The trust ratio promises that the scale of the gradient of a layer does not matter."""
+    """The step of a layer does not depend on the scale of its gradient."""
     params, grads = _problem(rng, steps=1)
     factors = {"dense/kernel": 1e-3, "dense/bias": 1e3, "norm/scale": 1.0, "zero": 1.0}
     scaled = [{k: np.float32(factors[k]) * g for k, g in grads[0].items()}]
@@ -81,7 +81,7 @@ def test_the_step_of_a_layer_is_its_norm_times_the_learning_rate(rng: np.random.
 @pytest.mark.parametrize("spec", [stacked(0), split(0, 3), stacked(1), split(2, 2),
                                   (stacked(0), split(-1, 2)), (split(1, 2), stacked(0)),
                                   (stacked(0), stacked(1), split(2, 3))])  # fmt: skip
-def test_layers_inside_an_array_train_as_separate_arrays_would(
+def test_layers_in_one_array_train_like_separate_arrays(
     rng: np.random.Generator, spec: object
 ) -> None:
     shape = (3, 4, 6)
@@ -103,19 +103,19 @@ def test_layers_inside_an_array_train_as_separate_arrays_would(
 
     together, state = _train(lamb(0.05, weight_decay=0.1, layers=[("x", spec)]), big, grads)
     start = separate(big["x"])
-    apart, apart_state = _train(
+    separately, separate_state = _train(
         lamb(0.05, weight_decay=0.1), start, [separate(g["x"]) for g in grads]
     )
-    for x, y in zip(together, apart, strict=True):
+    for x, y in zip(together, separately, strict=True):
         for name, piece in separate(np.asarray(x["x"])).items():
             moved = np.linalg.norm(y[name] - start[name])
             assert np.linalg.norm(piece - y[name]) <= 1e-6 * max(moved, np.linalg.norm(y[name]))
     ratios = metrics.read(state)["trust_ratio/x"]
-    expected = [metrics.read(apart_state)[f"trust_ratio/{name}"] for name in start]
+    expected = [metrics.read(separate_state)[f"trust_ratio/{name}"] for name in start]
     np.testing.assert_allclose(np.sort(ratios), np.sort(expected), rtol=1e-5)
 
 
-def test_layers_are_in_row_major_order(rng: np.random.Generator) -> None:
+def test_metrics_list_layers_in_row_major_order(rng: np.random.Generator) -> None:
     x = np.float32(rng.normal(size=(2, 6)))
     for spec in ((stacked(0), split(1, 3)), (split(1, 3), stacked(0))):
         tx = lamb(0.1, layers=[("x", spec)])
@@ -124,7 +124,7 @@ def test_layers_are_in_row_major_order(rng: np.random.Generator) -> None:
         np.testing.assert_allclose(metrics.read(state)["parameter_norm/x"], norms, rtol=1e-6)
 
 
-def test_with_a_trust_ratio_of_1_it_is_adamw(rng: np.random.Generator) -> None:
+def test_lamb_with_a_trust_ratio_of_1_equals_adamw(rng: np.random.Generator) -> None:
     params, grads = problems.problem(rng)
     arguments = {"b1": 0.7, "b2": 0.8, "eps": 1e-3, "weight_decay": 0.3}
     schedule = problems.schedule
@@ -147,7 +147,7 @@ def test_with_a_trust_ratio_of_1_it_is_adamw(rng: np.random.Generator) -> None:
         ),
     ],
 )  # fmt: skip
-def test_the_algorithm_of_the_paper_in_float64(
+def test_float64_steps_follow_the_reference(
     rng: np.random.Generator, ours: dict, papers: dict
 ) -> None:
     params, grads = problems.problem(rng)

@@ -17,7 +17,7 @@ from tests.reference import lars as reference
 
 
 def _rate(step: Any) -> Any:
-    """Returns a rate for steps of up to a tenth of a layer, with a trust coefficient of 0.001."""
+    """Returns a learning rate that moves layers by up to 10% with trust coefficient 0.001."""
     return 1000 * schedule(step)
 
 
@@ -41,14 +41,14 @@ def _rate(step: Any) -> Any:
         ),
     ],
 )
-def test_the_algorithm(rng: np.random.Generator, ours: dict, papers: dict) -> None:
-    """One of the layers is zero at first (with ratio 1), and one has no gradient at first."""
+def test_steps_follow_the_reference(rng: np.random.Generator, ours: dict, papers: dict) -> None:
+    """One layer starts at zero, where the ratio is 1, and one has zero gradients at first."""
     params, grads = problem(rng)
     trajectory = train_in_float64(lambda: lars(_rate, **ours), params, grads)
     assert_same_path(trajectory, reference.lars(params, grads, learning_rate=_rate, **papers))
 
 
-def test_layers_that_are_not_adapted(rng: np.random.Generator) -> None:
+def test_excluded_layers_make_steps_of_momentum(rng: np.random.Generator) -> None:
     params, grads = problem(rng)
     trajectory = train_in_float64(
         lambda: lars(
@@ -66,10 +66,10 @@ def test_layers_that_are_not_adapted(rng: np.random.Generator) -> None:
         np.testing.assert_allclose(x["bias"], y["bias"], rtol=1e-11)
 
 
-def test_the_scale_of_the_gradient_does_not_matter(rng: np.random.Generator) -> None:
-    """This is so layer by layer, where nothing decays."""
+def test_steps_do_not_depend_on_the_scale_of_the_gradient(rng: np.random.Generator) -> None:
+    """Without weight decay, the gradient of each layer may have any scale."""
     params, grads = problem(rng)
-    del params["zero"]  # its ratio is 1 at first
+    del params["zero"]  # its first ratio is 1, whatever the gradient
     grads = [{k: g[k] for k in params} for g in grads]
     factors = dict(zip(params, 10.0 ** np.arange(-3, 7), strict=False))
     scaled = [{k: factors[k] * g[k] for k in g} for g in grads]
@@ -79,7 +79,7 @@ def test_the_scale_of_the_gradient_does_not_matter(rng: np.random.Generator) -> 
     )
 
 
-def test_the_place_of_the_learning_rate_matters_only_if_it_changes(
+def test_lr_inside_momentum_matters_only_if_the_learning_rate_changes(
     rng: np.random.Generator,
 ) -> None:
     params, grads = problem(rng)
@@ -98,7 +98,7 @@ def test_the_place_of_the_learning_rate_matters_only_if_it_changes(
     assert np.abs(inside[-1]["kernel"] - outside[-1]["kernel"]).max() > 1e-3
 
 
-def test_the_first_step_of_a_layer_is_a_share_of_its_norm(rng: np.random.Generator) -> None:
+def test_the_first_step_of_a_layer_is_proportional_to_its_norm(rng: np.random.Generator) -> None:
     params, grads = problem(rng, steps=1)
     (x,) = train_in_float64(lambda: lars(50.0, weight_decay=0.0), params, grads)
     for name in ("kernel", "bias", "scale", "conv"):
@@ -107,7 +107,9 @@ def test_the_first_step_of_a_layer_is_a_share_of_its_norm(rng: np.random.Generat
 
 
 @pytest.mark.parametrize("lr_inside_momentum", [True, False])
-def test_layers_inside_an_array(rng: np.random.Generator, lr_inside_momentum: bool) -> None:
+def test_layers_in_one_array_train_like_separate_arrays(
+    rng: np.random.Generator, lr_inside_momentum: bool
+) -> None:
     assert_stacked_layers_train_as_separate_arrays(
         lambda **layers: lars(50.0, 0.9, 0.01, lr_inside_momentum=lr_inside_momentum, **layers),
         rng,

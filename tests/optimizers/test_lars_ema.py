@@ -28,8 +28,8 @@ from tests.reference import lars_ema as reference
         ),
     ],
 )
-def test_the_algorithm_of_the_paper(rng: np.random.Generator, ours: dict, papers: dict) -> None:
-    """ "x_{t+1} = x_t - eta_t phi(|x_t|) / |m_t| m_t" """
+def test_steps_follow_the_reference(rng: np.random.Generator, ours: dict, papers: dict) -> None:
+    """Tests x_{t+1} = x_t - eta_t phi(|x_t|) / |m_t| m_t."""
     params, grads = problem(rng)
     trajectory = train_in_float64(lambda: lars_ema(schedule, **ours), params, grads)
     assert_same_path(
@@ -53,8 +53,8 @@ def test_every_step_of_a_layer_is_the_learning_rate_times_phi_of_its_norm(
             np.testing.assert_allclose(moved, schedule(step) * phi, rtol=1e-11)
 
 
-def test_ratio_bounds(rng: np.random.Generator) -> None:
-    """With a trust ratio of 1, a step is the average itself."""
+def test_ratio_bounds_of_1_turn_layer_adaptation_off(rng: np.random.Generator) -> None:
+    """With a trust ratio of 1, the direction is the averaged gradient."""
     params, grads = problem(rng)
     trajectory = train_in_float64(
         lambda: lars_ema(schedule, ratio_bounds=(1.0, 1.0)), params, grads
@@ -63,7 +63,7 @@ def test_ratio_bounds(rng: np.random.Generator) -> None:
     assert_same_path(trajectory, expected)
 
 
-def test_layers_inside_an_array(rng: np.random.Generator) -> None:
+def test_layers_in_one_array_train_like_separate_arrays(rng: np.random.Generator) -> None:
     assert_stacked_layers_train_as_separate_arrays(
         lambda **layers: lars_ema(0.1, weight_decay=0.01, **layers), rng
     )

@@ -36,8 +36,10 @@ def _heavy_ball() -> Callable[[str, np.ndarray, int], np.ndarray]:
     ],
 )
 @pytest.mark.parametrize("base", ["sgd", "heavy ball"])
-def test_the_strategy(rng: np.random.Generator, base: str, ours: dict, papers: dict) -> None:
-    """ "x_{t+1} = x_t - eta_t phi(|x_t|) / |u_t| u_t" """
+def test_steps_follow_the_reference(
+    rng: np.random.Generator, base: str, ours: dict, papers: dict
+) -> None:
+    """Tests x_{t+1} = x_t - eta_t phi(|x_t|) / |u_t| u_t."""
     params, grads = problem(rng)
     tx, direction = {
         "sgd": (optax.identity(), lambda name, g, t: g),
@@ -50,7 +52,7 @@ def test_the_strategy(rng: np.random.Generator, base: str, ours: dict, papers: d
     assert_same_path(trajectory, expected)
 
 
-def test_around_adam_it_is_lamb_without_decay(rng: np.random.Generator) -> None:
+def test_with_adam_it_equals_lamb_without_decay(rng: np.random.Generator) -> None:
     params, grads = problem(rng)
     assert_same_path(
         train_in_float64(
@@ -66,7 +68,7 @@ def test_around_adam_it_is_lamb_without_decay(rng: np.random.Generator) -> None:
     )
 
 
-def test_around_an_average_it_is_lars_ema_without_decay(rng: np.random.Generator) -> None:
+def test_with_a_moving_average_it_equals_lars_ema_without_decay(rng: np.random.Generator) -> None:
     params, grads = problem(rng)
     assert_same_path(
         train_in_float64(
@@ -76,14 +78,14 @@ def test_around_an_average_it_is_lars_ema_without_decay(rng: np.random.Generator
     )
 
 
-def test_layers_inside_an_array(rng: np.random.Generator) -> None:
+def test_layers_in_one_array_train_like_separate_arrays(rng: np.random.Generator) -> None:
     assert_stacked_layers_train_as_separate_arrays(
         lambda **layers: layerwise_adaptive(scale_by_adam(), 0.1, **layers), rng
     )
 
 
-def test_the_base_is_a_direction_not_an_optimizer() -> None:
-    """The updates of an optimizer point downhill already, so that the steps would go uphill."""
+def test_an_optimizer_as_base_raises() -> None:
+    """The updates of an optimizer point downhill; negated once more, they would go uphill."""
     with pytest.raises(ValueError, match="base must be a direction"):
         layerwise_adaptive(adam(0.1), 0.1).init({"x": jnp.ones(2)})
     with pytest.raises(TypeError, match="base must be"):

@@ -14,9 +14,9 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def _tables(rng: np.random.Generator) -> tuple[Arrays, list[dict[str, np.ndarray | Pair]]]:
-    """Returns gradients of tables with repeated ids, padding (6), and in some steps no id at all.
+    """Returns tables and gradients with repeated ids, padding (id 6) and steps without ids.
 
-    Row 5 has its first gradient in the seventh step.
+    Row 5 has its first gradient in step 7.
     """
     params = {k: rng.normal(size=s) for k, s in SHAPES.items()}
     ids = [
@@ -46,7 +46,7 @@ def _sparse(g: dict[str, np.ndarray | Pair]) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("arguments", [{}, {"b1": 0.7, "b2": 0.8, "eps": 1e-3}])
-def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
+def test_steps_follow_the_reference(rng: np.random.Generator, arguments: dict) -> None:
     params, grads = _tables(rng)
     with jax.enable_x64(True):
         sparse = [_sparse(g) for g in grads]
@@ -56,10 +56,10 @@ def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
     )
 
 
-def test_where_every_row_has_a_gradient_it_is_adam(rng: np.random.Generator) -> None:
+def test_lazy_adam_equals_adam_if_every_row_has_a_gradient(rng: np.random.Generator) -> None:
     params, _ = _tables(rng)
     dense = [{k: rng.normal(size=s) for k, s in SHAPES.items()} for _ in range(10)]
-    # Every row occurs twice, in any order, and the two halves sum to the gradient.
+    # Every row occurs twice, in random order, each time with half of its gradient.
     with jax.enable_x64(True):
         sparse = []
         for g in dense:
@@ -72,7 +72,7 @@ def test_where_every_row_has_a_gradient_it_is_adam(rng: np.random.Generator) -> 
         assert_same_path(trajectory, expected)
 
 
-def test_with_dense_gradients_it_is_adam(rng: np.random.Generator) -> None:
+def test_lazy_adam_equals_adam_for_dense_gradients(rng: np.random.Generator) -> None:
     params, grads = problem(rng)
     assert_same_path(
         *(train_in_float64(lambda f=f: f(schedule), params, grads) for f in (lazy_adam, adam))
@@ -98,7 +98,7 @@ def test_rows_without_a_gradient_keep_every_bit(rng: np.random.Generator) -> Non
 
 
 def test_state_and_updates_keep_their_structure() -> None:
-    """A step can thus run in a scan, and a table is not made dense on the way."""
+    """The step can run in a scan, and the updates of a table remain sparse."""
     params = {"table": jnp.ones((1000, 2))}
     tx = lazy_adam(0.1)
     state = tx.init(params)

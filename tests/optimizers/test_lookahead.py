@@ -23,7 +23,7 @@ def _sgd(x: Arrays, g: Arrays, t: int) -> Arrays:
 
 
 def _adam() -> Callable[[Arrays, Arrays, int], Arrays]:
-    """Adam in NumPy, whose moments a synchronization does not change."""
+    """Returns a NumPy step of Adam that keeps its moments at a synchronization."""
     m: Arrays = {}
     v: Arrays = {}
 
@@ -47,8 +47,8 @@ def _adam() -> Callable[[Arrays, Arrays, int], Arrays]:
     ],
 )
 @pytest.mark.parametrize("base", ["sgd", "adam"])
-def test_the_algorithm(rng: np.random.Generator, base: str, arguments: dict) -> None:
-    """Slow weights start as the parameters; after updates k, 2k, ... fast weights equal them."""
+def test_steps_follow_the_reference(rng: np.random.Generator, base: str, arguments: dict) -> None:
+    """Slow weights start at the parameters; fast weights equal them after steps k, 2k, ..."""
     params, grads = problem(rng, steps=13)
     inner = {"sgd": lambda: sgd(schedule), "adam": lambda: adam(schedule, 0.9, 0.99, 1e-3)}[base]
     trajectory = train_in_float64(lambda: lookahead(inner(), **arguments), params, grads)
@@ -58,7 +58,7 @@ def test_the_algorithm(rng: np.random.Generator, base: str, arguments: dict) -> 
     assert_same_path(trajectory, expected)
 
 
-def test_with_period_1_and_step_size_1_it_is_the_inner_optimizer(rng: np.random.Generator) -> None:
+def test_period_1_and_step_size_1_give_the_inner_optimizer(rng: np.random.Generator) -> None:
     params, grads = problem(rng)
     assert_same_path(
         train_in_float64(lambda: lookahead(adam(schedule), 1, 1.0), params, grads),
@@ -66,7 +66,9 @@ def test_with_period_1_and_step_size_1_it_is_the_inner_optimizer(rng: np.random.
     )
 
 
-def test_between_synchronizations_it_is_the_inner_optimizer(rng: np.random.Generator) -> None:
+def test_steps_between_synchronizations_are_those_of_the_inner_optimizer(
+    rng: np.random.Generator,
+) -> None:
     params, grads = problem(rng)
     fast = train_in_float64(lambda: adam(schedule), params, grads)
     trajectory = train_in_float64(lambda: lookahead(adam(schedule), 4, 0.5), params, grads)
@@ -75,8 +77,8 @@ def test_between_synchronizations_it_is_the_inner_optimizer(rng: np.random.Gener
     assert_same_path(trajectory[3:4], [halfway])
 
 
-def test_in_a_chain(rng: np.random.Generator) -> None:
-    """The pieces before it are part of the inner optimizer."""
+def test_lookahead_may_be_the_last_piece_of_a_chain(rng: np.random.Generator) -> None:
+    """Pieces in front of Lookahead act like pieces inside it."""
     params, grads = problem(rng)
     outside = train_in_float64(
         lambda: optax.chain(optax.clip(0.1), lookahead(adam(schedule), 3)), params, grads
@@ -87,7 +89,7 @@ def test_in_a_chain(rng: np.random.Generator) -> None:
     assert_same_path(outside, inside)
 
 
-def test_under_accumulation_it_counts_updates_not_micro_batches(rng: np.random.Generator) -> None:
+def test_synchronizations_count_steps_not_micro_batches(rng: np.random.Generator) -> None:
     params, grads = problem(rng, steps=8)
     accumulated = train_in_float64(
         lambda: optax.MultiSteps(
@@ -101,14 +103,14 @@ def test_under_accumulation_it_counts_updates_not_micro_batches(rng: np.random.G
         for pair in zip(grads[::2], grads[1::2], strict=True)
     ]
     plain = train_in_float64(lambda: lookahead(sgd(schedule), 2), params, means)
-    # optax weighs the micro-batches with numbers in float32.
+    # optax averages the micro-batches with float32 weights.
     assert_same_path(accumulated[1::2], plain, rtol=1e-6, atol=1e-6)
     for between, after in zip(accumulated[::2], [params, *accumulated[1:-1:2]], strict=True):
         jax.tree.map(np.testing.assert_array_equal, between, after)
 
 
 def test_the_slow_weights_are_a_copy() -> None:
-    """Otherwise a donated step would donate one buffer twice, or overwrite the parameters."""
+    """Otherwise a donated step would donate one buffer twice or overwrite the parameters."""
     tx = lookahead(sgd(0.1), 2)
     params = {"x": jnp.arange(4.0)}
     state = tx.init(params)
@@ -120,14 +122,14 @@ def test_the_slow_weights_are_a_copy() -> None:
     donated = jax.jit(step, donate_argnums=(0, 1))
     for _ in range(4):
         params, state = donated(params, state)
-    # Two pairs of steps of 0.1, and half of each pair is kept.
+    # Two synchronizations, each of which keeps half of two steps of 0.1.
     np.testing.assert_allclose(params["x"], np.arange(4) - 0.2, rtol=1e-6, atol=1e-6)
 
 
 def test_the_slow_weights_are_not_rounded_to_bfloat16() -> None:
-    """Slow steps too small for bfloat16 add up in slow weights of float32.
+    """Slow steps that bfloat16 would lose add up in float32 slow weights.
 
-    Below 1 bfloat16 steps by 2^-8. A fast step of 2^-7 moves the slow weights by 2^-10.
+    The gap between bfloat16 numbers below 1 is 2^-8; each step moves the slow weights by 2^-10.
     """
     tx = lookahead(sgd(1.0), 1, 0.125)
     gradients = [{"x": jnp.full(1, 2.0**-7, jnp.float32)}] * 64
@@ -138,7 +140,7 @@ def test_the_slow_weights_are_not_rounded_to_bfloat16() -> None:
 @pytest.mark.parametrize(
     "arguments", [{"sync_period": 0}, {"slow_step_size": -0.1}, {"slow_step_size": 1.5}]
 )
-def test_ranges(arguments: dict) -> None:
+def test_arguments_out_of_range_raise(arguments: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         lookahead(sgd(0.1), **arguments)
 
@@ -146,12 +148,12 @@ def test_ranges(arguments: dict) -> None:
 def test_extra_arguments_reach_the_inner_optimizer() -> None:
     tx = lookahead(optax.polyak_sgd(max_learning_rate=10.0), 2)
     params = {"x": jnp.asarray([3.0, 4.0])}
-    # |x|^2 / 2 has its Polyak step at value / |g|^2 = 1/2.
+    # The Polyak step size of |x|^2 / 2 is value / |g|^2 = 1/2.
     updates, _ = tx.update(params, tx.init(params), params, value=12.5)
     np.testing.assert_allclose(updates["x"], [-1.5, -2.0], rtol=1e-6)
 
 
-def test_it_needs_an_inner_optimizer_and_parameters() -> None:
+def test_a_missing_inner_optimizer_or_missing_parameters_raise() -> None:
     params = {"x": jnp.ones(2)}
     tx = lookahead(sgd(0.1))
     with pytest.raises(ValueError, match="lookahead needs the parameters"):

@@ -7,7 +7,7 @@ from tests.reference import momentum as reference
 
 
 @pytest.mark.parametrize("arguments", [{}, {"momentum": 0.7}, {"momentum": 0.7, "ema": True}])
-def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
+def test_steps_follow_the_reference(rng: np.random.Generator, arguments: dict) -> None:
     params, grads = problem(rng)
     trajectory = train_in_float64(lambda: momentum(schedule, **arguments), params, grads)
     assert_same_path(
@@ -24,7 +24,7 @@ def test_the_two_forms_differ_by_a_factor_of_the_learning_rate(rng: np.random.Ge
     assert_same_path(average, heavy_ball)
 
 
-def test_the_heavy_ball_is_sgd_with_momentum(rng: np.random.Generator) -> None:
+def test_the_heavy_ball_equals_sgd_with_momentum(rng: np.random.Generator) -> None:
     params, grads = problem(rng)
     assert_same_path(
         train_in_float64(lambda: momentum(schedule, 0.8), params, grads),
@@ -33,7 +33,7 @@ def test_the_heavy_ball_is_sgd_with_momentum(rng: np.random.Generator) -> None:
 
 
 def test_the_learning_rate_is_applied_after_the_momentum() -> None:
-    """A rate that falls to 0 stops the ball at once, whatever its momentum."""
+    """A learning rate that drops to 0 stops the parameters at once, whatever the momentum."""
     gradients = [{"x": np.float32([1.0])}] * 4
     tx = momentum(lambda step: 1.0 - (step >= 2))
     trajectory = train(tx, {"x": np.float32([0.0])}, gradients)

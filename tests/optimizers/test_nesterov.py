@@ -10,7 +10,7 @@ from tests.reference import nesterov as reference
 
 
 @pytest.mark.parametrize("arguments", [{}, {"momentum": 0.7}])
-def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
+def test_steps_follow_the_reference(rng: np.random.Generator, arguments: dict) -> None:
     params, grads = problem(rng)
     trajectory = train_in_float64(lambda: nesterov(schedule, **arguments), params, grads)
     assert_same_path(
@@ -18,13 +18,10 @@ def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
     )
 
 
-def test_the_parameters_are_the_points_where_the_gradient_is_taken(
+def test_the_one_sequence_form_equals_the_two_sequences_of_sutskever(
     rng: np.random.Generator,
 ) -> None:
-    """Equations 3 and 4 of Sutskever et al. (2013) take the gradient at theta + mu v.
-
-    With x = theta + mu v the two sequences become one.
-    """
+    """Compares with equations 3 and 4 of Sutskever et al. (2013) by x = theta + mu v."""
     root = rng.normal(size=(4, 4))
     curvature = root @ root.T
     mu, rate = 0.9, 0.5 / np.linalg.eigvalsh(curvature)[-1]
@@ -38,11 +35,11 @@ def test_the_parameters_are_the_points_where_the_gradient_is_taken(
             theta = theta + v
             updates, state = tx.update(curvature @ x, state, x)
             x = optax.apply_updates(x, updates)
-            # Twenty float64 steps.
+            # The rounding of 20 float64 steps.
             np.testing.assert_allclose(x, theta + mu * v, rtol=1e-11, atol=1e-13)
 
 
-def test_it_is_sgd_with_nesterov(rng: np.random.Generator) -> None:
+def test_nesterov_equals_sgd_with_nesterov(rng: np.random.Generator) -> None:
     params, grads = problem(rng)
     assert_same_path(
         train_in_float64(lambda: nesterov(schedule, 0.8), params, grads),

@@ -25,13 +25,13 @@ from tests.reference import ranger as reference
         ),
     ],
 )
-def test_the_algorithm(rng: np.random.Generator, ours: dict, papers: dict) -> None:
+def test_steps_follow_the_reference(rng: np.random.Generator, ours: dict, papers: dict) -> None:
     params, grads = problem(rng, steps=13)
     trajectory = train_in_float64(lambda: ranger(schedule, **ours), params, grads)
     assert_same_path(trajectory, reference.ranger(params, grads, learning_rate=schedule, **papers))
 
 
-def test_without_decay_it_is_lookahead_around_radam(rng: np.random.Generator) -> None:
+def test_ranger_without_decay_equals_lookahead_around_radam(rng: np.random.Generator) -> None:
     params, grads = problem(rng, steps=13)
     assert_same_path(
         train_in_float64(lambda: ranger(schedule), params, grads),
@@ -41,10 +41,10 @@ def test_without_decay_it_is_lookahead_around_radam(rng: np.random.Generator) ->
     )
 
 
-def test_centralized_gradients_do_not_see_a_shift_of_an_output_feature(
+def test_centralization_removes_a_shift_of_each_output_feature(
     rng: np.random.Generator,
 ) -> None:
-    """The weights into an output feature keep their sum. A vector is not centralized."""
+    """Adding a number per output feature to the gradients of matrices changes nothing."""
     params, grads = problem(rng)
     shifts = {
         k: rng.normal(size=np.shape(x)[-1:]) if np.ndim(x) > 1 else 0.0 for k, x in params.items()
@@ -59,7 +59,7 @@ def test_centralized_gradients_do_not_see_a_shift_of_an_output_feature(
     plain = train_in_float64(lambda: ranger(schedule), params, grads)
     for name in ("bias", "scale"):
         np.testing.assert_allclose(trajectory[-1][name], plain[-1][name], rtol=1e-11)
-    # A step that is not rectified points along the averaged gradient.
+    # Steps that are not rectified keep the sum of the weights of each output feature.
     for name in ("kernel", "conv"):
         axes = tuple(range(params[name].ndim - 1))
         np.testing.assert_allclose(
@@ -68,7 +68,7 @@ def test_centralized_gradients_do_not_see_a_shift_of_an_output_feature(
 
 
 def test_the_decay_is_decoupled() -> None:
-    """Without a gradient the parameters shrink by learning_rate weight_decay a step."""
+    """Without a gradient, each step multiplies the parameters by 1 - learning_rate weight_decay."""
     params = {"x": np.asarray([1.0, -20.0])}
     trajectory = train_in_float64(
         lambda: ranger(0.1, weight_decay=0.5, sync_period=100), params, [{"x": np.zeros(2)}] * 8

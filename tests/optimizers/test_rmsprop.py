@@ -19,7 +19,7 @@ from tests.reference import rmsprop as reference
         {"initial_scale": 1.0, "momentum": 0.6, "centered": True, "nesterov": True},
     ],
 )
-def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
+def test_steps_follow_the_reference(rng: np.random.Generator, arguments: dict) -> None:
     params, grads = problem(rng)
     trajectory = train_in_float64(lambda: rmsprop(schedule, **arguments), params, grads)
     assert_same_path(
@@ -27,7 +27,7 @@ def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
     )
 
 
-def test_with_eps_outside_the_root_it_is_adam_without_b1_and_correction(
+def test_rmsprop_with_eps_outside_the_root_equals_uncorrected_adam_without_b1(
     rng: np.random.Generator,
 ) -> None:
     params, grads = problem(rng)
@@ -40,7 +40,7 @@ def test_with_eps_outside_the_root_it_is_adam_without_b1_and_correction(
 
 
 def test_the_learning_rate_is_inside_the_momentum() -> None:
-    """A rate that falls to 0 lets the momentum run out: 1, then 0.5, then 0.25 of a step."""
+    """After the learning rate drops to 0, the momentum decays: steps of 1, 0.5, 0.25."""
     gradients = [{"x": jnp.ones(1)}] * 3
     tx = rmsprop(lambda step: 1.0 * (step == 0), decay=0.0, momentum=0.5)
     trajectory = train(tx, {"x": jnp.zeros(1)}, gradients)
@@ -49,14 +49,16 @@ def test_the_learning_rate_is_inside_the_momentum() -> None:
 
 @pytest.mark.parametrize("eps_in_sqrt", [True, False])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1234.5])
-def test_centered_under_a_constant_gradient_makes_no_nan(size: float, eps_in_sqrt: bool) -> None:
-    """The variance tends to 0, and rounding in float32 makes it negative."""
+def test_centered_rmsprop_makes_no_nan_under_a_constant_gradient(
+    size: float, eps_in_sqrt: bool
+) -> None:
+    """The variance converges to 0, and float32 rounding would make it negative."""
     gradients = [{"x": jnp.asarray([size, 0.7 * size, 1.3 * size])}] * 200
     tx = rmsprop(1e-3, 0.9, eps_in_sqrt=eps_in_sqrt, centered=True)
     trajectory = train(tx, {"x": jnp.zeros(3)}, gradients)
     assert all(np.isfinite(x["x"]).all() for x in trajectory)
 
 
-def test_nesterov_needs_momentum() -> None:
+def test_nesterov_without_momentum_raises() -> None:
     with pytest.raises(ValueError, match="nesterov"):
         rmsprop(0.1, nesterov=True)

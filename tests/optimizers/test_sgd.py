@@ -17,14 +17,14 @@ from tests.reference import sgd as reference
         {"momentum": 0.8, "dampening": 0.3},
     ],
 )
-def test_the_algorithm(rng: np.random.Generator, arguments: dict) -> None:
+def test_steps_follow_the_reference(rng: np.random.Generator, arguments: dict) -> None:
     params, grads = problem(rng)
     trajectory = train_in_float64(lambda: sgd(schedule, **arguments), params, grads)
     assert_same_path(trajectory, reference.sgd(params, grads, learning_rate=schedule, **arguments))
 
 
-def test_without_momentum_it_is_gradient_descent() -> None:
-    """x^2 / 2 shrinks by 1 - learning_rate a step."""
+def test_sgd_without_momentum_is_gradient_descent() -> None:
+    """On x^2 / 2 each step multiplies x by 1 - learning_rate."""
     x = {"x": jnp.asarray([1.0, -3.0])}
     tx = sgd(0.25)
     state = tx.init(x)
@@ -36,7 +36,7 @@ def test_without_momentum_it_is_gradient_descent() -> None:
 
 
 def test_the_first_gradient_is_not_dampened() -> None:
-    """By the rule of torch, dampening = momentum turns a constant gradient into a constant step."""
+    """As in torch, dampening = momentum makes constant steps from a constant gradient."""
     gradients = [{"x": np.float32([2.0])}] * 5
     trajectory = train(sgd(0.5, 0.9, dampening=0.9), {"x": np.float32([0.0])}, gradients)
     np.testing.assert_allclose(
@@ -45,6 +45,6 @@ def test_the_first_gradient_is_not_dampened() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{}, {"momentum": 0.9, "dampening": 0.1}])
-def test_nesterov_needs_momentum_without_dampening(arguments: dict) -> None:
+def test_nesterov_with_dampening_or_without_momentum_raises(arguments: dict) -> None:
     with pytest.raises(ValueError, match="nesterov"):
         sgd(0.1, nesterov=True, **arguments)

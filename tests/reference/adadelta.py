@@ -1,6 +1,6 @@
 """AdaDelta in float64 NumPy, following Algorithm 1 of arXiv 1212.5701.
 
-The paper has no learning rate: it is 1 there, and does not enter the average of the updates.
+The learning rate, which the paper does not have, does not enter the average of the updates.
 """
 
 from collections.abc import Callable, Iterable

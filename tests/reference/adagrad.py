@@ -1,6 +1,6 @@
 """AdaGrad with a diagonal matrix (Duchi et al., JMLR 12, 2011) in float64 NumPy.
 
-The paper adds delta to the root; here eps is added under the root, as in the code in use.
+The paper adds delta to the square root. Like common code, this file adds eps under the root.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,7 +1,7 @@
 """AdamW in float64 NumPy, following Algorithm 2 of arXiv 1711.05101.
 
-The paper multiplies the decay only by its schedule multiplier eta; here the decay is multiplied by
-the learning rate, as in the code in use.
+The paper multiplies the decay by its schedule multiplier eta. Like common code, this file
+multiplies it by the learning rate.
 """
 
 from collections.abc import Callable, Collection, Iterable

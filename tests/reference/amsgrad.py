@@ -1,7 +1,7 @@
 """AMSGrad in float64 NumPy, following Algorithm 2 of arXiv 1904.09237.
 
-The paper has no bias correction. With it, the maximum is taken of the uncorrected second moments
-and corrected afterwards, as in torch.optim.Adam(amsgrad=True).
+The paper has no bias correction. Like torch.optim.Adam(amsgrad=True), this file takes the maximum
+of the uncorrected second moments and corrects it afterwards.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,5 +1,6 @@
-"""BERT's Adam in float64 NumPy: AdamWeightDecayOptimizer of google-research/bert, which has no
-bias correction and adds the decay to the direction.
+"""BERT's Adam in float64 NumPy, following AdamWeightDecayOptimizer of google-research/bert.
+
+It has no bias correction and adds the decay to the direction.
 """
 
 from collections.abc import Callable, Collection, Iterable

@@ -22,7 +22,7 @@ def layerwise_adaptive(
     """Returns the parameters after each step.
 
     Args:
-      base: the paper's A: name of the layer, its gradient, t = 1, 2, ... -> its direction u.
+      base: The base algorithm A: (name of a layer, its gradient, t = 1, 2, ...) -> direction u.
     """
     x = {name: value.astype(np.float64) for name, value in params.items()}
     trajectory = []

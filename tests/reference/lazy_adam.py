@@ -1,6 +1,6 @@
-"""LazyAdam in float64 NumPy: Adam (arXiv 1412.6980) on only the rows with a gradient.
+"""LazyAdam in float64 NumPy: Adam (arXiv 1412.6980) on the rows that have a gradient.
 
-The gradient of a table is a pair (ids, rows): rows with the same id are summed, and an id equal to
+The gradient of a table is a pair (ids, rows). Rows with the same id are summed, and an id equal to
 the number of rows of the table is padding. The bias correction counts all steps.
 """
 

@@ -18,7 +18,7 @@ def lookahead(
     """Returns the fast weights after each step.
 
     Args:
-      inner: the paper's A: the fast weights, their gradients, t = 1, 2, ... -> new fast weights.
+      inner: The inner optimizer A: (fast weights, gradients, t = 1, 2, ...) -> fast weights.
     """
     fast = {name: value.astype(np.float64) for name, value in params.items()}
     slow = {name: value.copy() for name, value in fast.items()}

@@ -1,7 +1,7 @@
 """RAdam in float64 NumPy, following Algorithm 2 of arXiv 1908.03265.
 
-The paper rectifies where rho > 4 and has no eps; here the threshold is an argument, and eps is
-added to the corrected root.
+The paper rectifies if rho > 4 and has no eps. Here the threshold is an argument, and eps is added
+to the corrected square root.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,7 +1,7 @@
 """RMSprop (Tieleman and Hinton, lecture 6.5, 2012) in float64 NumPy.
 
-The centered form is equations 38 to 45 of arXiv 1308.0850. The learning rate is inside the
-momentum, as in these equations.
+The centered form follows equations 38 to 45 of arXiv 1308.0850, which apply the learning rate
+inside the momentum.
 """
 
 from collections.abc import Callable, Iterable

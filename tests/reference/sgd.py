@@ -1,6 +1,6 @@
-"""Stochastic gradient descent with momentum in float64 NumPy, by the rule of torch.optim.SGD.
+"""Stochastic gradient descent with momentum in float64 NumPy, following torch.optim.SGD.
 
-The first gradient enters the momentum without dampening, which starts with the second gradient.
+Dampening starts with the second gradient.
 """
 
 from collections.abc import Callable, Iterable

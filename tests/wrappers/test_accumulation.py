@@ -13,7 +13,7 @@ from flax import nnx, serialization
 from optim_zoo import clip_by_global_norm, guards, lamb, metrics, precision, sgd
 from optim_zoo.wrappers.accumulation import accumulate, has_updated
 
-# SGD as well as LAMB: a trust ratio would hide a mean of the wrong scale.
+# SGD as well as LAMB, because a trust ratio would hide a mean of the wrong scale.
 OPTIMIZERS = {"sgd": lambda: sgd(0.1), "lamb": lambda: lamb(0.1, weight_decay=0.1)}
 each_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
@@ -55,16 +55,16 @@ def _mean(gradients: list[Any], weights: list[float]) -> Any:
 
 
 def _assert_close(actual: Any, expected: Any) -> None:
-    """Compares float32 sums in another order: they differ by 1e-7, more after LAMB's quotients."""
+    """Allows the 1e-7 by which float32 sums in another order differ, and more for LAMB's ratios."""
     for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=3e-6, atol=1e-7)
 
 
 @each_optimizer
-def test_the_weighted_mean_is_the_whole_batch(
+def test_the_weighted_mean_equals_the_gradient_of_the_whole_batch(
     rng: np.random.Generator, params: Any, make: Any
 ) -> None:
-    """The weights are so uneven, as with masked tokens, that the mean of means is far off."""
+    """The weights are uneven, as with masked tokens, so that the mean of means is far off."""
     gradients, weights = _gradients(rng, params, 6), [1.0, 20.0, 3.0, 100.0, 1.0, 7.0]
     micro = [(g, {"weight": w}) for g, w in zip(gradients, weights, strict=True)]
     trained, state = _run(accumulate(make(), 3), params, micro)
@@ -73,11 +73,11 @@ def test_the_weighted_mean_is_the_whole_batch(
     _assert_close((trained, state.inner), (expected, inner))
     unweighted, _ = _run(accumulate(make(), 3), params, [(g, {}) for g in gradients])
     difference = np.abs(np.asarray(unweighted["a"] - expected["a"])).max()
-    assert difference > 0.01  # The weights matter.
+    assert difference > 0.01  # the weights matter
 
 
-def test_the_mean_of_a_loss_over_masked_tokens(rng: np.random.Generator) -> None:
-    """Each micro-batch has the gradient of its own mean, and its number of tokens as weight."""
+def test_token_counts_as_weights_give_the_mean_over_masked_tokens(rng: np.random.Generator) -> None:
+    """The weight of each micro-batch is its number of tokens."""
     x = jnp.asarray(rng.normal(size=(12, 3)), "float32")
     mask = jnp.asarray(rng.random(12) < 0.3, "float32").at[0].set(1).at[4].set(1).at[8].set(1)
 
@@ -94,7 +94,9 @@ def test_the_mean_of_a_loss_over_masked_tokens(rng: np.random.Generator) -> None
 
 
 @each_optimizer
-def test_between_steps_nothing_changes(rng: np.random.Generator, params: Any, make: Any) -> None:
+def test_parameters_and_state_are_unchanged_between_steps(
+    rng: np.random.Generator, params: Any, make: Any
+) -> None:
     tx = accumulate(make(), 3)
     state = tx.init(params)
     for gradients in _gradients(rng, params, 2):
@@ -105,14 +107,14 @@ def test_between_steps_nothing_changes(rng: np.random.Generator, params: Any, ma
             jax.tree.leaves((params, state.inner)),
             strict=True,
         ):
-            assert np.asarray(x).tobytes() == np.asarray(y).tobytes()  # also -0.0
+            assert np.asarray(x).tobytes() == np.asarray(y).tobytes()  # includes -0.0
         state = after
     assert (state.micro_batches, state.steps) == (2, 0)
 
 
 @each_optimizer
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_micro_batch_that_is_not_finite_is_left_out(
+def test_a_nonfinite_micro_batch_is_left_out(
     rng: np.random.Generator, params: Any, make: Any, bad: float
 ) -> None:
     a, b, c, d = _gradients(rng, params, 4)
@@ -124,7 +126,7 @@ def test_a_micro_batch_that_is_not_finite_is_left_out(
     _assert_close(trained, expected)
     assert (state.skipped_micro_batches.total, state.steps) == (1, 2)
     assert metrics.read(state)["skipped_micro_batches"] == 1
-    # A micro-batch whose weight is not finite is left out too.
+    # A micro-batch whose weight is not finite is also left out.
     trained, _ = _run(
         accumulate(make(), 3), params, [(a, weights[0]), (b, {"weight": bad}), (c, weights[2])]
     )
@@ -132,7 +134,7 @@ def test_a_micro_batch_that_is_not_finite_is_left_out(
 
 
 @each_optimizer
-def test_without_a_finite_micro_batch_there_is_no_step(
+def test_a_step_without_a_finite_micro_batch_is_skipped(
     rng: np.random.Generator, params: Any, make: Any
 ) -> None:
     (good,) = _gradients(rng, params, 1)
@@ -145,7 +147,7 @@ def test_without_a_finite_micro_batch_there_is_no_step(
 
 
 def test_too_many_skipped_steps_raise(params: Any) -> None:
-    """A guard inside does not see them."""
+    """The steps are counted by `accumulate`, because a guard inside does not see them."""
     broken = (jax.tree.map(lambda x: x * jnp.nan, params), {})
     tx = accumulate(guards.skip_nonfinite(sgd(0.1)), 2, max_consecutive=2)
     guards.check(_run(tx, params, [broken] * 3)[1])
@@ -160,14 +162,16 @@ def test_a_step_whose_weights_are_zero_is_skipped(rng: np.random.Generator, para
     jax.tree.map(np.testing.assert_array_equal, trained, params)
 
 
-def test_unchecked_gradients_are_added(rng: np.random.Generator, params: Any) -> None:
+def test_nonfinite_gradients_are_added_without_skip_nonfinite(
+    rng: np.random.Generator, params: Any
+) -> None:
     (good,) = _gradients(rng, params, 1)
     broken = {**good, "a": good["a"] * jnp.nan}
     tx = accumulate(sgd(0.1), 2, skip_nonfinite=False)
     trained, state = _run(tx, params, [(broken, {}), (good, {})])
     assert np.isnan(trained["a"]).all()
     assert np.isfinite(trained["b"]).all()
-    # The sums are those of the last step, and a NaN in them does not reach the next one.
+    # The sums of the last step are still in the state; a NaN in them must not reach the next step.
     updates, _ = tx.update(good, tx.update(good, state, params)[1], params)
     assert np.isfinite(updates["a"]).all()
 
@@ -183,7 +187,7 @@ def test_every_may_be_a_schedule_of_the_step(rng: np.random.Generator, params: A
 
 
 def _primitives(jaxpr: Any) -> list[str]:
-    """Returns the primitives of a jaxpr and all it calls, without the branches of a cond."""
+    """Returns the primitives of a jaxpr and of what it calls, except in the branches of a cond."""
     names = []
     for eqn in jaxpr.eqns:
         names.append(eqn.primitive.name)
@@ -194,8 +198,8 @@ def _primitives(jaxpr: Any) -> list[str]:
     return names
 
 
-def test_the_inner_transformation_is_in_one_branch_of_one_cond(params: Any) -> None:
-    """The inner transformation computes a tangent, which is found nowhere else."""
+def test_the_inner_transformation_runs_in_one_branch_of_one_cond(params: Any) -> None:
+    """The inner transformation computes a tangent, which nothing else does."""
     inner = optax.stateless(lambda updates, _: jax.tree.map(jnp.tan, updates))
     tx = accumulate(inner, 4)
     jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params).jaxpr
@@ -210,7 +214,7 @@ def test_the_inner_transformation_is_in_one_branch_of_one_cond(params: Any) -> N
 
 
 def test_no_copy_of_the_state_is_made() -> None:
-    """The temporaries are the updates, and the directions of one or two leaves."""
+    """The only temporaries are the updates and the directions of one or two leaves."""
     tx = accumulate(lamb(0.1, weight_decay=0.1), 4)
     params = {f"layer_{i}": jnp.zeros((256, 256)) for i in range(8)}
 
@@ -225,7 +229,7 @@ def test_no_copy_of_the_state_is_made() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_low_precision_is_summed_and_passed_on_in_float32(dtype: str) -> None:
+def test_low_precision_gradients_are_summed_in_float32(dtype: str) -> None:
     seen = []
 
     def remember(updates: Any, _: Any) -> Any:
@@ -238,7 +242,7 @@ def test_low_precision_is_summed_and_passed_on_in_float32(dtype: str) -> None:
     for g in (1.0, 2**-9, 2**-9):
         updates, state = tx.update({"a": jnp.full(4, g, dtype)}, state, params)
     assert set(seen) == {jnp.dtype("float32")}
-    # A sum in bfloat16 would lose the small gradients; a third is rounded in float32.
+    # A sum in bfloat16 would lose the small gradients. 1/3 is rounded in float32.
     np.testing.assert_allclose(updates["a"], (1 + 2**-8) / 3, rtol=1e-6)
 
 
@@ -273,7 +277,7 @@ TYPES = {"all": ("bfloat16", "bfloat16"), "mixed": ("float16", "float32")}
 @pytest.mark.parametrize("kinds", TYPES)
 @pytest.mark.parametrize("name", OPTAX)
 def test_every_transformation_of_optax_runs_in_low_precision(name: str, kinds: str) -> None:
-    """Its state keeps the dtypes of ``init``, as ``lax.scan`` and donation need it."""
+    """The state keeps the dtypes of ``init``, which ``lax.scan`` and donation require."""
     params = {
         key: jax.ShapeDtypeStruct(shape, dtype)
         for key, shape, dtype in zip("ab", ((4, 3), (3,)), TYPES[kinds], strict=True)
@@ -293,14 +297,14 @@ def test_every_transformation_of_optax_runs_in_low_precision(name: str, kinds: s
 def test_the_arithmetic_is_float32_and_the_state_is_rounded(
     rng: np.random.Generator, name: str
 ) -> None:
-    """A step from a state of zeros is exact: it is that of float32 parameters."""
+    """The first step equals that of float32 parameters, because zeros are exact in bfloat16."""
     (gradients,) = _gradients(rng, {"a": jnp.ones((3, 4))}, 1)
     wide = {"a": jnp.asarray(rng.normal(size=(3, 4)), "bfloat16").astype("float32")}
     low = jax.tree.map(lambda x: x.astype("bfloat16"), wide)
     inner, tx = OPTAX[name](), accumulate(OPTAX[name](), 1)
     expected, expected_state = inner.update(gradients, inner.init(wide), wide)
     updates, state = jax.jit(tx.update)(gradients, tx.init(low), low)
-    # One program is compiled and the other is not, which rounds differently.
+    # Only one of the programs is compiled, which changes the rounding.
     np.testing.assert_allclose(updates["a"], expected["a"], rtol=1e-5)
     found = list(zip(*map(jax.tree.leaves, (state.inner, expected_state)), strict=True))
     assert any(x.dtype == "bfloat16" for x, _ in found)
@@ -329,7 +333,7 @@ CHOSEN: dict[str, Callable[[], optax.GradientTransformation]] = {
 def test_wrappers_that_choose_a_precision_make_the_same_steps(
     rng: np.random.Generator, name: str
 ) -> None:
-    """They must receive the parameters in low precision, or they would not round them."""
+    """These wrappers must receive low-precision parameters, or they would not round them."""
     params = {"a": jnp.asarray(rng.normal(size=(3, 4)), "bfloat16")}
     steps = [(g, {}) for g in _gradients(rng, params, 3)]
     trained, state = _run(accumulate(CHOSEN[name](), 1), params, steps)
@@ -337,14 +341,14 @@ def test_wrappers_that_choose_a_precision_make_the_same_steps(
     assert trained["a"].dtype == "bfloat16"
     pairs = zip(*map(jax.tree.leaves, ((trained, state.inner), (expected, inner))), strict=True)
     for x, y in pairs:
-        # The mean of one gradient is that gradient. XLA fuses the two programs differently, and a
-        # bfloat16 number may be rounded to its neighbour.
+        # XLA fuses the two programs differently, so that a bfloat16 number may be rounded to its
+        # neighbour.
         rtol = 2**-8 if x.dtype == "bfloat16" else 1e-5
         np.testing.assert_allclose(np.float64(x), np.float64(y), rtol=rtol)
 
 
 @pytest.mark.parametrize("changed", ["shape", "structure", "kind"])
-def test_a_state_that_cannot_be_kept_is_one_sentence(changed: str) -> None:
+def test_a_state_that_changes_its_types_raises(changed: str) -> None:
     after = {"shape": jnp.ones(3), "structure": (jnp.ones(2),), "kind": jnp.ones(2, int)}
     inner = optax.GradientTransformation(
         lambda params: jnp.ones(2), lambda g, state, params=None: (g, after[changed])
@@ -355,7 +359,7 @@ def test_a_state_that_cannot_be_kept_is_one_sentence(changed: str) -> None:
         jax.jit(tx.update)(params, tx.init(params), params)
 
 
-# When a step was made.
+# has_updated.
 
 
 @pytest.mark.parametrize("every", [1, 3])
@@ -387,7 +391,7 @@ def test_a_skipped_step_has_not_updated(params: Any) -> None:
         assert has_updated(state)
 
 
-def test_has_updated_reads_any_container(params: Any) -> None:
+def test_has_updated_accepts_states_in_other_containers(params: Any) -> None:
     tx = optax.chain(clip_by_global_norm(1.0), accumulate(guards.skip_nonfinite(sgd(0.1)), 1))
     _, state = tx.update(params, tx.init(params), params)
     assert has_updated(state)
@@ -409,10 +413,10 @@ def test_has_updated_reads_any_container(params: Any) -> None:
 
 
 @each_optimizer
-def test_padding_at_the_end_of_an_epoch_has_weight_zero(
+def test_padding_with_weight_zero_does_not_change_the_step(
     rng: np.random.Generator, params: Any, make: Any
 ) -> None:
-    """Two of three micro-batches are real, and the gradient of an empty one is 0 / 0."""
+    """The third micro-batch is padding, and the gradient of an empty one is 0 / 0."""
     a, b, c = _gradients(rng, params, 3)
     empty = jax.tree.map(lambda x: x * jnp.nan, params)
     expected, inner = _run(make(), params, [(_mean([a, b], [2.0, 3.0]), {})])
@@ -424,8 +428,8 @@ def test_padding_at_the_end_of_an_epoch_has_weight_zero(
         assert metrics.read(state)["skipped_steps"] == 0
 
 
-def test_in_a_scan_around_clipping_with_metrics(rng: np.random.Generator, params: Any) -> None:
-    """Clipping inside sees the mean; outside, it would see micro-batches."""
+def test_clipping_inside_accumulation_in_a_scan(rng: np.random.Generator, params: Any) -> None:
+    """Clipping inside `accumulate` sees the mean gradient instead of the micro-batches."""
     tx = accumulate(optax.chain(clip_by_global_norm(0.5), lamb(0.1)), 2)
     gradients = _gradients(rng, params, 4)
 
@@ -447,8 +451,8 @@ def test_in_a_scan_around_clipping_with_metrics(rng: np.random.Generator, params
     np.testing.assert_allclose(norms, [0, first, first, second], rtol=1e-6)
 
 
-def test_a_loss_is_averaged_and_one_that_is_not_finite_leaves_its_batch_out(params: Any) -> None:
-    """Otherwise a guard inside would judge a step by the loss of its last micro-batch."""
+def test_the_loss_is_averaged_over_the_finite_micro_batches(params: Any) -> None:
+    """Otherwise a guard inside would use only the loss of the last micro-batch."""
     seen = []
 
     def update(updates: Any, state: Any, params: Any = None, *, value: Any, **_: Any) -> Any:
@@ -485,7 +489,7 @@ def test_float64_gradients_of_float32_parameters_are_summed_in_float32() -> None
 
 
 def test_a_weight_that_differs_between_devices_is_refused() -> None:
-    """Each device would have sums, and make steps, of its own. The types show it."""
+    """Otherwise devices would make different steps; the types of shard_map reveal it."""
     tx = accumulate(sgd(0.1), 1)
 
     def step(x: jax.Array, weight: jax.Array) -> Any:
@@ -498,7 +502,7 @@ def test_a_weight_that_differs_between_devices_is_refused() -> None:
         jax.jit(mapped)(jnp.ones(3), weights)
 
 
-def test_errors(params: Any) -> None:
+def test_invalid_arguments_raise(params: Any) -> None:
     with pytest.raises(ValueError, match=r"weight must be one number, got .* shape \(1,\)"):
         one = accumulate(sgd(0.1), 2)
         one.update(params, one.init(params), params, weight=jnp.ones(1))

@@ -1,4 +1,4 @@
-"""Tests decisions under every transformation of JAX, and how each platform guards a step."""
+"""Tests decisions under every JAX transformation, and how guards compile on each platform."""
 
 import re
 from collections.abc import Callable
@@ -59,12 +59,12 @@ EVERYWHERE: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("how", EVERYWHERE)
-def test_a_decision_under_every_transformation(how: str, x64: bool) -> None:
+def test_decisions_are_correct_under_every_transformation(how: str, x64: bool) -> None:
     with jax.enable_x64(x64):
         np.testing.assert_array_equal(EVERYWHERE[how](X), GO)
 
 
-def test_a_decision_can_be_differentiated_around() -> None:
+def test_code_around_a_decision_can_be_differentiated() -> None:
     def choose(x: jax.Array) -> jax.Array:
         return jnp.where(_decided(x), 3 * x, 0.0)
 
@@ -76,15 +76,15 @@ PARAMS = {name: jnp.ones((8, 8)) for name in "abc"}
 
 
 def _branches(tx: optax.GradientTransformation, platform: str) -> int:
-    """Returns the number of branches of an update that are chosen by a computed number."""
+    """Returns the number of branches in an update that depend on computed values."""
     step = jax.jit(lambda g, state: tx.update(g, state, PARAMS))
     traced = step.trace(PARAMS, jax.eval_shape(tx.init, PARAMS))
     module = traced.lower(lowering_platforms=(platform,)).compiler_ir("stablehlo")
 
     def count(operation: Any) -> int:
         within = [inner for region in operation.regions for block in region for inner in block]
-        # A choice between platforms selects one of several int32 constants, and only the branch of
-        # this platform remains.
+        # A choice between platforms is a case that returns an int32 constant; only this platform's
+        # branch is compiled.
         types = [str(result.type) for result in operation.results]
         is_choice = operation.name == "stablehlo.case" and len(operation.regions) > 1
         return (is_choice and types != ["tensor<i32>"]) + sum(map(count, within))
@@ -100,20 +100,20 @@ GUARDED = [
 
 
 @pytest.mark.parametrize("tx", GUARDED, ids=["LAMB", "AdamW", "two guards"])
-def test_a_guard_is_a_branch_on_a_cpu_only(tx: optax.GradientTransformation) -> None:
+def test_guards_branch_only_on_cpus(tx: optax.GradientTransformation) -> None:
     assert _branches(tx, "cpu")
     for platform in ("tpu", "cuda", "rocm"):
         assert not _branches(tx, platform)
 
 
-def test_accumulation_has_one_branch_on_an_accelerator() -> None:
+def test_accumulation_has_one_branch_on_accelerators() -> None:
     tx = accumulation.accumulate(guards.skip_nonfinite(lamb(0.1)), 4)
     for platform in ("tpu", "cuda"):
         assert _branches(tx, platform) == 1
 
 
 def test_a_guarded_update_needs_no_more_memory_than_its_updates() -> None:
-    """The temporaries are the updates, which leave the branch, and one or two directions."""
+    """The only temporaries are the updates and the directions of one or two leaves."""
     leaves, size = 12, 256
     params = {f"layer_{i}": jax.ShapeDtypeStruct((size, size), "float32") for i in range(leaves)}
     tx = guards.skip_nonfinite(lamb(0.1, weight_decay=0.1))
@@ -130,7 +130,7 @@ def test_a_guarded_update_needs_no_more_memory_than_its_updates() -> None:
 
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
 def test_devices_that_decide_differently_do_not_wait_for_one_another(how: str) -> None:
-    """Where a guard was not passed the ``axis_name``, no collective is in a branch."""
+    """No collective is in a branch if the guard was not passed the ``axis_name``."""
     tx = guards.skip_nonfinite(lamb(0.1, axis_name="data"))
 
     def step(x: jax.Array) -> Any:
@@ -150,7 +150,7 @@ def test_devices_that_decide_differently_do_not_wait_for_one_another(how: str) -
 
 
 def _inside_branches(jaxpr: Any, inside: bool = False) -> list[Any]:
-    """Returns every equation that is in a branch of a ``cond``, at any depth."""
+    """Returns every equation in a branch of a ``cond``, at any depth."""
     found = []
     for eqn in jaxpr.eqns:
         found += [eqn] if inside else []
@@ -164,7 +164,7 @@ def _inside_branches(jaxpr: Any, inside: bool = False) -> list[Any]:
 @pytest.mark.parametrize("go", [True, False])
 @pytest.mark.parametrize("gradient", ["float32", "bfloat16", "another structure"])
 def test_a_skipped_step_changes_no_bit(go: bool, gradient: str) -> None:
-    """This also holds where the updates do not have the shapes of the gradients."""
+    """This includes updates whose shapes differ from those of the gradients."""
     nan = jnp.full((2, 3), jnp.nan, "float32" if "structure" in gradient else gradient)
     gradients = [nan] if gradient == "another structure" else {"a": nan, "b": nan[0]}
     x = {"a": jnp.full((2, 3), -0.0), "b": jnp.arange(3.0)}

@@ -1,4 +1,4 @@
-"""The page about Flax: its code runs, and its TrainState passes the loss and the weight on."""
+"""Tests that the code of docs/flax.md runs and that its TrainState passes loss and weight on."""
 
 import contextlib
 import io
@@ -38,13 +38,13 @@ def test_the_page_runs(caplog: pytest.LogCaptureFixture) -> None:
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_the_subclass_has_ten_lines() -> None:
+def test_the_subclass_has_at_most_ten_lines() -> None:
     code = BLOCKS[0].partition("class ")[2]
     assert len([line for line in code.splitlines() if line]) <= 10
 
 
 def test_a_train_state_passes_loss_and_weight_on() -> None:
-    """It does what ``update`` does: a weighted mean, and a step that is skipped for its loss."""
+    """Compares with ``update``: a weighted mean, and a step skipped because of its loss."""
     tx = accumulation.accumulate(guards.skip_nonfinite(sgd(0.1)), 2)
     state, opt_state, params = _train_state(tx), tx.init(PARAMS), PARAMS
     step = jax.jit(lambda state, grads, **extra: state.apply_gradients(grads=grads, **extra))

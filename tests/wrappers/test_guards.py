@@ -13,7 +13,7 @@ from optim_zoo import accumulation, adamw, guards, lamb, lars, metrics, saved_st
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
-# With a negative zero, which x + 0.0 would change.
+# Contains -0.0, which adding 0.0 would change.
 PARAMS = {"a": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array([-0.0, 0.0, 1.0])}
 GRADS = {"a": jnp.array([[0.1, -0.2], [0.3, 0.4]]), "b": jnp.array([0.1, 0.2, -0.3])}
 NAN = {**GRADS, "a": GRADS["a"].at[0, 1].set(jnp.nan)}
@@ -50,20 +50,20 @@ def _run(
     ],
 )
 def test_a_skipped_step_is_a_no_op(wrap: Wrap, gradients: Any, extra: dict[str, Any]) -> None:
-    """Parameters and inner state are unchanged to the last bit, also for the steps after it."""
+    """No bit of the parameters or the inner state changes, nor do the following steps."""
     good = (GRADS, {"value": 1.0})
     tx = wrap(lamb(0.1, weight_decay=0.1))
     params, state = _run(tx, [good, good])
     _, expected = _run(tx, [good])
     if extra["value"] == -jnp.inf and wrap is guards.skip_spikes:
-        extra = {"value": jnp.nan}  # A loss of -inf is no jump up.
+        extra = {"value": jnp.nan}  # -inf is not a jump upwards
     trained, after = _run(tx, [good, (gradients, extra), good])
     assert _bits(trained) == _bits(params)
     assert _bits(after.inner) == _bits(state.inner)
     assert after.skipped_steps.total == 1
     assert after.skipped_steps.in_a_row == 0
     assert metrics.read(after)["skipped_steps"] == 1
-    # The same holds while it is the last step.
+    # The same holds directly after the skipped step.
     unchanged, during = _run(tx, [good, (gradients, extra)])
     assert _bits(unchanged) == _bits(_run(tx, [good])[0])
     assert _bits(during.inner) == _bits(expected.inner)
@@ -75,7 +75,7 @@ def test_a_finite_step_is_the_inner_step(wrap: Wrap) -> None:
     params, _ = _run(wrap(adamw(0.1)), [(GRADS, {})] * 3)
     expected, _ = _run(adamw(0.1), [(GRADS, {})] * 3)
     for name, x in params.items():
-        # XLA fuses the two programs in different ways, which rounds differently.
+        # XLA fuses the two programs differently, which changes the rounding.
         np.testing.assert_allclose(x, expected[name], rtol=1e-6)
 
 
@@ -84,10 +84,10 @@ def test_check_raises_at_the_limit(wrap: Wrap) -> None:
     tx = wrap(sgd(0.1), max_consecutive=2)
     bad, good = (NAN, {}), (GRADS, {})
     guards.check(_run(tx, [bad, good, bad])[1])
-    guards.check(optax.sgd(0.1).init(PARAMS))  # no guard, nothing to check
+    guards.check(optax.sgd(0.1).init(PARAMS))  # has no guard to check
     with pytest.raises(guards.TooManyRefusals, match=r"2 steps in a row .* \(3 in all\): go back"):
         guards.check((_run(tx, [bad, good, bad, bad])[1],))
-    # The limit is that of the guard that makes the step, not that of the saved state.
+    # The limit of the current guard applies, not that of the guard that made the state.
     state = _run(wrap(sgd(0.1), max_consecutive=9), [bad, bad])[1]
     guards.check(tx.update(GRADS, state, PARAMS)[1])
     with pytest.raises(guards.TooManyRefusals, match="3 steps in a row"):
@@ -95,7 +95,7 @@ def test_check_raises_at_the_limit(wrap: Wrap) -> None:
 
 
 @pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
-def test_check_in_the_containers_of_flax_and_pmap(wrap: Wrap) -> None:
+def test_check_accepts_the_states_of_flax_and_pmap(wrap: Wrap) -> None:
     tx = wrap(metrics.with_metrics(lars(0.1)), max_consecutive=2)
     message = r"2 steps in a row were skipped, at most 1 are allowed \(2 in all\)"
 
@@ -129,7 +129,7 @@ def test_check_in_the_containers_of_flax_and_pmap(wrap: Wrap) -> None:
     np.testing.assert_array_equal(read["skipped_steps"], 2)
 
 
-def test_a_guard_that_has_lost_its_type_is_an_error() -> None:
+def test_check_refuses_a_state_whose_types_were_lost() -> None:
     tx = accumulation.accumulate(guards.skip_nonfinite(adamw(0.1), max_consecutive=1), 1)
     state = tx.update(NAN, tx.init(PARAMS), PARAMS)[1]
     for wrapped in (state, (state,)):
@@ -137,7 +137,7 @@ def test_a_guard_that_has_lost_its_type_is_an_error() -> None:
         with pytest.raises(TypeError, match=r"rebuild it with saved_state\.rebuild\(tx\.init"):
             guards.check(restored)
         guards.check(saved_state.rebuild(wrapped, restored))
-    guards.check(serialization.to_state_dict(adamw(0.1).init(PARAMS)))  # There is no guard in it.
+    guards.check(serialization.to_state_dict(adamw(0.1).init(PARAMS)))  # has no guard
 
 
 def _level(scale: float, value: float | None = None) -> tuple[Any, dict[str, Any]]:
@@ -151,13 +151,13 @@ def _skipped(tx: optax.GradientTransformation, steps: list[tuple[Any, dict[str, 
 
 def test_a_jump_of_the_gradient_is_skipped_once_the_window_is_full() -> None:
     tx = guards.skip_spikes(sgd(0.1), window=3, factor=4)
-    assert _skipped(tx, [_level(1), _level(100), _level(1)]) == 0  # The window is not full.
+    assert _skipped(tx, [_level(1), _level(100), _level(1)]) == 0  # the window is not full
     usual = [_level(1.0), _level(1.1), _level(0.9)]
     assert _skipped(tx, [*usual, _level(3.9)]) == 0
     assert _skipped(tx, [*usual, _level(4.1)]) == 1
-    # The norm of a skipped step is not remembered: the next is compared with the same three.
+    # The norm of a skipped step does not enter the window.
     assert _skipped(tx, [*usual, _level(4.1), _level(4.1), _level(3.9)]) == 2
-    # That of a step that was made is, and the median moves.
+    # The norm of every other step does, and the median follows.
     assert _skipped(tx, [*usual, _level(3.0), _level(3.0), _level(10.0)]) == 0
 
 
@@ -176,10 +176,10 @@ def _messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.name == "optim_zoo.wrappers.guards"]
 
 
-def test_without_a_loss_spikes_say_once_what_they_cannot_see(
+def test_skip_spikes_logs_once_that_it_has_no_loss(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Once for each guard, however often it is traced; a log and no warning, which may raise."""
+    """Each guard logs once, however often it is traced. Warnings could be turned into errors."""
     tx = accumulation.accumulate(guards.skip_spikes(sgd(0.1)), 1)
     state = tx.init(PARAMS)
     assert not _messages(caplog)
@@ -193,7 +193,7 @@ def test_without_a_loss_spikes_say_once_what_they_cannot_see(
     assert len(_messages(caplog)) == 2
 
 
-def test_with_a_loss_spikes_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_skip_spikes_logs_nothing_with_a_loss(caplog: pytest.LogCaptureFixture) -> None:
     tx = guards.skip_spikes(guards.skip_nonfinite(sgd(0.1)))
     tx.update(GRADS, tx.init(PARAMS), PARAMS, value=1.0)
     plain = guards.skip_nonfinite(sgd(0.1))
@@ -201,12 +201,12 @@ def test_with_a_loss_spikes_say_nothing(caplog: pytest.LogCaptureFixture) -> Non
     assert not _messages(caplog)
 
 
-def test_nothing_moves_before_the_first_gradient() -> None:
+def test_zero_gradients_are_not_skipped() -> None:
     assert _skipped(guards.skip_spikes(sgd(0.1), window=2), [(ZERO, {})] * 3) == 0
 
 
 @pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
-def test_in_a_scan_and_with_donation(wrap: Wrap) -> None:
+def test_guards_work_in_a_scan_and_with_donation(wrap: Wrap) -> None:
     tx = wrap(lamb(0.1))
     gradients = jax.tree.map(lambda *g: jnp.stack(g), GRADS, NAN, GRADS)
 
@@ -238,16 +238,16 @@ def test_a_state_that_changes_its_dtype_is_named(wrap: Wrap) -> None:
 
 @pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
 @pytest.mark.parametrize("how", ["shard_map", "unchecked", "pmap"])
-def test_devices_decide_together(wrap: Wrap, how: str) -> None:
-    """A NaN on one device makes all devices skip the step, and none waits for another."""
+def test_all_devices_skip_a_step_together(wrap: Wrap, how: str) -> None:
+    """A NaN on one device makes all devices skip the step, without a deadlock."""
     devices, size = 4, 8
     x = np.arange(1.0, devices * size + 1, dtype=np.float32)
     replicated = np.ones(3, np.float32)
     gradient = np.ones_like(x)
     broken = gradient.copy()
-    broken[size + 1] = np.nan  # in the block of the second device
+    broken[size + 1] = np.nan  # on the second device
     axis_name = None if how == "shard_map" else [("sharded", "model")]
-    # LAMB has a collective inside, in which devices that decide differently would wait.
+    # LAMB contains a collective: devices that decide differently would deadlock.
     tx = wrap(lamb(0.1, axis_name=axis_name), axis_name=axis_name)
 
     def train(sharded: Any, replicated: Any, gradients: Any) -> tuple[Any, Any, Any]:
@@ -280,12 +280,12 @@ def test_devices_decide_together(wrap: Wrap, how: str) -> None:
     *expected, none = on_devices(gradient, gradient)
     assert (int(total), int(none)) == (1, 0)
     for x, y in zip(trained, expected, strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-6)  # as above
+        np.testing.assert_allclose(x, y, rtol=1e-6)  # programs are fused differently
 
 
 @pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
 @pytest.mark.parametrize("axis_name", ["data", ("data",), [("a", ("data",))]])
-def test_a_loss_that_is_nan_on_one_device_is_skipped_by_all(wrap: Wrap, axis_name: Any) -> None:
+def test_all_devices_skip_a_step_whose_loss_is_nan_on_one(wrap: Wrap, axis_name: Any) -> None:
     tx = wrap(sgd(0.1), axis_name=axis_name)
 
     def total(value: jax.Array) -> jax.Array:
@@ -296,19 +296,19 @@ def test_a_loss_that_is_nan_on_one_device_is_skipped_by_all(wrap: Wrap, axis_nam
     np.testing.assert_array_equal(skipped, [1, 1])
 
 
-def test_nothing_is_compared_with_a_median_of_zero() -> None:
-    """It comes from batches without tokens, or from a hinge loss of 0: any step would be a jump."""
+def test_no_step_is_a_jump_if_the_median_is_zero() -> None:
+    """A median of 0 comes from batches without tokens or a hinge loss of 0."""
     tx = guards.skip_spikes(sgd(0.1), window=2)
     assert _skipped(tx, [(ZERO, {"value": 0.0})] * 2 + [_level(1, 0.5)] * 2) == 0
 
 
-def test_check_runs_on_the_host() -> None:
+def test_check_raises_inside_jit() -> None:
     state = guards.skip_nonfinite(sgd(0.1)).init(PARAMS)
     with pytest.raises(TypeError, match=r"guards.check reads numbers: call it outside jit"):
         jax.jit(guards.check)(state)
 
 
-def test_errors() -> None:
+def test_invalid_arguments_raise() -> None:
     tx = guards.skip_spikes(sgd(0.1))
     with pytest.raises(ValueError, match=r"value must be one number, got .* shape \(1,\)"):
         tx.update(GRADS, tx.init(PARAMS), PARAMS, value=jnp.ones(1))

@@ -30,7 +30,7 @@ PARAMS = {"stack": jnp.ones((2, 3)), "head": {"kernel": jnp.full((2, 2), 2.0), "
 GRADS = jax.tree.map(lambda x: 2 * x, PARAMS)
 
 
-def test_the_metrics_of_the_last_step() -> None:
+def test_read_returns_the_metrics_of_the_last_step() -> None:
     tx = optax.chain(
         clip_by_global_norm(1.0),
         lamb(
@@ -50,13 +50,13 @@ def test_the_metrics_of_the_last_step() -> None:
     np.testing.assert_allclose(read["clipped_gradient_norm"], 1, rtol=1e-6)
     np.testing.assert_allclose(read["gradient_norm"], 2 * np.sqrt(6 + 16 + 2), rtol=1e-6)
     np.testing.assert_allclose(read["parameter_norm/stack"], np.sqrt([3, 3]), rtol=1e-6)
-    np.testing.assert_allclose(read["update_norm/head/kernel"], 2, rtol=1e-5)  # signs
+    np.testing.assert_allclose(read["update_norm/head/kernel"], 2, rtol=1e-5)  # four signs
     for leaf in leaves:
         ratio = read[f"parameter_norm/{leaf}"] / read[f"update_norm/{leaf}"]
         np.testing.assert_allclose(read[f"trust_ratio/{leaf}"], ratio, rtol=1e-6)
 
 
-def test_only_what_the_pieces_keep_is_read() -> None:
+def test_read_returns_only_what_the_pieces_store() -> None:
     assert set(metrics.read(adamw(0.1).init(PARAMS))) == {"learning_rate"}
     assert metrics.read(optax.adamw(0.1).init(PARAMS)) == {}
     assert set(metrics.read(lamb(0.1).init({}))) == {"learning_rate"}
@@ -77,7 +77,7 @@ def test_the_keys_are_fixed_and_a_traced_state_can_be_read() -> None:
     jax.tree.map(np.testing.assert_array_equal, read, metrics.read(state))
 
 
-def test_inside_wrappers_of_optax() -> None:
+def test_read_works_inside_wrappers_of_optax() -> None:
     tx = optax.apply_if_finite(
         optax.partition({"a": lamb(0.1), "b": optax.sgd(1.0)}, {"stack": "a", "head": "b"}), 3
     )
@@ -87,7 +87,7 @@ def test_inside_wrappers_of_optax() -> None:
     }  # fmt: skip
 
 
-def test_the_state_of_an_nnx_optimizer() -> None:
+def test_read_accepts_the_state_of_an_nnx_optimizer() -> None:
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, lamb(0.1), wrt=nnx.Param)
     read = metrics.read(optimizer.opt_state)
@@ -155,7 +155,7 @@ RATES = {
 
 
 @pytest.mark.parametrize("name", RATES)
-def test_the_learning_rates_of_groups_are_named(name: str) -> None:
+def test_the_learning_rates_of_groups_have_separate_names(name: str) -> None:
     tx, expected = RATES[name]
     _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
     read = metrics.read(state)
@@ -180,8 +180,8 @@ def test_the_paths_of_leaves_do_not_depend_on_groups() -> None:
 
 
 @pytest.mark.parametrize("group", ["partition", "masked"])
-def test_the_gradient_norm_of_a_group_is_not_that_of_all_parameters(group: str) -> None:
-    """`with_metrics` around them computes that one, also where a group has its own."""
+def test_the_gradient_norm_of_a_group_has_a_separate_name(group: str) -> None:
+    """`with_metrics` computes the norm of all parameters even if a group computes its own."""
     clipped = optax.chain(clip_by_global_norm(1.0), adamw(0.1))
     inner = _partition(clipped, sgd(0.2)) if group == "partition" else optax.masked(clipped, ONE)
     label = "x" if group == "partition" else "masked"
@@ -202,8 +202,8 @@ def test_the_gradient_norm_of_a_group_is_not_that_of_all_parameters(group: str) 
         optax.chain(clip_by_global_norm(1.0), clip_by_global_norm(1.0)),
     ],
 )
-def test_a_value_that_is_kept_twice_is_an_error(tx: optax.GradientTransformation) -> None:
-    """No group tells the two apart, and one of them must not be dropped silently."""
+def test_two_values_of_one_name_raise(tx: optax.GradientTransformation) -> None:
+    """No group distinguishes the two values, and neither may be dropped silently."""
     with pytest.raises(ValueError, match=r"several values of (learning_rate|gradient_norm)"):
         metrics.read(tx.init(PARAMS))
 
@@ -224,7 +224,7 @@ def test_flat_metrics_are_python_numbers() -> None:
     assert "trust_ratio/stack" not in numbers
     assert json.loads(json.dumps(numbers)) == numbers
     del numbers["loss"]
-    assert metrics.flat(state) == numbers  # The state is read first.
+    assert metrics.flat(state) == numbers  # `flat` also accepts a state
     replicated = jax.tree.map(lambda x: jnp.stack([x, x]), state)
     both = metrics.flat(replicated)
     assert both["trust_ratio/stack[1,0]"] == numbers["trust_ratio/stack[0]"]
@@ -232,7 +232,7 @@ def test_flat_metrics_are_python_numbers() -> None:
     assert metrics.flat({}) == {}
 
 
-def test_what_cannot_be_flattened_is_named() -> None:
+def test_flat_refuses_tracers_and_other_objects() -> None:
     state = lamb(0.1).init(PARAMS)
     with pytest.raises(TypeError, match="call it outside jit"):
         jax.jit(lambda state: metrics.flat(metrics.read(state)))(state)
@@ -255,8 +255,8 @@ def test_what_cannot_be_flattened_is_named() -> None:
         _partition(lamb(0.1), optax.sgd(0.2)),
     ],
 )
-def test_a_state_that_has_lost_its_types_is_refused(tx: optax.GradientTransformation) -> None:
-    """It must not be read as a state in which there is nothing to read."""
+def test_a_state_whose_types_were_lost_is_refused(tx: optax.GradientTransformation) -> None:
+    """It must not be mistaken for a state without metrics."""
     state = tx.init(PARAMS)
     for whole in (state, [state]):
         restored = serialization.to_state_dict(whole)
@@ -272,7 +272,7 @@ def test_a_state_that_has_lost_its_types_is_refused(tx: optax.GradientTransforma
         assert metrics.read(optimizer).keys() == metrics.read(optimizer.opt_state).keys() != set()
 
 
-def test_a_foreign_state_has_nothing_to_read() -> None:
+def test_a_state_of_optax_has_no_metrics() -> None:
     state = optax.adam(0.1).init(PARAMS)
     assert metrics.read(state) == metrics.read(serialization.to_state_dict(state)) == {}
 
@@ -293,7 +293,9 @@ def _norm(x: jax.Array) -> float:
 
 
 @pytest.mark.parametrize("make", [lambda: adamw(0.1), lambda: optax.adam(0.1)])
-def test_norms_of_any_optimizer(make: Callable[[], optax.GradientTransformation]) -> None:
+def test_with_metrics_adds_norms_to_any_optimizer(
+    make: Callable[[], optax.GradientTransformation],
+) -> None:
     tx, plain = metrics.with_metrics(make()), make()
     updates, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
     expected, inner = plain.update(GRADS, plain.init(PARAMS), PARAMS)
@@ -308,11 +310,11 @@ def test_norms_of_any_optimizer(make: Callable[[], optax.GradientTransformation]
         np.testing.assert_allclose(read.pop(f"parameter_norm/{path}"), _norm(x), rtol=1e-6)
         np.testing.assert_allclose(read.pop(f"update_norm/{path}"), _norm(u), rtol=1e-6)
     np.testing.assert_allclose(read.pop("gradient_norm"), 2 * np.sqrt(6 + 16 + 2), rtol=1e-6)
-    assert set(read) <= {"learning_rate"}  # optax keeps none.
+    assert set(read) <= {"learning_rate"}  # optax stores no learning rate
 
 
-def test_what_the_pieces_keep_is_not_computed_again() -> None:
-    """Around LAMB with clipping, only the norms of excluded leaves are missing."""
+def test_stored_norms_are_not_computed_again() -> None:
+    """LAMB with clipping lacks only the norms of excluded leaves, which are added."""
     inner = optax.chain(
         clip_by_global_norm(1.0),
         lamb(0.1, exclude_from_layer_adaptation=["bias"], layers=[("stack", stacked(0))]),
@@ -330,7 +332,7 @@ def test_what_the_pieces_keep_is_not_computed_again() -> None:
     )
 
 
-def test_norms_are_computed_once_in_every_so_many_steps() -> None:
+def test_norms_are_computed_every_so_many_steps() -> None:
     tx = metrics.with_metrics(sgd(lambda step: 0.1 * (step + 1)), every=2)
     state, seen = tx.init(PARAMS), []
     for i in range(4):
@@ -339,15 +341,15 @@ def test_norms_are_computed_once_in_every_so_many_steps() -> None:
         read = metrics.read(state)
         seen.append((float(read["gradient_norm"]), float(read["learning_rate"])))
     first = 2 * np.sqrt(24)
-    # The norm is that of the first and third update, the learning rate that of each.
+    # Norms are from the first and third update, learning rates from every update.
     np.testing.assert_allclose(
         seen, [(first, 0.1), (first, 0.2), (3 * first, 0.3), (3 * first, 0.4)], rtol=1e-6
     )
     jaxpr = jax.make_jaxpr(tx.update)(GRADS, state, PARAMS)
-    assert "reduce_sum" not in [eqn.primitive.name for eqn in jaxpr.eqns]  # All are in the branch.
+    assert "reduce_sum" not in [eqn.primitive.name for eqn in jaxpr.eqns]  # all are in the branch
 
 
-def test_under_guards_and_accumulation_in_a_scan() -> None:
+def test_metrics_under_guards_and_accumulation_in_a_scan() -> None:
     tx = guards.skip_nonfinite(accumulation.accumulate(metrics.with_metrics(adamw(0.1)), 2))
     bad = jax.tree.map(lambda g: g * jnp.nan, GRADS)
     steps = jax.tree.map(lambda *g: jnp.stack(g), GRADS, bad, GRADS)
@@ -383,8 +385,8 @@ def test_norms_are_global_under_shard_map(check_vma: bool) -> None:
     np.testing.assert_allclose(read["gradient_norm"], np.sqrt(_norm(sharded) ** 2 + 3), rtol=1e-6)
 
 
-def test_norms_of_sparse_rows() -> None:
-    """Rows with the same id are added before the norm is computed."""
+def test_norms_of_sparse_rows_sum_repeated_ids() -> None:
+    """Rows with the same id are summed before the norm is computed."""
     params = {"embed": jnp.ones((5, 2)), "bias": jnp.ones(3)}
     rows = SparseRows(jnp.array([1, 1, 5]), jnp.ones((3, 2)), 5)
     tx = metrics.with_metrics(lazy_adam(0.1))
@@ -398,8 +400,8 @@ def test_norms_of_sparse_rows() -> None:
     assert norm > 0
 
 
-def test_norms_are_not_like_the_parameters() -> None:
-    """``optax.tree.map_params``, which finds the shardings of a state, must leave them out."""
+def test_norms_are_not_mapped_as_parameters() -> None:
+    """``optax.tree.map_params`` must leave them out, because shardings are derived with it."""
     tx = metrics.with_metrics(adamw(0.1))
     shapes = optax.tree.map_params(
         tx, lambda x: x.shape, tx.init(PARAMS), transform_non_params=lambda _: None
@@ -409,7 +411,7 @@ def test_norms_are_not_like_the_parameters() -> None:
     assert set(metrics.read(tx.init({}))) == {"learning_rate", "gradient_norm"}
 
 
-def test_errors() -> None:
+def test_invalid_calls_raise() -> None:
     with pytest.raises(ValueError, match="every must be >= 1, got 0"):
         metrics.with_metrics(sgd(0.1), every=0)
     tx = metrics.with_metrics(sgd(0.1))

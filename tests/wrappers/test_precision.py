@@ -21,7 +21,7 @@ low_precision = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 
 
 def _steps(tx: optax.GradientTransformation, params: Any, gradients: Any, count: int) -> Any:
-    """Makes ``count`` steps in a scan, which also checks the structure and dtypes of the state."""
+    """Makes ``count`` steps in a scan, which requires that the state keeps its types."""
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         params, state = carry
@@ -33,8 +33,8 @@ def _steps(tx: optax.GradientTransformation, params: Any, gradients: Any, count:
 
 
 @low_precision
-def test_a_thousand_small_steps_end_where_float32_ends(dtype: str) -> None:
-    """A step of 1e-3 from 1 is less than half the last digit of a bfloat16, and would be lost."""
+def test_master_weights_end_where_float32_training_ends(dtype: str) -> None:
+    """A step of 1e-3 is less than half the gap between bfloat16 numbers at 1, and would be lost."""
     gradients = {"x": jnp.array([1.0, -1.0, 0.5])}
     start = {"x": jnp.ones(3)}
     low = jax.tree.map(lambda x: x.astype(dtype), (start, gradients))
@@ -45,17 +45,17 @@ def test_a_thousand_small_steps_end_where_float32_ends(dtype: str) -> None:
     np.testing.assert_allclose(state.master["x"], expected["x"], rtol=1e-6, atol=1e-7)
     if dtype == "bfloat16":
         alone, _ = _steps(adamw(1e-3), *low, 1000)
-        assert float(jnp.abs(alone["x"][0] - 1)) < 0.01  # Without a master it does not move.
+        assert float(jnp.abs(alone["x"][0] - 1)) < 0.01  # unchanged without master weights
 
 
 @low_precision
-def test_stock_apply_updates_lands_on_the_rounded_master(
+def test_optax_apply_updates_gives_the_rounded_master_weights(
     dtype: str, rng: np.random.Generator
 ) -> None:
-    """It is exact while |new| >= 2^-16 |old| (float16: 2^-13), otherwise within 2^-24 |old|."""
+    """The result is exact if |new| >= 2^-16 |old| (float16: 2^-13), else within 2^-24 |old|."""
     old = jnp.asarray(rng.normal(size=20_000), dtype)
     least = {"bfloat16": 16, "float16": 13}[dtype]
-    # The scales of the new numbers range from that of the old ones to twice beyond the bound.
+    # New numbers range from the size of the old ones to far below the bound.
     scale = 2.0 ** -rng.uniform(0, 2 * least if dtype == "bfloat16" else 14, size=old.shape)
     target = jnp.asarray(np.float32(old) * scale * rng.choice([-1, 1], old.shape), "float32")
     tx = master_weights(optax.stateless(lambda updates, _: updates))
@@ -79,7 +79,7 @@ def test_the_next_step_corrects_the_rounding() -> None:
     np.testing.assert_array_equal(again, state.master.astype("bfloat16"))
 
 
-def test_only_low_precision_parameters_have_a_master(rng: np.random.Generator) -> None:
+def test_only_low_precision_parameters_have_master_weights(rng: np.random.Generator) -> None:
     params = {"low": jnp.ones((2, 3), "bfloat16"), "norm": jnp.ones(3)}
     gradients = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), "float32"), params)
     tx = master_weights(lamb(0.1, weight_decay=0.1))
@@ -93,7 +93,7 @@ def test_only_low_precision_parameters_have_a_master(rng: np.random.Generator) -
     np.testing.assert_array_equal(trained["low"], expected["low"].astype("bfloat16"))
 
 
-def test_lookahead_goes_inside() -> None:
+def test_lookahead_inside_master_weights_equals_float32() -> None:
     params, gradients = jnp.ones(4, "bfloat16"), jnp.full(4, 0.3)
     trained, _ = _steps(master_weights(lookahead(sgd(1e-3), 2)), params, gradients, 9)
     expected, _ = _steps(lookahead(sgd(1e-3), 2), jnp.ones(4), gradients, 9)
@@ -101,8 +101,8 @@ def test_lookahead_goes_inside() -> None:
 
 
 @low_precision
-def test_stochastic_rounding_is_right_on_average(dtype: str, rng: np.random.Generator) -> None:
-    """The mean over 4,000 keys has a standard error of at most gap / 2 / sqrt(keys)."""
+def test_stochastic_rounding_is_unbiased(dtype: str, rng: np.random.Generator) -> None:
+    """The mean over 4,000 keys has a standard error of at most gap / (2 sqrt(keys))."""
     x = jnp.asarray(
         np.concatenate([rng.normal(size=50), 2.0 ** rng.uniform(-12, 12, 50)]), "float32"
     )
@@ -115,29 +115,29 @@ def test_stochastic_rounding_is_right_on_average(dtype: str, rng: np.random.Gene
         assert numbers.min() <= value <= numbers.max()
     gap = np.array([numbers.max() - numbers.min() for numbers in distinct])
     mean = np.float64(rounded).mean(0)
-    # Five standard errors are exceeded once in two million times.
+    # Five standard errors: exceeded by chance once in two million times.
     assert (np.abs(mean - np.float64(x)) <= 5 * gap / 2 / np.sqrt(len(keys))).all()
     nearest = np.float64(x.astype(dtype))
     assert np.abs(nearest - np.float64(x)).max() > 5 * gap.max() / 2 / np.sqrt(len(keys))
 
 
 @low_precision
-def test_numbers_of_the_narrow_dtype_are_not_rounded(dtype: str) -> None:
+def test_numbers_that_the_narrow_dtype_holds_are_unchanged(dtype: str) -> None:
     exact = jnp.asarray([0.0, 1.0, -2.5, 2**-10, jnp.inf, -jnp.inf, jnp.nan], "float32")
     for key in jax.random.split(jax.random.key(1), 20):
         rounded = round_stochastically(exact, jnp.dtype(dtype), key)
         np.testing.assert_array_equal(np.float32(rounded), exact)
 
 
-def test_small_steps_arrive_on_average() -> None:
-    """Makes 500 steps of 1e-3 from 1, each below half the last digit of a bfloat16."""
+def test_stochastic_rounding_keeps_small_steps_on_average() -> None:
+    """Makes 500 steps of 1e-3 from 1, each below half the gap between bfloat16 numbers."""
     params, gradients = jnp.ones(2000, "bfloat16"), jnp.ones(2000)
     trained, state = _steps(
         stochastic_rounding(sgd(1e-3), jax.random.key(0)), params, gradients, 500
     )
     assert trained.dtype == "bfloat16"
     mean = np.float64(trained).mean()
-    # Five standard deviations of a random walk of 500 roundings by 2^-8, averaged over 2,000.
+    # Five standard errors of the mean of 2,000 random walks of 500 roundings by 2^-8.
     np.testing.assert_allclose(mean, 0.5, atol=5 * 2**-8 / 2 * np.sqrt(500 / 2000))
     assert not jnp.array_equal(
         jax.random.key_data(state.key), jax.random.key_data(jax.random.key(0))
@@ -145,7 +145,7 @@ def test_small_steps_arrive_on_average() -> None:
     again, _ = _steps(stochastic_rounding(sgd(1e-3), jax.random.key(0)), params, gradients, 500)
     np.testing.assert_array_equal(trained, again)
     still, _ = _steps(sgd(1e-3), params, gradients, 500)
-    np.testing.assert_array_equal(still, params)  # Rounding to the nearest number moves nothing.
+    np.testing.assert_array_equal(still, params)  # round to nearest loses every step
 
 
 def test_float32_parameters_are_not_rounded(rng: np.random.Generator) -> None:
@@ -157,7 +157,7 @@ def test_float32_parameters_are_not_rounded(rng: np.random.Generator) -> None:
         )
 
 
-def test_the_stored_state_is_narrow_and_arithmetic_is_not() -> None:
+def test_store_state_stores_bfloat16_and_computes_in_float32() -> None:
     params = {"x": jnp.ones(1000)}
     tx = store_state(adamw(1e-2), {"mu": "bfloat16", "nu": "bfloat16"})
     state = tx.init(params)
@@ -167,12 +167,12 @@ def test_the_stored_state_is_narrow_and_arithmetic_is_not() -> None:
     )  # fmt: skip
     trained, _ = _steps(tx, params, {"x": jnp.full(1000, 0.1)}, 100)
     expected, _ = _steps(adamw(1e-2), params, {"x": jnp.full(1000, 0.1)}, 100)
-    # A first moment stops where 0.1 of what is missing is half of its last digit: 2^-9 / 0.1.
+    # A first moment stalls when 0.1 times the remaining difference is half a gap: 2^-9 / 0.1.
     np.testing.assert_allclose(1 - trained["x"].mean(), 1 - expected["x"].mean(), rtol=2**-9 / 0.1)
 
 
-def test_a_second_moment_cannot_stall() -> None:
-    """With a decay rate of 0.999, rounding to the nearest number stalls at half the value."""
+def test_a_second_moment_in_bfloat16_does_not_stall() -> None:
+    """With a decay rate of 0.999, round to nearest would stall at about half the value."""
     params = {"x": jnp.ones(2000)}
     gradients = {"x": jnp.ones(2000)}
     tx = store_state(adamw(1e-3), {"nu": "bfloat16"})
@@ -188,12 +188,12 @@ def test_a_second_moment_cannot_stall() -> None:
     assert stalled < 0.6
 
 
-def test_momentum_and_wrappers_inside_wrappers() -> None:
+def test_precision_wrappers_can_be_nested() -> None:
     params = {"x": jnp.ones(8, "bfloat16")}
     tx = master_weights(store_state(momentum(1e-3), {"momentum": "float16"}))
     trained, state = _steps(tx, params, {"x": jnp.ones(8, "bfloat16")}, 50)
     expected, _ = _steps(momentum(1e-3), {"x": jnp.ones(8)}, {"x": jnp.ones(8)}, 50)
-    # The momentum has eleven significant bits, the parameters have eight.
+    # bfloat16 parameters have 8 significant bits, the float16 momentum has 11.
     np.testing.assert_allclose(np.float32(trained["x"]), expected["x"], rtol=2**-7)
     assert {x.dtype.name for x in jax.tree.leaves(state)} == {"float32", "float16", "int32"}
 
@@ -203,7 +203,7 @@ def test_momentum_and_wrappers_inside_wrappers() -> None:
     "wrap", [master_weights, lambda tx: stochastic_rounding(tx, jax.random.key(0))]
 )
 def test_a_skipped_step_changes_no_bit(dtype: str, wrap: Any) -> None:
-    """Adding 0.0 would change -0.0, and inf - inf would be NaN."""
+    """Adding 0.0 would change -0.0, and inf - inf would give NaN."""
     params = jnp.asarray([-0.0, 0.0, 1.0, jnp.inf], dtype)
     tx = wrap(skip_nonfinite(sgd(0.1)))
     updates, _ = jax.jit(tx.update)(jnp.full(4, jnp.nan), tx.init(params), params)
@@ -228,7 +228,7 @@ def test_only_floating_point_arrays_are_stored_in_low_precision() -> None:
             narrow.init(params)
 
 
-def test_errors() -> None:
+def test_invalid_arguments_raise() -> None:
     with pytest.raises(TypeError, match=r"key must be one key, such as jax.random.key\(0\)"):
         stochastic_rounding(sgd(0.1), 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown dtype for nu 'float16'"):

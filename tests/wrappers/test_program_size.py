@@ -1,4 +1,4 @@
-"""Tests that the optimized program grows with the number of leaves, not with its square."""
+"""Tests that the size of compiled programs is linear in the number of leaves."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ SIDE = 8
 
 
 def _stack(inner: Tx | None = None) -> Tx:
-    """The stack of wrappers that docs/concepts.md shows."""
+    """Returns the stack of wrappers in docs/concepts.md."""
     tx = inner or optax.chain(clip_by_global_norm(1.0), lamb(1e-3, weight_decay=0.01))
     tx = precision.master_weights(metrics.with_metrics(tx))
     return accumulation.accumulate(guards.skip_nonfinite(tx), every=4)
@@ -66,7 +66,7 @@ def _lower_on_one_device(tx: Tx, params: Any, state: Any) -> Any:
 
 
 def _lower_under_jit(tx: Tx, params: Any, state: Any) -> Any:
-    """With parameters, gradients and state sharded over the devices, as under ZeRO-3."""
+    """Shards parameters, gradients and state over the devices, as in ZeRO-3."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
     def sharding(x: Any) -> NamedSharding:
@@ -80,7 +80,7 @@ def _lower_under_jit(tx: Tx, params: Any, state: Any) -> Any:
 
 
 def _lower_in_shard_map(tx: Tx, params: Any, state: Any) -> Any:
-    """With replicated parameters and a batch that is sharded over the devices."""
+    """Replicates the parameters and shards the batch over the devices."""
     mesh = jax.sharding.Mesh(jax.devices(), ("data",))
 
     def step(params: Any, state: Any, gradients: Any) -> Any:
@@ -106,7 +106,7 @@ def _growth(
     leaves: tuple[int, int] = (30, 60),
     dtype: str = "float32",
 ) -> float:
-    """Returns how many times longer the text of the optimized program is with more leaves."""
+    """Returns the ratio of the lengths of the compiled programs for both numbers of leaves."""
     lines = []
     for count in leaves:
         shape = jax.ShapeDtypeStruct((SIDE, SIDE), dtype)
@@ -117,21 +117,21 @@ def _growth(
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_an_optimizer(name: str) -> None:
+def test_the_program_of_an_optimizer_is_linear(name: str) -> None:
     assert _growth(PLAIN[name](0.1)) < 2.3
 
 
 slow = pytest.mark.slow
-# `store_state` with a second moment compiles slowly, because every leaf is rounded at random.
+# `store_state` with a second moment compiles slowly: it draws random numbers for every leaf.
 QUICK = [name for name in WRAPPERS if name not in ("accumulate-1", "store_state")]
 
 
 @pytest.mark.parametrize("name", [*QUICK, pytest.param("store_state", marks=slow)])
-def test_a_wrapper(name: str) -> None:
+def test_the_program_of_a_wrapper_is_linear(name: str) -> None:
     assert _growth(_around(name)()) < 2.3
 
 
-def test_a_state_in_bfloat16() -> None:
+def test_the_program_of_a_bfloat16_state_is_linear() -> None:
     assert _growth(precision.store_state(_lamb(), {"mu": "bfloat16"})) < 2.3
 
 
@@ -140,7 +140,7 @@ IDS = ["README", "two guards"]
 
 
 @pytest.mark.parametrize("make", SOME, ids=IDS)
-def test_a_stack(make: Callable[[], Tx]) -> None:
+def test_the_program_of_a_stack_is_linear(make: Callable[[], Tx]) -> None:
     assert _growth(make()) < 2.3
 
 
@@ -152,41 +152,43 @@ def test_a_stack(make: Callable[[], Tx]) -> None:
         pytest.param(_lower_in_pmap, marks=slow),
     ],
 )
-def test_a_stack_on_eight_devices(lower: Callable[..., Any]) -> None:
+def test_the_program_of_a_stack_on_eight_devices_is_linear(lower: Callable[..., Any]) -> None:
     assert _growth(_stack(), lower) < 2.3
 
 
 @slow
 @pytest.mark.parametrize("name", [*WRAPPERS, "two guards"])
 @pytest.mark.parametrize("lower", [_lower_under_jit, _lower_in_shard_map, _lower_in_pmap])
-def test_wrappers_on_eight_devices(lower: Callable[..., Any], name: str) -> None:
+def test_the_program_of_a_wrapper_on_eight_devices_is_linear(
+    lower: Callable[..., Any], name: str
+) -> None:
     make = SOME[1] if name == "two guards" else _around(name)
     assert _growth(make(), lower) < 2.3
 
 
 @slow
 @pytest.mark.parametrize("names", NESTED, ids=" ".join)
-def test_nested_wrappers(names: tuple[str, ...]) -> None:
+def test_the_program_of_nested_wrappers_is_linear(names: tuple[str, ...]) -> None:
     assert _growth(_around(*names)()) < 2.3
 
 
 @slow
 @pytest.mark.parametrize("wrapper", ["skip_nonfinite", "skip_spikes", "accumulate"])
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_wrapper_around_every_optimizer(name: str, wrapper: str) -> None:
+def test_the_program_of_a_wrapper_around_any_optimizer_is_linear(name: str, wrapper: str) -> None:
     assert _growth(WRAPPERS[wrapper](PLAIN[name](0.1))) < 2.3
 
 
 @slow
 @pytest.mark.parametrize("name", ["stochastic_rounding", "master_weights", "skip_nonfinite"])
-def test_bfloat16(name: str) -> None:
+def test_the_program_for_bfloat16_parameters_is_linear(name: str) -> None:
     assert _growth(_around("accumulate", name)(), dtype="bfloat16") < 2.3
 
 
 @slow
 @pytest.mark.parametrize("make", [*SOME, _around("store_state")], ids=[*IDS, "store_state"])
-def test_many_leaves(make: Callable[[], Tx]) -> None:
-    """With four times the leaves. Parts that do not depend on them make the ratio smaller."""
+def test_the_program_for_many_leaves_is_linear(make: Callable[[], Tx]) -> None:
+    """Compares 50 with 200 leaves. Parts that do not depend on them lower the ratio below 4."""
     assert _growth(make(), leaves=(50, 200)) < 4.05
 
 

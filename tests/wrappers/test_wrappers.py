@@ -1,4 +1,4 @@
-"""Tests what the wrappers promise in any order, around any optimizer of the registry."""
+"""Tests the contract of the wrappers in any order, around any optimizer of the registry."""
 
 import dataclasses
 import functools
@@ -57,7 +57,7 @@ WRAPPERS: dict[str, Wrap] = {
 }
 GUARDS = ("skip_nonfinite", "skip_spikes")
 TREES = {
-    # Several dtypes in one tree, arrays without entries, and scalars.
+    # Several dtypes, empty arrays and scalars.
     "mixed": {
         "kernel": ((2, 3), "bfloat16"),
         "bias": ((3,), "float32"),
@@ -77,7 +77,7 @@ class Case:
     wrappers: tuple[str, ...]  # outermost first
     optimizer: str
     tree: str
-    gradient_dtype: str | None  # None means that of the parameters.
+    gradient_dtype: str | None  # None: the dtypes of the parameters
 
     def tx(self) -> optax.GradientTransformation:
         tx = CONSTRUCTORS[self.optimizer](0.1)
@@ -86,7 +86,7 @@ class Case:
         return tx
 
     def params(self) -> Any:
-        """Returns parameters that begin with -0.0 in every leaf."""
+        """Returns parameters; the first entry of each leaf is -0.0."""
 
         def parameter(leaf: tuple[tuple[int, ...], str]) -> jax.Array:
             x = np.arange(np.prod(leaf[0], dtype=int)).reshape(leaf[0])
@@ -117,7 +117,7 @@ def cases(trees: tuple[str, ...] = tuple(TREES), most: int = 3) -> st.SearchStra
 
 
 def _few_or_many(few: int, many: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Runs a property on a few examples, and as a slow test on many."""
+    """Runs a property on a few examples, and on many in a slow test."""
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         @pytest.mark.parametrize(
@@ -131,19 +131,19 @@ def _few_or_many(few: int, many: int) -> Callable[[Callable[..., None]], Callabl
                 derandomize=True,
                 database=None,
                 suppress_health_check=list(hypothesis.HealthCheck),
-                # No shrinking: every smaller example would be compiled, and the stack is short.
+                # No shrinking: it would compile every smaller example, and examples are small.
                 phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
             )
             settings(test)()
 
-        del run.__wrapped__  # Otherwise pytest sees the arguments of the wrapped function.
+        del run.__wrapped__  # or pytest would use the wrapped signature
         return run
 
     return decorate
 
 
 def _types(tree: Any) -> Any:
-    """Returns structure, shapes, dtypes and weak types. Keys have no weak type."""
+    """Returns the structure, shapes, dtypes and weak types; keys have no weak type."""
     leaves = jax.tree.leaves(tree)
     return jax.tree.structure(tree), [
         (x.shape, x.dtype, getattr(x, "weak_type", False)) for x in leaves
@@ -163,7 +163,7 @@ def _bits(tree: Any) -> list[bytes]:
 
 
 def _pointers(tree: Any) -> list[int]:
-    """Returns the addresses of all arrays that have entries."""
+    """Returns the addresses of all arrays that are not empty."""
     leaves = [
         jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
         for x in jax.tree.leaves(tree)
@@ -220,13 +220,12 @@ def _inside_guards(state: Any) -> Any:
     st.integers(0, 2),
     st.sampled_from([np.nan, np.inf, -np.inf]),
 )
-def test_a_guard_anywhere_lets_nothing_through(
+def test_a_guard_at_any_depth_skips_nonfinite_steps(
     case: Case, guard: str, place: int, bad: float
 ) -> None:
-    """Parameters and the state inside the guard are unchanged to the last bit, also a -0.0.
+    """No bit of the parameters or of the state inside the guard changes, including -0.0.
 
-    An accumulation outside leaves such a gradient out, so that the guard does not see it. Without
-    one, the guard skips the step.
+    If `accumulate` is outside the guard, it leaves the gradient out before the guard sees it.
     """
     wrappers = list(case.wrappers)
     wrappers.insert(place, guard)
@@ -248,7 +247,7 @@ def test_a_guard_anywhere_lets_nothing_through(
 @_few_or_many(6, 150)
 @hypothesis.given(cases())
 def test_every_array_of_the_state_has_a_sharding(case: Case) -> None:
-    """It is that of its parameter, sharded by ZeRO-1 where the shape can be divided."""
+    """A state is sharded like its parameter, and by ZeRO-1 if its shape can be divided."""
     tx, params = case.tx(), case.params()
     mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
     state = jax.eval_shape(tx.init, params)
@@ -256,7 +255,7 @@ def test_every_array_of_the_state_has_a_sharding(case: Case) -> None:
     assert jax.tree.structure(shardings) == jax.tree.structure(state)
     for x, where in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
         assert isinstance(where, jax.NamedSharding)
-        where.shard_shape(x.shape)  # It raises where the sharding does not fit.
+        where.shard_shape(x.shape)  # raises if the sharding does not fit
 
 
 def _assert_initialized_on_shapes(tx: optax.GradientTransformation) -> None:
@@ -273,7 +272,7 @@ def _assert_initialized_on_shapes(tx: optax.GradientTransformation) -> None:
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_every_wrapper_is_initialized_on_shapes(wrapper: str) -> None:
-    """A state that copies parameters, whose numbers are not known, holds shapes too."""
+    """A state that copies parameters holds shapes if the parameters are shapes."""
     for inner in (lamb(0.1), optax.adamw(0.1), WRAPPERS["master_weights"](lookahead(adamw(0.1)))):
         _assert_initialized_on_shapes(WRAPPERS[wrapper](inner))
 
@@ -286,7 +285,7 @@ def test_every_optimizer_is_initialized_on_shapes_inside_all_wrappers(name: str)
     _assert_initialized_on_shapes(tx)
 
 
-def test_the_shapes_of_masters_keep_their_sharding() -> None:
+def test_shapes_of_master_weights_keep_their_sharding() -> None:
     mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
     sharded = jax.NamedSharding(mesh, jax.P("data"))
     params = {"x": jax.ShapeDtypeStruct((4,), "bfloat16", sharding=sharded)}
@@ -330,14 +329,14 @@ def params(rng: np.random.Generator) -> Any:
 
 
 def _assert_close(actual: Any, expected: Any) -> None:
-    """Compares to one rounding of each dtype: sums over devices add in another order."""
+    """Allows one rounding of each dtype, because sums over devices add in another order."""
     for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         rtol = 2**-7 if x.dtype == "bfloat16" else 2e-6
         np.testing.assert_allclose(np.float64(x), np.float64(y), rtol=rtol, atol=1e-6)
 
 
 @stacks
-def test_zero1_makes_the_step_of_one_device(params: Any, wrappers: tuple[str, ...]) -> None:
+def test_zero1_makes_the_same_steps_as_one_device(params: Any, wrappers: tuple[str, ...]) -> None:
     tx = _stack(wrappers)
     mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
 
@@ -376,7 +375,7 @@ def test_vmap_and_pmap_make_independent_steps(params: Any, wrappers: tuple[str, 
     for i, g in enumerate((gradients, broken)):
         expected, _ = alone(params, g)
         for result in (together, on_devices):
-            if "stochastic_rounding" not in wrappers or i:  # The noise differs.
+            if "stochastic_rounding" not in wrappers or i:  # the noise differs
                 _assert_close(jax.tree.map(lambda x, i=i: x[i], result[0]), expected)
     for result in (together, on_devices):
         np.testing.assert_array_equal(metrics.read(result[1])["skipped_steps"], [0, 1])
@@ -385,7 +384,9 @@ def test_vmap_and_pmap_make_independent_steps(params: Any, wrappers: tuple[str, 
 
 
 @stacks
-def test_in_optax_wrappers(params: Any, wrappers: tuple[str, ...]) -> None:
+def test_wrappers_work_around_and_inside_those_of_optax(
+    params: Any, wrappers: tuple[str, ...]
+) -> None:
     """Tests `chain`, `masked`, `partition` and `inject_hyperparams`, around and inside."""
     tx = _stack(wrappers)
     gradients = jax.tree.map(lambda x: 0.1 * x, params)
@@ -426,7 +427,7 @@ def test_sparse_rows_are_accepted_or_refused_by_name(name: str) -> None:
     if name.startswith("accumulate") or name in ("master_weights", "stochastic_rounding"):
         with pytest.raises(TypeError, match=r"takes no SparseRows, .* use lazy_adam for it"):
             tx.update(gradients, state, params)
-        # The message advises a partition.
+        # As the message advises:
         parts = {"table": lazy_adam(0.1), "rest": WRAPPERS[name](adamw(0.1))}
         tx = optax.partition(parts, {"embed": "table", "bias": "rest"})
         state = tx.init(params)
@@ -437,8 +438,8 @@ def test_sparse_rows_are_accepted_or_refused_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_a_wrapper_twice_equals_the_wrapper_once(name: str, params: Any) -> None:
-    """Accumulation multiplies the micro-batches, and rounding draws its noise twice."""
+def test_applying_a_wrapper_twice_equals_applying_it_once(name: str, params: Any) -> None:
+    """Nested accumulation needs four micro-batches; nested rounding draws other noise."""
     once, twice = WRAPPERS[name](adamw(0.1)), WRAPPERS[name](WRAPPERS[name](adamw(0.1)))
     gradients = jax.tree.map(lambda x: 0.1 * x, params)
     results = []
@@ -454,8 +455,8 @@ def test_a_wrapper_twice_equals_the_wrapper_once(name: str, params: Any) -> None
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_float64(name: str) -> None:
-    """float64 is kept, and float64 gradients do not change the state of float32 parameters."""
+def test_state_keeps_its_types_with_float64(name: str) -> None:
+    """The state keeps its types for any mix of float64 with narrower dtypes."""
     with jax.enable_x64(True):
         for dtype, gradient_dtype in [("float64", "float64"), ("float32", "float64"),
                                       ("float64", "float32"), ("bfloat16", "float64")]:  # fmt: skip
