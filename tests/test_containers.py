@@ -1,8 +1,8 @@
-"""Every optimizer treats the same arrays alike, whatever containers hold them.
+"""Tests that every optimizer gives the same numbers in whatever containers arrays are stored.
 
-The optimizer is run on a tree of plain dicts and on trees of other containers that hold the same
-arrays under the same paths: outside ``jit`` on one device, where the leaves are updated one after
-another, and under a mesh of eight devices.
+Each optimizer runs on plain dicts and on other containers that hold the same arrays under the same
+paths: outside ``jit`` on one device, where leaves are updated one after another, and under a mesh
+of eight devices.
 """
 
 import dataclasses
@@ -188,7 +188,7 @@ def _run(
 
 @pytest.fixture(scope="module")
 def plain() -> Callable[[Make], list[Any]]:
-    """The run of an optimizer on plain dicts; each optimizer runs once."""
+    """Returns a cached function that runs an optimizer on plain dicts."""
     runs: dict[Make, list[Any]] = {}
 
     def run(make: Make) -> list[Any]:
@@ -200,16 +200,16 @@ def plain() -> Callable[[Make], list[Any]]:
 
 
 @every_container
-def test_paths_are_those_of_dicts(wrap: Callable[[Arrays], Any]) -> None:
+def test_paths_are_the_same_in_every_container(wrap: Callable[[Arrays], Any]) -> None:
     assert sorted(tree.leaf_paths(wrap(_arrays(0)))) == tree.leaf_paths(_arrays(0))
 
 
 @every_container
 @every_optimizer
-def test_alike_on_one_device(
+def test_containers_give_the_same_numbers_on_one_device(
     make: Make, wrap: Callable[[Arrays], Any], plain: Callable[[Make], list[Any]]
 ) -> None:
-    """Outside of ``jit`` every operation is rounded separately, so that the bits are the same."""
+    """The results are bit-identical, because XLA fuses nothing outside of ``jit``."""
     tx = _optimizer(make)
     run = list(_run(tx, wrap))
     for (params, state, updates), expected in zip(run, plain(make), strict=True):
@@ -226,7 +226,7 @@ def test_alike_on_one_device(
 
 @every_optimizer
 def test_numbers_and_numpy_arrays_are_treated_as_arrays(make: Make) -> None:
-    """Python floats too, as parameters and as gradients, of which ``jax.grad`` makes none."""
+    """Parameters and gradients may also be Python floats, which ``jax.grad`` never returns."""
 
     def run(numbers: Any) -> Any:
         tx = make(0.1)
@@ -244,14 +244,14 @@ def test_numbers_and_numpy_arrays_are_treated_as_arrays(make: Make) -> None:
 
 
 def _like_params(tx: optax.GradientTransformation, state: Any) -> dict[str, int]:
-    """Returns 1 for each array of the state that optax finds to be like a parameter, else 0."""
+    """Returns 1 for each array of the state that optax treats like a parameter, else 0."""
     like = optax.tree.map_params(tx, lambda _: 1, state, transform_non_params=lambda _: 0)
     return dict(tree.leaves_with_path(like))
 
 
 @every_container
 @every_optimizer
-def test_alike_under_a_mesh_of_eight_devices(
+def test_containers_give_the_same_numbers_under_a_mesh_of_eight_devices(
     make: Make, wrap: Callable[[Arrays], Any], plain: Callable[[Make], list[Any]]
 ) -> None:
     mesh = Mesh(jax.devices(), ("data",), axis_types=(AxisType.Auto,))
@@ -279,8 +279,8 @@ def _assert_same(actual: Any, expected: Any, rtol: float = 0.0) -> None:
         np.testing.assert_allclose(actual[path], x, rtol, atol=rtol, err_msg=path)
 
 
-def test_lamb_of_partitioned_parameters() -> None:
-    """As a linen model with ``nn.with_partitioning`` returns them."""
+def test_lamb_and_lars_accept_partitioned_parameters() -> None:
+    """A linen model with ``nn.with_partitioning`` returns boxed parameters."""
     kernel_init = nn.with_partitioning(nn.initializers.ones, (None, "m"))
     model = nn.Dense(2, kernel_init=kernel_init)
     variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
@@ -308,7 +308,7 @@ def test_a_field_named_value_is_part_of_the_path() -> None:
         "attn/key": (2,),
         "attn/value": (2,),
     }
-    # None of them is decayed: the numbers are those of an optimizer without weight decay.
+    # The pattern excludes every leaf, so that the numbers are those without weight decay.
     undecayed = lamb(0.1, layers=rule["layers"])
     expected, _ = undecayed.update(gradients, undecayed.init(params), params)
     jax.tree.map(np.testing.assert_array_equal, updates, expected)

@@ -1,4 +1,4 @@
-"""Every optimizer and every wrapper works with the flags of JAX that look for faults."""
+"""Tests every optimizer and wrapper under the debugging flags of JAX."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ import pytest
 
 from optim_zoo import lamb
 from tests.test_contract import FULL
-from tests.wrappers.test_wrappers import WRAPPERS
+from tests.wrappers.test_wrappers_work_under_all_debugging_flags import WRAPPERS
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -29,7 +29,7 @@ def _all_flags() -> Iterator[None]:
 
 
 def _two_steps(make: Callable[[], optax.GradientTransformation], parameters: str) -> None:
-    """From parameters in the dtype ``parameters`` under float32 gradients; one leaf is zero."""
+    """Makes two steps with parameters of this dtype and float32 gradients; one leaf is zero."""
     shapes = {"stack": (2, 3), "dense": {"kernel": (3, 2), "bias": (2,)}, "norm": {"scale": ()}}
     ones = jax.tree.map(jnp.ones, shapes, is_leaf=lambda x: isinstance(x, tuple))
     params = jax.tree.map(lambda x: x.astype(parameters), ones)
@@ -52,11 +52,11 @@ def _like(update: jax.Array, parameter: jax.Array) -> jax.Array:
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_optimizers(name: str) -> None:
+def test_optimizers_work_under_all_debugging_flags(name: str) -> None:
     _two_steps(lambda: FULL[name](0.1), "bfloat16")
 
 
 @pytest.mark.parametrize("parameters", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_wrappers(name: str, parameters: str) -> None:
+def test_wrappers_work_under_all_debugging_flags(name: str, parameters: str) -> None:
     _two_steps(lambda: WRAPPERS[name](lamb(0.1, weight_decay=0.1)), parameters)

@@ -1,9 +1,9 @@
-"""LAMB and LARS after clipping make the same steps under every sharding as on one device.
+"""Tests that clipped LAMB and LARS make the same steps under every sharding as on one device.
 
-`ROWS` is the table of shardings. In each row a small model is trained on a batch that is sharded
-over all devices, and two things are compared with the run on one device: how far every layer moved,
-and what `metrics.read` returns. The other tests show that wrong calls which cannot be detected give
-other numbers, and that the rest is refused.
+`ROWS` is the table of shardings. Each row trains a small model on a batch that is sharded over all
+devices, and compares two things with a run on one device: how far every layer moved, and what
+`metrics.read` returns. The other tests cover mistakes: those that can be detected raise, and the
+others give other numbers.
 """
 
 import functools
@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec as P
 
 from optim_zoo import clip_by_global_norm, lamb, lars, metrics, sharding, split, stacked
 
-# Both runs are in float32, and sums over devices are added in another order: the difference is
-# about 5e-7 of the distance that a layer moves. Relative to the parameters an error would be lost.
+# Float32 sums over devices are added in another order, which changes how far a layer moves by about
+# 5e-7. Relative to the parameters themselves, an error of the step would not show.
 TOLERANCE = 1e-5  # relative to the distance that each layer moves, in the Euclidean norm
 METRICS_RTOL = 1e-5  # for the same reason; the difference is about 3e-7 here
 
@@ -36,13 +36,13 @@ Specs = Mapping[str, P]  # how some parameters are sharded; the others are repli
 
 
 def _of_norms(seed: int, norms: Sequence[float], *shape: int) -> np.ndarray:
-    """Normal entries, scaled to these norms along a new first axis."""
+    """Returns normal entries, scaled to these norms along a new first axis."""
     x = np.random.default_rng(seed).normal(size=(len(norms), *shape))
     x /= np.sqrt(np.sum(x**2, axis=tuple(range(1, x.ndim)), keepdims=True))
     return np.float32(x * np.reshape(norms, (-1, *[1] * len(shape))))
 
 
-# The scales of layers differ a thousandfold, within an array and between arrays.
+# The scales of layers differ by a factor of 1,000, within an array and between arrays.
 PARAMS: Params = {
     "bias": _of_norms(0, [0.01], 8)[0],
     "kernel": _of_norms(1, [0.01, 1, 0.2, 10], 8, 8),
@@ -60,7 +60,7 @@ BATCHES = {
 
 
 def _loss(params: Params, batch: Any) -> jax.Array:
-    params = {**PARAMS, **params}  # those that are not trained are constant
+    params = {**PARAMS, **params}  # the other parameters are constant
     x = batch["x"]
     hidden = x + jnp.tanh(jnp.einsum("ni,lij->lnj", x, params["kernel"])).sum(0)
     q, k, v = jnp.split(jnp.tanh(hidden @ params["qkv"]), 3, axis=1)
@@ -75,7 +75,7 @@ def _rate(step: jax.Array) -> jax.Array:
 
 
 def _lamb(axis_name: Any = None, layers: Any = LAYERS) -> optax.GradientTransformation:
-    """With an eps so large that Adam does not hide the scale of clipped gradients."""
+    """Returns LAMB with an eps so large that Adam does not hide the scale of clipped gradients."""
     named = {"axis_name": axis_name, "layers": layers}
     tx = lamb(_rate, eps=1e-3, weight_decay=0.1, phi_bounds=PHI_BOUNDS, **named)
     return optax.chain(clip_by_global_norm(CLIP, axis_name), tx)
@@ -123,7 +123,7 @@ def _specs(sharded: Specs, names: Sequence[str] = NAMES) -> dict[str, P]:
 
 
 def _axes(spec: P) -> tuple[str, ...]:
-    """The mesh axes in ``spec``."""
+    """Returns the mesh axes in ``spec``."""
     return tuple(jax.tree.leaves(tuple(spec)))
 
 
@@ -168,11 +168,11 @@ def _gradient(specs: dict[str, P], axes: tuple[str, ...], *, check_vma: bool) ->
         return _loss(jax.tree.map(gather, params, specs), batch)
 
     def gradient(params: Params, batch: Any) -> Params:
-        if check_vma:  # JAX reads from the types what it must add over which axis
+        if check_vma:  # the types tell JAX which sums over mesh axes are needed
             return jax.grad(lambda *args: jax.lax.pmean(loss(*args), axes))(params, batch)
 
         def mean(g: jax.Array, spec: P) -> jax.Array:
-            """The gradient is already added over the axes that the parameter was gathered over."""
+            """Averages a gradient that is already summed over the axes of its parameter."""
             return jax.lax.psum(g, tuple(set(axes) - set(_axes(spec)))) / DEVICES
 
         return jax.tree.map(mean, jax.grad(loss)(params, batch), specs)
@@ -183,7 +183,7 @@ def _gradient(specs: dict[str, P], axes: tuple[str, ...], *, check_vma: bool) ->
 def _shard_map(
     make: Make, sharded: Specs, *, check_vma: bool, by_name: bool = False, **options: Any
 ) -> Trained:
-    """With ``by_name`` all trained parameters are sharded, over one axis that is passed by name."""
+    """Trains under shard_map; ``by_name`` shards all trained parameters over one named axis."""
     mesh = _mesh("data") if by_name or not sharded else _mesh("pipe", "model")
     names = tuple(sorted(sharded)) if by_name else NAMES
     if sharded and not check_vma:
@@ -191,7 +191,9 @@ def _shard_map(
     tx = make(**options)
     specs = _specs(sharded, names)
     params = {name: PARAMS[name] for name in names}
-    kept = P("pipe") if "layers" in options else P()  # a device has the norms of its own layers
+    kept = (
+        P("pipe") if "layers" in options else P()
+    )  # a device has the norms of the layers that it holds
     seen = {k: kept if k.endswith("/kernel") else P() for k in metrics.read(tx.init(params))}
     train = jax.shard_map(
         functools.partial(_train, tx, _gradient(specs, mesh.axis_names, check_vma=check_vma)),
@@ -204,7 +206,7 @@ def _shard_map(
 
 
 def _pmap(make: Make, sharded: Specs, *, by_name: bool = False) -> Trained:
-    """Sharded arrays have a device axis before the axis that is sharded, in and out."""
+    """Trains under pmap; sharded arrays have a device axis before their sharded axis."""
     options = {"axis_name": "data" if by_name else _rules(sharded)} if sharded else {}
     specs = _specs(sharded, tuple(sorted(sharded)) if by_name else NAMES)
     axes = {name: spec.index("data") if "data" in spec else None for name, spec in specs.items()}
@@ -281,7 +283,7 @@ def _errors(make: Make, params: Params) -> dict[str, np.ndarray]:
 
 @every_optimizer
 @pytest.mark.parametrize("row", ROWS)
-def test_a_step_is_that_of_one_device(row: str, make: Make) -> None:
+def test_steps_agree_with_one_device(row: str, make: Make) -> None:
     params, seen = ROWS[row](make)
     for x in jax.tree.leaves((params, seen)):  # replicas are equal to the bit
         for shard in x.addressable_shards:
@@ -295,7 +297,7 @@ def test_a_step_is_that_of_one_device(row: str, make: Make) -> None:
 
 
 @every_optimizer
-def test_nothing_hides_a_wrong_scale(make: Make) -> None:
+def test_the_problem_reveals_a_wrong_scale(make: Make) -> None:
     """The gradient is clipped, phi's bounds apply to some layers, and LARS's eps is not small."""
     params, seen = _on_one_device(make, NAMES)
     assert all((moved > 1e-3).all() for moved in _distances(params, PARAMS).values())
@@ -305,7 +307,7 @@ def test_nothing_hides_a_wrong_scale(make: Make) -> None:
     assert (norms < low).any()
     assert (norms > high).any()
     assert ((low < norms) & (norms < high)).any()
-    assert norms.max() > 500 * norms.min()  # before the first step, 1,000 times
+    assert norms.max() > 500 * norms.min()  # a factor of 1,000 before the first step
     if make is _lars:
         updates = np.hstack([x for key, x in seen.items() if key.startswith("update_norm/")])
         assert (updates + 0.1 * norms < LARS_EPS).any()
@@ -313,7 +315,7 @@ def test_nothing_hides_a_wrong_scale(make: Make) -> None:
 
 @every_optimizer
 def test_a_device_holds_its_share_of_zero1_state(make: Make) -> None:
-    """An eighth of the arrays with a dimension that eight divides, and all of the others."""
+    """A device holds an eighth of the arrays that can be divided, and all of the others."""
     state = jax.tree.leaves(_zero1(make)[2])
     divided = sum(x.nbytes for x in state if any(size % DEVICES == 0 for size in x.shape))
     replicated = sum(x.nbytes for x in state) - divided
@@ -347,13 +349,13 @@ MISTAKES: list[tuple[str, dict[str, Any]]] = [
     ("row", "wrong"), MISTAKES, ids=lambda x: x if isinstance(x, str) else " ".join(x)
 )
 def test_mistakes_that_give_wrong_numbers(row: str, wrong: dict[str, Any]) -> None:
-    """In LARS, whose eps makes visible that all gradients are too small by one factor."""
+    """Uses LARS, whose eps reveals gradients that are all too small by the same factor."""
     params, _ = ROWS[row](lambda **options: _lars(**{**options, **wrong}))
     assert (_errors(_lars, params)["kernel"] > TOLERANCE).all()
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_parts_along_a_sharded_dimension_are_wrong(check_vma: bool) -> None:
+def test_a_split_along_a_sharded_dimension_gives_wrong_numbers(check_vma: bool) -> None:
     params, _ = _shard_map(_lars, {"qkv": P(None, "model")}, check_vma=check_vma)
     assert (_errors(_lars, params)["qkv"] > TOLERANCE).all()
 
@@ -377,21 +379,21 @@ def _checked_update(tx: optax.GradientTransformation, sharded: P, gradient: Any)
 
 
 @every_layerwise
-def test_an_update_that_varies_where_its_parameter_does_not(make: Make) -> None:
-    """Both are also sharded over another axis."""
+def test_an_update_that_varies_over_an_axis_of_a_replicated_parameter_raises(make: Make) -> None:
+    """The update and the parameter are also sharded over another axis."""
     with pytest.raises(ValueError, match=r"update of x varies over the mesh axes \['pipe'\], wh"):
         _checked_update(make(0.1), P("model"), lambda x, rows: x * jnp.mean(rows))
 
 
 @pytest.mark.parametrize("make", [lamb, lars, clip_by_global_norm])
-def test_an_axis_name_that_types_contradict(make: Make) -> None:
+def test_an_axis_name_that_contradicts_the_types_raises(make: Make) -> None:
     """The sum over the axis would count one array several times."""
     with pytest.raises(ValueError, match=r"axis_name: x is told to be cut over .* \['pipe'\]"):
         _checked_update(make(0.1, axis_name="pipe"), P("model"), lambda x, rows: x)
 
 
 @every_layerwise
-def test_axes_that_the_mesh_does_not_have(make: Make) -> None:
+def test_axes_that_the_mesh_does_not_have_raise(make: Make) -> None:
     layers = [("x", stacked(0, mesh_axis="pip"))]
     message = r"stacked: mesh_axis must be one of \('pipe', 'model'\), got pip"
     with pytest.raises(ValueError, match=message):
@@ -403,12 +405,12 @@ def test_axes_that_the_mesh_does_not_have(make: Make) -> None:
 @pytest.mark.parametrize("tx", [clip_by_global_norm(1.0, [("absent", "data")]),
                                 lars(0.1, axis_name=[("kernel", "data"), ("absent", "data")])],
                          ids=["clip", "lars"])  # fmt: skip
-def test_a_rule_for_no_parameter(tx: optax.GradientTransformation) -> None:
+def test_a_rule_that_matches_no_parameter_raises(tx: optax.GradientTransformation) -> None:
     with pytest.raises(ValueError, match="axis_name: 'absent' matches no leaf"):
         tx.init(PARAMS)
 
 
 @pytest.mark.parametrize("place", [sharding.init, sharding.state_shardings])
-def test_zero1_on_an_unknown_axis(place: Callable[..., Any]) -> None:
+def test_zero1_over_an_unknown_axis_raises(place: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"zero1 must be one of \('data',\), got 'model'"):
         place(_lamb(), PARAMS, mesh=_mesh("data"), zero1="model")

@@ -14,16 +14,16 @@ ROOT = Path(__file__).parent.parent
 
 
 def _run_with_one_device(*arguments: str) -> None:
-    """Runs pytest with one CPU device; fails with its output where a test fails."""
+    """Runs pytest with one CPU device; if a test fails, fails with its output."""
     environment = os.environ | {"OPTIM_ZOO_TEST_CPU_DEVICES": "1", "XLA_FLAGS": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
     done = subprocess.run(
         [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout + done.stderr  # 5 where no test was selected
+    assert done.returncode == 0, done.stdout + done.stderr  # 5: no test was selected
 
 
-def test_there_is_one_device() -> None:
+def test_the_process_has_one_device() -> None:
     code = "import tests.conftest, jax; print(jax.device_count())"
     environment = os.environ | {"OPTIM_ZOO_TEST_CPU_DEVICES": "1", "XLA_FLAGS": ""}
     done = subprocess.run(
@@ -33,7 +33,7 @@ def test_there_is_one_device() -> None:
     assert done.stdout.strip() == "1"
 
 
-def test_layerwise_optimizers() -> None:
+def test_layerwise_optimizers_on_one_device() -> None:
     """Tests the optimizers that finish one leaf before they start the next on a CPU."""
     _run_with_one_device(
         "tests/test_recorded.py", "tests/test_containers.py",
@@ -41,7 +41,7 @@ def test_layerwise_optimizers() -> None:
     )  # fmt: skip
 
 
-def test_leaf_by_leaf() -> None:
+def test_leafwise_chains_on_one_device() -> None:
     _run_with_one_device(
         "tests/transforms/test_leafwise.py",
         "-k",
@@ -50,10 +50,10 @@ def test_leaf_by_leaf() -> None:
 
 
 @pytest.mark.slow
-def test_every_recorded_trajectory() -> None:
+def test_every_recorded_trajectory_on_one_device() -> None:
     _run_with_one_device("tests/test_recorded.py")
 
 
 @pytest.mark.slow
-def test_every_container() -> None:
+def test_every_container_on_one_device() -> None:
     _run_with_one_device("tests/test_containers.py", "-k", "not eight_devices")

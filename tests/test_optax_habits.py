@@ -1,6 +1,6 @@
-"""What users of optax do with every optimizer: the checks of optax's own aliases, and no numbers.
+"""Runs the checks of optax's own aliases on every optimizer and every wrapper.
 
-They run over the registry and over every wrapper. Numbers are tested in test_contract.py.
+They check types and structures; test_contract.py checks numbers.
 """
 
 import inspect
@@ -45,8 +45,8 @@ def _types(tree: Any) -> Any:
     return jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
 
 
-def test_no_wrapper_is_forgotten() -> None:
-    """Every function of these modules that takes another transformation."""
+def test_every_wrapper_is_tested() -> None:
+    """`WRAPPERS` holds every function of these modules that takes a transformation."""
     found = {
         name
         for module in (precision, accumulation, guards, metrics)
@@ -60,7 +60,7 @@ def test_no_wrapper_is_forgotten() -> None:
 
 @every
 def test_extra_arguments_are_accepted(make: Callable[..., Tx]) -> None:
-    """Those that an optimizer does not know are ignored, as in a chain with one that does."""
+    """An optimizer ignores arguments it does not know, because others in a chain may use them."""
     tx = optax.with_extra_args_support(make(0.1))
     state = jax.eval_shape(tx.init, _params())
     updates, after = jax.eval_shape(
@@ -74,7 +74,7 @@ def test_extra_arguments_are_accepted(make: Callable[..., Tx]) -> None:
 @every
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_updates_have_the_dtype_of_the_parameters(make: Callable[..., Tx], dtype: str) -> None:
-    """And the state keeps its own, also over several steps in a scan."""
+    """The state keeps its dtypes too, over several steps in a scan."""
     tx, params = make(0.1), _params(dtype)
 
     def train(params: Any, state: Any) -> Any:
@@ -90,8 +90,8 @@ def test_updates_have_the_dtype_of_the_parameters(make: Callable[..., Tx], dtype
 
 
 @every
-def test_init_on_shapes(make: Callable[..., Tx]) -> None:
-    """Called directly, as in planning a sharded state, and under ``jax.eval_shape``."""
+def test_init_accepts_shapes(make: Callable[..., Tx]) -> None:
+    """A direct call, as for a sharded state, gives the types of ``jax.eval_shape``."""
     tx = make(0.1)
     shapes = jax.eval_shape(_params)
     planned = tx.init(shapes)
@@ -99,8 +99,8 @@ def test_init_on_shapes(make: Callable[..., Tx]) -> None:
 
 
 @every
-def test_hyperparameters_are_injected(make: Callable[..., Tx]) -> None:
-    """The state around which they are injected is that of the optimizer alone."""
+def test_hyperparameters_can_be_injected(make: Callable[..., Tx]) -> None:
+    """The inner state has the types of the state without injection."""
     tx = optax.inject_hyperparams(make)(learning_rate=0.1) if make in CONSTRUCTORS.values() else (
         optax.inject_hyperparams(lambda learning_rate: make(learning_rate))(learning_rate=0.1)
     )  # fmt: skip
@@ -114,8 +114,8 @@ def test_hyperparameters_are_injected(make: Callable[..., Tx]) -> None:
 
 
 @optimizers
-def test_a_state_names_its_parts_once(make: Callable[..., Tx]) -> None:
-    """``optax.tree.get`` raises where a name occurs twice."""
+def test_names_in_a_state_are_unique(make: Callable[..., Tx]) -> None:
+    """``optax.tree.get`` raises if a name occurs twice."""
     injected = optax.inject_hyperparams(make)(learning_rate=0.1)
     state = jax.eval_shape(injected.init, _params())
     assert optax.tree.get(state, "learning_rate").shape == ()
@@ -126,7 +126,7 @@ def test_a_state_names_its_parts_once(make: Callable[..., Tx]) -> None:
 
 
 @every
-def test_gradients_are_accumulated(make: Callable[..., Tx]) -> None:
+def test_multi_steps_accumulates_gradients(make: Callable[..., Tx]) -> None:
     tx = optax.MultiSteps(make(0.1), every_k_schedule=2)
     params = _params()
     state = jax.eval_shape(tx.init, params)
@@ -136,8 +136,8 @@ def test_gradients_are_accumulated(make: Callable[..., Tx]) -> None:
 
 
 @every
-def test_leaves_are_frozen_and_masked(make: Callable[..., Tx]) -> None:
-    """A frozen leaf gets zeros; a masked one passes unchanged and has no state."""
+def test_leaves_can_be_frozen_and_masked(make: Callable[..., Tx]) -> None:
+    """A frozen leaf gets zero updates; a masked one is unchanged and has no state."""
     params = _params()
     labels = {"kernel": "trained", "bias": "frozen"}
     frozen = optax.partition({"trained": make(0.1), "frozen": optax.set_to_zero()}, labels)
@@ -155,7 +155,7 @@ def test_leaves_are_frozen_and_masked(make: Callable[..., Tx]) -> None:
 
 @every
 def test_a_sharded_step_compiles_once(make: Callable[..., Tx]) -> None:
-    """What is like the parameters keeps their sharding from ``init`` on."""
+    """Parameters and moments keep the sharding that they have after ``init``."""
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = NamedSharding(mesh, P("data"))
     params = {"kernel": jax.device_put(jnp.ones((2, 3)), rows)}
@@ -177,5 +177,5 @@ def test_a_sharded_step_compiles_once(make: Callable[..., Tx]) -> None:
     assert all(x.sharding.is_equivalent_to(rows, 2) for x in kept)
 
 
-def test_every_optimizer_of_the_registry_is_here() -> None:
+def test_every_optimizer_of_the_registry_is_tested() -> None:
     assert set(CONSTRUCTORS) == set(registry.OPTIMIZERS)
