@@ -11,7 +11,7 @@ import pytest
 
 from optim_zoo import lamb
 from tests.test_contract import FULL
-from tests.wrappers.test_wrappers_work_under_all_debugging_flags import WRAPPERS
+from tests.wrappers.test_wrappers import WRAPPERS
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
