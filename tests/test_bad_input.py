@@ -1,4 +1,4 @@
-"""Bad input fails at once, with a message that says what was expected and what was received."""
+"""Tests that bad input raises at once and that the message says what was expected and received."""
 
 import inspect
 import re
@@ -470,17 +470,17 @@ def test_ranges_of_traced_hyperparameters_of_ports_are_not_checked(
     make(-1.0)
 
 
-def test_a_port_makes_the_same_chain_of_a_known_and_of_a_traced_zero() -> None:
+def test_a_port_makes_the_same_chain_for_a_traced_zero() -> None:
     tx = optax.inject_hyperparams(ports.torch.RMSprop)(momentum=0.0, weight_decay=0.0)
     state = tx.init(PARAMS)
     updates, _ = jax.jit(tx.update)(PARAMS, state, PARAMS)
     plain = ports.torch.RMSprop()
     expected, _ = plain.update(PARAMS, plain.init(PARAMS), PARAMS)
-    # alpha as a float32 array: 1 - 0.99 is off by 2e-6.
+    # 1 - alpha from a float32 array is off by 2e-6.
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), updates, expected)
 
 
-# Ports keep their names and arguments.
+# Ports keep the names and arguments of their sources.
 
 
 def test_ports_keep_their_signatures() -> None:
@@ -508,7 +508,7 @@ def _ports() -> Iterator[Callable[..., Any]]:
     ],
 )
 def test_ports_use_the_names_of_their_sources(port: Callable[..., Any], name: str) -> None:
-    """An error about the learning rate uses the name that the port has for it."""
+    """An error about the learning rate uses the argument name of the port."""
     takes = inspect.signature(port).parameters
     # Arguments that some ports require.
     others = {"weight_decay": 0.1, "momentum": 0.9, "num_train_steps": 9, "num_warmup_steps": 2}

@@ -26,7 +26,7 @@ import optim_zoo
 from optim_zoo import lamb, lars, sharding, split, stacked, transforms, tree
 from tests.test_contract import CONSTRUCTORS, Make, _parameters
 
-Arrays = Mapping[str, Any]  # from the name of a field to an array, or to such a mapping
+Arrays = Mapping[str, Any]  # field name -> array or nested mapping
 
 SHAPES = {
     "attention": {"key": (8, 4), "query": (8, 4), "value": (8, 4)},
@@ -46,7 +46,7 @@ OPTIONS = {
 
 
 class AttentionTuple(NamedTuple):
-    query: Any  # not in alphabetical order, in which a dict is flattened
+    query: Any  # not in alphabetical order, unlike a flattened dict
     key: Any
     value: Any
 
@@ -176,7 +176,7 @@ def _run(
     wrap: Callable[[Arrays], Any],
     place: Callable[[Any], Any] = lambda x: x,
 ) -> Iterator[tuple[Any, Any, Any]]:
-    """Yields parameters, state and updates: after ``init`` (no updates), and after each step."""
+    """Yields (parameters, state, updates) after ``init``, with None as updates, and each step."""
     params = place(wrap(_arrays(0)))
     state = tx.init(params)
     yield params, state, None

@@ -370,7 +370,7 @@ def test_compiled_equals_eager(make: Make) -> None:
 
 @full
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_number_is_a_constant_schedule(make: Make, compiled: bool) -> None:
+def test_a_number_equals_a_constant_schedule(make: Make, compiled: bool) -> None:
     """The results are bit-identical."""
     results = []
     for rate in (0.1, schedules.constant(0.1)):
@@ -901,7 +901,7 @@ def test_default_patterns_need_not_match(make: Make) -> None:
 
 @newest
 @full
-def test_init_can_be_traced_on_shapes(make: Make) -> None:
+def test_init_can_be_traced_with_shapes(make: Make) -> None:
     """A sharded initialization derives the shapes of the state from those of the parameters."""
     tx = make(0.1)
     planned = jax.eval_shape(tx.init, jax.eval_shape(_params))

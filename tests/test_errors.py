@@ -158,7 +158,7 @@ def test_an_error_from_a_worker_process_keeps_all_fields() -> None:
     assert str(error) == "value must be in [0, 1), got 2.0: lower it"
 
 
-def test_a_cause_is_kept() -> None:
+def test_the_cause_of_an_error_is_kept() -> None:
     with pytest.raises(ArgumentValueError) as caught:
         try:
             int("x")
@@ -323,9 +323,9 @@ def _paths(constructor: Callable[..., Any]) -> Iterator[tuple[str, Any, type[Arg
         if name.startswith("exclude") or name == "skip_list":
             if inspect.signature(constructor).parameters[name].default is not None:
                 yield name, None, ArgumentTypeError
-            yield name, "bias", ArgumentTypeError  # a string, of which every letter would be one
+            yield name, "bias", ArgumentTypeError  # each letter would be a pattern
             yield name, [3], ArgumentTypeError
-            if name != "skip_list":  # parts of a path, no regular expressions
+            if name != "skip_list":  # holds path components, not patterns
                 yield name, ["("], ArgumentValueError
             yield name, ["absent"], ArgumentValueError
         elif name == "dtypes":
@@ -371,7 +371,7 @@ ROOT = Path(oz.__file__).parent
 READS_FOREIGN_TEXT = "train/foreign_errors.py"
 
 _TEXTS = {"args", "message", "msg", "strerror", "error_message", "sentence", "advice", "expected"}
-_NAMES = {"error", "err", "exc", "exception", "cause"}  # of parameters that are exceptions
+_NAMES = {"error", "err", "exc", "exception", "cause"}  # parameters with these names are exceptions
 _CAUSES = {"__cause__", "__context__"}
 _TAKES_TEXT = {"print", "say", "_line", "leave"}  # like the constructors of exceptions
 
@@ -396,7 +396,7 @@ class _Reader(ast.NodeVisitor):
     """
 
     def __init__(self, tree: ast.AST) -> None:
-        self.found: set[int] = set()  # lines
+        self.found: set[int] = set()  # line numbers
         self._exceptions: set[str] = set()
         self._texts: set[str] = set()
         size = -1

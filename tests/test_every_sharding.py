@@ -29,7 +29,7 @@ DEVICES, STEPS, EXAMPLES = 8, 5, 16
 CLIP, PHI_BOUNDS, LARS_EPS = 0.5, (0.05, 5.0), 0.1
 
 Params = dict[str, Any]
-Trained = tuple[Params, dict[str, jax.Array]]  # and the metrics of the last step
+Trained = tuple[Params, dict[str, jax.Array]]  # parameters, metrics of the last step
 Make = Callable[..., optax.GradientTransformation]
 Row = Callable[[Make], Trained]
 Specs = Mapping[str, P]  # how some parameters are sharded; the others are replicated
@@ -226,12 +226,12 @@ def _pmap(make: Make, sharded: Specs, *, by_name: bool = False) -> Trained:
     return train(params, {name: blocks(x, 1) for name, x in BATCHES.items()})
 
 
-# Layers are divided over one axis or two; some are replicated, "odd" and "scale" always.
+# Each layer is sharded over one or two axes. Some layers, always "odd" and "scale", are replicated.
 FSDP = {"kernel": P(None, None, "data"), "qkv": P("data"), "bias": P("data"), "zero": P("data")}
-FSDP_JIT = {**FSDP, "qkv": P(None, "data")}  # along the axis that is split: only under jit
+FSDP_JIT = {**FSDP, "qkv": P(None, "data")}  # shards the axis that is split; works only under jit
 ONE_AXIS = {"kernel": P(None, "model"), "qkv": P("model"), "zero": P(None, "pipe")}
 TWO_AXES = {"kernel": P(None, "pipe", "model"), "qkv": P(("pipe", "model")), "bias": P("model")}
-# Different devices have different layers, which are also divided over another axis.
+# Devices hold different layers, and another axis shards each layer.
 BETWEEN = {"kernel": P("pipe", None, "model"), "qkv": P("model"), "bias": P("pipe")}
 LAYERS_OVER_PIPE = [("kernel", stacked(0, mesh_axis="pipe")), *LAYERS]
 
@@ -285,7 +285,7 @@ def _errors(make: Make, params: Params) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("row", ROWS)
 def test_steps_agree_with_one_device(row: str, make: Make) -> None:
     params, seen = ROWS[row](make)
-    for x in jax.tree.leaves((params, seen)):  # replicas are equal to the bit
+    for x in jax.tree.leaves((params, seen)):  # replicas are bit-identical
         for shard in x.addressable_shards:
             np.testing.assert_array_equal(shard.data, np.asarray(x)[shard.index])
     for name, errors in _errors(make, params).items():
@@ -314,7 +314,7 @@ def test_the_problem_reveals_a_wrong_scale(make: Make) -> None:
 
 
 @every_optimizer
-def test_a_device_holds_its_share_of_zero1_state(make: Make) -> None:
+def test_zero1_divides_the_state_between_devices(make: Make) -> None:
     """A device holds an eighth of the arrays that can be divided, and all of the others."""
     state = jax.tree.leaves(_zero1(make)[2])
     divided = sum(x.nbytes for x in state if any(size % DEVICES == 0 for size in x.shape))
@@ -348,7 +348,7 @@ MISTAKES: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(
     ("row", "wrong"), MISTAKES, ids=lambda x: x if isinstance(x, str) else " ".join(x)
 )
-def test_mistakes_that_give_wrong_numbers(row: str, wrong: dict[str, Any]) -> None:
+def test_undetected_mistakes_give_wrong_numbers(row: str, wrong: dict[str, Any]) -> None:
     """Uses LARS, whose eps reveals gradients that are all too small by the same factor."""
     params, _ = ROWS[row](lambda **options: _lars(**{**options, **wrong}))
     assert (_errors(_lars, params)["kernel"] > TOLERANCE).all()

@@ -155,7 +155,7 @@ def test_a_mask_and_a_pattern_exclude_the_same_leaves(name: str, mask: Any) -> N
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_a_mask_that_does_not_fit_is_refused_in_init(name: str) -> None:
+def test_init_refuses_a_mask_that_does_not_fit(name: str) -> None:
     wrong = [({"kernel": True}, ValueError), ({"kernel": True, "bias": 1.0}, TypeError)]
     for mask, error in wrong:
         tx = MAKE[name](0.1, weight_decay=0.3, mask=mask)
@@ -167,7 +167,7 @@ def test_a_mask_that_does_not_fit_is_refused_in_init(name: str) -> None:
 
 
 @every
-def test_a_gradient_through_updates_is_finite_where_a_gradient_is_zero(name: str) -> None:
+def test_derivatives_of_updates_are_finite_at_zero_gradients(name: str) -> None:
     """The square root has no derivative at 0; that of `tree.root` is defined as 0."""
 
     def loss(grads: Any, learning_rate: Any) -> jax.Array:
@@ -181,7 +181,7 @@ def test_a_gradient_through_updates_is_finite_where_a_gradient_is_zero(name: str
     grads = {**GRADS, "bias": jnp.zeros(2)}
     found = jax.jit(jax.grad(loss, argnums=(0, 1)))(grads, 0.1)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
-    assert found[1] != 0  # the derivative by the learning rate
+    assert found[1] != 0  # the derivative with respect to the learning rate
 
 
 @every

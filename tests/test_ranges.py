@@ -21,7 +21,7 @@ def test_numbers_out_of_range_raise(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["0.5", None, True, [0.5], 1j])
-def test_other_types_raise(value: Any) -> None:
+def test_values_that_are_not_numbers_raise(value: Any) -> None:
     with pytest.raises(TypeError, match="b1 must be a number"):
         ranges.check("b1", value, 0.0, 1.0)
 
@@ -57,13 +57,13 @@ def test_check_count_requires_a_whole_number() -> None:
 
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
-def test_learning_rate(value: float) -> None:
+def test_check_learning_rate_refuses_numbers_out_of_range(value: float) -> None:
     ranges.check_learning_rate(lambda step: value)
     with pytest.raises(ValueError, match="learning_rate must be in"):
         ranges.check_learning_rate(value)
 
 
-def test_bounds() -> None:
+def test_check_bounds_requires_an_ordered_pair() -> None:
     for bounds in (None, (0, 1), (None, None), [None, 10.0], (1.0, 1.0), (0.0, math.inf)):
         ranges.check_bounds("phi_bounds", bounds)
     with pytest.raises(ValueError, match="phi_bounds must have low <= high"):
@@ -75,7 +75,7 @@ def test_bounds() -> None:
             ranges.check_bounds("phi_bounds", bounds)  # type: ignore[arg-type]
 
 
-def test_choices() -> None:
+def test_check_choice_suggests_the_nearest_name() -> None:
     ranges.check_choice("optimizer", "lamb", ["lamb", "lars"])
     with pytest.raises(ValueError, match=r"unknown optimizer 'lamp'; did you mean lamb\?"):
         ranges.check_choice("optimizer", "lamp", ["lamb", "sgd"])

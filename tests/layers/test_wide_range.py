@@ -332,7 +332,7 @@ def test_a_square_of_float64_does_not_overflow() -> None:
         np.testing.assert_allclose(jax.jit(norms.global_norm)(mixed), 4e19, rtol=1e-7)
 
 
-def test_an_array_that_is_a_constant_inside_jit() -> None:
+def test_norms_of_constants_inside_jit() -> None:
     x = jnp.full(4, 2e19)
     found = jax.jit(lambda: (norms.norm(x), norms.global_norm({"x": x})))()
     np.testing.assert_allclose(found, 4e19, rtol=1e-6)

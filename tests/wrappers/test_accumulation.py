@@ -363,7 +363,7 @@ def test_a_state_that_changes_its_types_raises(changed: str) -> None:
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_has_updated_is_true_where_a_step_was_made(params: Any, every: int) -> None:
+def test_has_updated_is_true_after_a_step(params: Any, every: int) -> None:
     tx = accumulate(sgd(0.1), every)
     steps = optax.MultiSteps(optax.sgd(0.1), every)
     state, other, update = tx.init(params), steps.init(params), jax.jit(tx.update)

@@ -71,7 +71,7 @@ def test_a_skipped_step_is_a_no_op(wrap: Wrap, gradients: Any, extra: dict[str, 
 
 
 @pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
-def test_a_finite_step_is_the_inner_step(wrap: Wrap) -> None:
+def test_a_finite_step_equals_the_inner_step(wrap: Wrap) -> None:
     params, _ = _run(wrap(adamw(0.1)), [(GRADS, {})] * 3)
     expected, _ = _run(adamw(0.1), [(GRADS, {})] * 3)
     for name, x in params.items():
@@ -229,7 +229,7 @@ def test_guards_work_in_a_scan_and_with_donation(wrap: Wrap) -> None:
 
 
 @pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
-def test_a_state_that_changes_its_dtype_is_named(wrap: Wrap) -> None:
+def test_errors_name_a_state_that_changes_its_dtype(wrap: Wrap) -> None:
     tx = wrap(optax.adam(0.1))
     params = {"a": jnp.ones(3, "bfloat16")}
     with pytest.raises(TypeError, match=r"mu/a from bfloat16\(3,\) to float32\(3,\).*master_weig"):

@@ -293,7 +293,7 @@ def test_shapes_of_master_weights_keep_their_sharding() -> None:
     assert master == jax.ShapeDtypeStruct((4,), "float32", sharding=sharded)
 
 
-def test_a_chosen_field_that_holds_shapes_is_stored_in_low_precision() -> None:
+def test_store_state_accepts_fields_that_hold_shapes() -> None:
     tx = precision.store_state(precision.master_weights(adamw(0.1)), {"master": "bfloat16"})
     params = {"x": jax.ShapeDtypeStruct((4,), "bfloat16")}
     assert tx.init(params).inner.master["x"].dtype == "bfloat16"
