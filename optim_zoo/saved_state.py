@@ -24,7 +24,7 @@ from jax.tree_util import KeyPath
 from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 from optim_zoo.tree import Tree, is_box
 
-VERSION = 3  # of the layout of this library's states; raised when a piece changes its fields
+VERSION = 3  # the version of the layout of states, raised when a piece changes its fields
 _FIRST_WITH_CONTAINERS = 2
 _SHOWN = 5  # the number of differences that an error lists
 _PLAIN = ("dict", "list")  # the containers of a state that was restored without a target
@@ -90,8 +90,8 @@ def differences(saved: Mapping[str, Any], state: Tree) -> list[str]:
       state: The state to compare it with, or its shapes: ``jax.eval_shape(tx.init, params)``.
 
     Returns:
-      The lines, which are none where ``saved`` fits. Where ``saved`` is of another version of the
-      layout, that is the only line, because the names of the fields may differ.
+      The lines; the list is empty if ``saved`` fits. If ``saved`` has another version of the
+      layout, the only line says so, because the names of the fields may differ.
 
     Raises:
       ArgumentValueError: ``saved`` is not a description.
@@ -172,7 +172,7 @@ def rebuild(template: Tree, restored: Tree) -> Tree:
     """Returns the arrays of ``restored`` in the containers of ``template``.
 
     Orbax without a target, and ``flax.serialization.msgpack_restore``, return a state as nested
-    dictionaries and lists, with which no optimizer can be updated.
+    dictionaries and lists, which no optimizer accepts in ``update``.
 
     The numbers do not show which optimizer they belong to: `check` a saved description as well.
 
@@ -218,7 +218,7 @@ def rebuild(template: Tree, restored: Tree) -> Tree:
 
 
 def _unboxed(tree: Tree) -> Tree:
-    """Returns ``tree`` with the content of each box of Flax in its place; itself without boxes."""
+    """Returns ``tree`` with each Flax box replaced by its content."""
     nodes = jax.tree.leaves(tree, is_leaf=is_box)
     if not any(map(is_box, nodes)):
         return tree
@@ -243,7 +243,10 @@ def _container(node: Any) -> str | None:
 
 
 def _lost_types(changed: Mapping[str, str | None]) -> bool:
-    """Returns whether all containers that differ are plain now. Orbax drops empty ones."""
+    """Returns whether every container that differs has become a dict or list.
+
+    Containers that are missing do not count, because Orbax drops empty ones.
+    """
     kinds = set(changed.values()) - {None}
     return bool(kinds) and kinds <= set(_PLAIN)
 

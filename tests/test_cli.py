@@ -127,7 +127,7 @@ def error_message(
         (("data.text=nowhere/*.txt",), "no file matches 'nowhere/\\*.txt'"),
         (("data.vocabulary=nowhere",), "nowhere cannot be read"),
         (("data.sequence_length=1999",), "1999"),
-        (("train.batch_size=9", "train.micro_batches=2"), r"batch_size must divide by 1 devices"),
+        (("train.batch_size=9", "train.micro_batches=2"), r"batch_size must be divisible by 1"),
         (
             ("optimizer.exclude_from_weight_decay=['biass']",),
             "'biass' matches no leaf; the nearest paths are .*/bias",

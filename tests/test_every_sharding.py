@@ -388,7 +388,7 @@ def test_an_update_that_varies_over_an_axis_of_a_replicated_parameter_raises(mak
 @pytest.mark.parametrize("make", [lamb, lars, clip_by_global_norm])
 def test_an_axis_name_that_contradicts_the_types_raises(make: Make) -> None:
     """The sum over the axis would count one array several times."""
-    with pytest.raises(ValueError, match=r"axis_name: x is told to be cut over .* \['pipe'\]"):
+    with pytest.raises(ValueError, match=r"axis_name names .* \['pipe'\] for x, which does not"):
         _checked_update(make(0.1, axis_name="pipe"), P("model"), lambda x, rows: x)
 
 

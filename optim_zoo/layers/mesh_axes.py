@@ -3,7 +3,7 @@
 Inside ``shard_map`` and ``pmap`` a device holds a block of an array, and a squared norm must be
 summed over the mesh axes that the array is sharded over. Under ``shard_map(check_vma=True)`` the
 type of the array names them; elsewhere the user passes them as ``axis_name``. Under ``jit`` arrays
-are global, and nothing of this is needed.
+are global, and none of this is needed.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def check_axis_matches(axis_name: AxisName, tree: Tree) -> None:
 
 
 def assign_axis_names(axis_name: AxisName, tree: Tree) -> Tree:
-    """The mesh axes that ``axis_name`` tells for every leaf of ``tree``, as tuples of names.
+    """Returns the mesh axes that ``axis_name`` gives for each leaf of ``tree``: tuples of names.
 
     Raises:
       ArgumentValueError: the type of a leaf (``check_vma=True``) says that it is not sharded over
@@ -55,7 +55,7 @@ def axis_names_of(axis_name: AxisName, path: str, x: jax.Array) -> tuple[str, ..
         names = _names(axis_name)
     else:
         names = _names(rules.first_match(axis_name, path, default=()))  # type: ignore[arg-type]
-    # A device's place along an axis varies over it: where its type does not say so, none does.
+    # axis_index varies over its axis by definition. If its type does not say so, no type does.
     wrong = [
         name
         for name in sorted(set(names) - varying_axes(x))
@@ -68,14 +68,14 @@ def axis_names_of(axis_name: AxisName, path: str, x: jax.Array) -> tuple[str, ..
             "name mesh axes over which the leaf varies",
             wrong,
             advice,
-            sentence=f"{{argument}}: {path} is told to be cut over the mesh axes {wrong}, over "
-            f"which it does not vary by its type: {advice}",
+            sentence=f"{{argument}} names the mesh axes {wrong} for {path}, which does not vary "
+            f"over them by its type: {advice}",
         )
     return names
 
 
 def all_axis_names(axis_name: AxisName) -> set[str]:
-    """Every mesh axis that ``axis_name`` tells of any leaf."""
+    """Returns every mesh axis that ``axis_name`` gives for any leaf."""
     if _same_for_all(axis_name):
         return set(_names(axis_name))
     return {name for _, names in axis_name for name in _names(names)}  # type: ignore

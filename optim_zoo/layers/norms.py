@@ -104,9 +104,9 @@ def _sum_of_squares(
 
 
 def _gathered(x: jax.Array) -> jax.Array:
-    """``x`` whole on every device where its type says it is cut over an Explicit mesh axis.
+    """Replicates ``x`` if its type says that it is sharded over a mesh axis of type Explicit.
 
-    Else a reshape would be refused, and state would change its type after the first step.
+    Otherwise a reshape would raise, and the type of the state would change after the first step.
     """
     sharding = jax.typeof(x).sharding
     if not any(sharding.spec):
@@ -117,11 +117,11 @@ def _gathered(x: jax.Array) -> jax.Array:
 def global_norm(tree: Tree, axis_name: AxisName = None) -> jax.Array:
     """Returns the Euclidean norm of all leaves together: (), float32 or wider.
 
-    In float32 and bfloat16 it is right for entries from 1e-28 to 1e25; see `wide_range`.
+    In float32 and bfloat16 it is correct for entries from 1e-28 to 1e25; see `wide_range`.
 
     Args:
       tree: arrays and `SparseRows`; rows of the same id count as one, their sum.
-      axis_name: the mesh axes that leaves are sharded over, besides those that their types record.
+      axis_name: the mesh axes that leaves are sharded over, in addition to those in their types.
 
     Raises:
       ArgumentValueError: the type of a leaf says that it is not sharded over one of these axes.
@@ -141,19 +141,19 @@ def global_norm(tree: Tree, axis_name: AxisName = None) -> jax.Array:
 
 
 def norm_shape(shape: Sequence[int], layers: Layers) -> tuple[int, ...]:
-    """The shape of the norms of an array of ``shape``: ``()``, or ``(layers,)``."""
+    """Returns the shape of the norms of an array of ``shape``: ``()``, or ``(layers,)``."""
     return (math.prod(layer.count(shape) for layer in layers),) if layers else ()
 
 
 def fill(value: float, x: jax.typing.ArrayLike, layers: Layers) -> jax.Array:
-    """``value`` for each layer of ``x``, float32, of the type that the norms of ``x`` will have."""
+    """Returns a float32 ``value`` for each layer of ``x``, with the type of the norms of ``x``."""
     values = jnp.full(norm_shape(jnp.shape(x), layers), value, jnp.float32)
     apart = varying_axes(x) & {layer.mesh_axis for layer in layers}
     return jax.lax.pcast(values, tuple(sorted(apart)), to="varying") if apart else values
 
 
 def expand(values: jax.Array, shape: Sequence[int], layers: Layers) -> jax.Array:
-    """One value a layer, shaped so that it multiplies an array of ``shape``."""
+    """Returns one value for each layer, in a shape that multiplies an array of ``shape``."""
     if not layers:
         return values
     counts = [1] * len(shape)

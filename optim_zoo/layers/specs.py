@@ -1,6 +1,6 @@
-"""What a layer is inside an array: specs, and the rules that assign them to paths.
+"""Layer specs, which say what a layer of an array is, and rules that assign them to paths.
 
-A trust ratio is one number for each layer. Mostly a layer is an array, but ``nn.scan`` stacks the
+A trust ratio is one number for each layer. A layer is usually an array, but ``nn.scan`` stacks the
 layers of a deep model in one array, and fused attention joins query, key and value in one kernel.
 Rules from path patterns to specs describe such arrays::
 
@@ -22,14 +22,14 @@ from optim_zoo.tree import Tree, leaf_paths, map_with_path
 
 @dataclasses.dataclass(frozen=True)
 class LayerAxis:
-    """An axis of an array along which layers lie; made by `stacked` and `split`."""
+    """An axis along which an array holds several layers; made by `stacked` and `split`."""
 
     axis: int
     parts: int | None = None  # equal blocks along the axis; None: every index is a layer
-    mesh_axis: str | None = None  # the mesh axis the stacked layers are spread over
+    mesh_axis: str | None = None  # the mesh axis that the stacked layers are sharded over
 
     def count(self, shape: Sequence[int]) -> int:
-        """How many layers lie along the axis of an array of ``shape``."""
+        """Returns the number of layers along this axis of an array of ``shape``."""
         return shape[self.axis] if self.parts is None else self.parts
 
 
@@ -37,14 +37,14 @@ Layers = tuple[LayerAxis, ...]  # of one array, in the order of its axes; (): it
 
 
 def stacked(axis: int, mesh_axis: str | None = None) -> LayerAxis:
-    """Every index along ``axis`` is a layer, as ``nn.scan`` stacks them.
+    """Returns a spec by which every index along ``axis`` is a layer, as ``nn.scan`` stacks them.
 
     Args:
-      axis: counted from the end where negative.
-      mesh_axis: inside ``shard_map`` or ``pmap``, the mesh axis the stacked layers are spread
-        over (pipeline parallelism): a device then holds whole layers, and their norms must not be
-        summed over that axis. An array's type does not say which dimension is cut, so this has
-        to be told.
+      axis: the axis, counted from the end if negative.
+      mesh_axis: inside ``shard_map`` or ``pmap``, the mesh axis that the stacked layers are
+        sharded over (pipeline parallelism). A device then holds whole layers, and their norms must
+        not be summed over that axis. It must be passed because the type of an array does not say
+        which of its axes is sharded.
 
     Raises:
       ArgumentTypeError: ``axis`` is not a whole number, or ``mesh_axis`` is not a name.
@@ -58,10 +58,11 @@ def stacked(axis: int, mesh_axis: str | None = None) -> LayerAxis:
 
 
 def split(axis: int, parts: int) -> LayerAxis:
-    """``parts`` equal blocks along ``axis`` are layers, as in a fused query-key-value kernel.
+    """Returns a spec by which ``parts`` equal blocks along ``axis`` are layers.
 
-    Inside ``shard_map`` or ``pmap`` an axis that is itself cut over a mesh axis cannot be split:
-    a device sees its own block only, and this is not detected.
+    An example is a fused query-key-value kernel. Inside ``shard_map`` or ``pmap``, an axis that is
+    sharded over a mesh axis cannot be split, because a device sees only its own part of it. This is
+    not detected.
 
     Raises:
       ArgumentTypeError: ``axis`` or ``parts`` is not a whole number.
@@ -78,7 +79,7 @@ def _check_axis(caller: str, axis: Any) -> None:
 
 
 def from_scan(params: Tree, prefix: str, axis: int = 0) -> rules.Rules:
-    """The rule for a module whose layers ``nn.scan`` or ``nnx.scan`` stacked.
+    """Returns the rule for a module whose layers ``nn.scan`` or ``nnx.scan`` stacked.
 
     ::
 
@@ -129,10 +130,10 @@ def from_scan(params: Tree, prefix: str, axis: int = 0) -> rules.Rules:
 
 
 def ranks(params: Tree, layer_rules: rules.Rules = ()) -> Tree:
-    """The number of axes that one layer has, of every leaf: 1 for a stacked bias.
+    """Returns the number of axes that one layer of each leaf has: 1 for a stacked bias.
 
-    For masks by rank, such as ``jax.tree.map(lambda rank: rank > 1, layers.ranks(params, rules))``
-    for all matrices, in which a stacked bias must not count as one.
+    This serves to make masks by rank. ``jax.tree.map(lambda rank: rank > 1, layers.ranks(params,
+    rules))`` selects all matrices, and no stacked biases.
     """
     check_layer_rules(layer_rules)
     check_matches(layer_rules, params)
@@ -170,11 +171,11 @@ def check_matches(layer_rules: rules.Rules, tree: Tree) -> None:
 
 
 def assign(layer_rules: rules.Rules, tree: Tree) -> Tree:
-    """The `Layers` of every leaf of ``tree``.
+    """Returns the `Layers` of every leaf of ``tree``.
 
     Raises:
-      ArgumentValueError: a leaf has no such axis, it does not divide into the parts, or two specs
-        name the same axis.
+      ArgumentValueError: a leaf has no such axis, the axis does not divide into the parts, or two
+        specs name the same axis.
     """
     return map_with_path(lambda path, x: layers_of(layer_rules, path, x), tree)
 
@@ -184,7 +185,7 @@ def layers_of(layer_rules: rules.Rules, path: str, x: Any) -> Layers:
 
     Args:
       layer_rules: see `assign`.
-      path: of the array.
+      path: the path of the array.
       x: the array, or its ``jax.ShapeDtypeStruct``.
 
     Raises:

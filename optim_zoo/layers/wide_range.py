@@ -56,7 +56,7 @@ def roots(sums: Sums, arrays: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _is_limited(x: jax.Array) -> bool:
-    """Whether the squares of entries of ``x`` can leave the range of the dtype of their sum."""
+    """Returns whether squares of entries of ``x`` can leave the range of the dtype of their sum."""
     return wide_dtype(x) == jnp.float32 and x.dtype != jnp.float16
 
 
@@ -84,7 +84,7 @@ def _plain(totals: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _again(sums: Sums, arrays: Sequence[jax.Array], plain: Sequence[jax.Array]) -> list[jax.Array]:
-    """The roots of new sums, and of the plain ones that are in bounds."""
+    """Returns the roots of the sums that are in bounds, and of new sums in place of the others."""
     factors = [
         jnp.where(total < LOW, jnp.asarray(ENLARGE, total.dtype), jnp.asarray(REDUCE, total.dtype))
         for total in plain
@@ -103,7 +103,7 @@ def _again(sums: Sums, arrays: Sequence[jax.Array], plain: Sequence[jax.Array]) 
 
 
 def _at_once(sums: Sums, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """The roots of the sums of enlarged or of reduced entries, whichever are right."""
+    """Returns the roots of the sums of enlarged or of reduced entries, whichever is correct."""
     shapes = jax.eval_shape(lambda arrays: sums(arrays, None), arrays)
     enlarge, reduce = (
         [jnp.asarray(factor, total.dtype) for total in shapes]
@@ -120,7 +120,7 @@ def _at_once(sums: Sums, arrays: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _for_each(arrays: Sequence[jax.Array], factors: list[jax.Array]) -> list[jax.Array]:
-    """A factor for each array, where one sum or one for each array has a factor."""
+    """Returns a factor for each array, given one for all of them or one for each."""
     return factors * (len(arrays) // len(factors))
 
 

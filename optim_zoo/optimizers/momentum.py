@@ -1,4 +1,4 @@
-"""Momentum: the heavy ball (Polyak, USSR Comput. Math. Math. Phys. 4, 1964) and an average."""
+"""Momentum (Polyak, USSR Comput. Math. Math. Phys. 4, 1964), as a sum or as a moving average."""
 
 import jax
 import optax
@@ -15,7 +15,7 @@ def momentum(
     *,
     ema: bool = False,
 ) -> optax.GradientTransformation:
-    """Descends along an average of the gradients.
+    """Descends along a decaying sum, or a moving average, of the gradients.
 
     ::
 
@@ -23,8 +23,8 @@ def momentum(
         m <- momentum m + (1 - momentum) g      with ema
         x <- x - learning_rate m
 
-    The heavy ball is that of Polyak (USSR Comput. Math. Math. Phys. 4, 1964). The moving average is
-    the same path with a learning rate that is larger by the factor 1 / (1 - momentum). It agrees
+    The heavy ball is that of Polyak (USSR Comput. Math. Math. Phys. 4, 1964). The moving average
+    takes the same path if its learning rate is larger by the factor 1 / (1 - momentum). Both agree
     with ``MomentumOptimizer`` of TensorFlow 1 to 1e-9 in float64.
 
     Args:

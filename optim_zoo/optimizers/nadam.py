@@ -25,9 +25,9 @@ def nadam(
         u   = (b1 mu / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t)) / (sqrt(nu / (1 - b2^t)) + eps)
         x  <- x - learning_rate u
 
-    The source is Dozat, ICLR workshop 2016, without his schedule of the momentum. PyTorch and Keras
-    have that schedule: see `optim_zoo.ports.torch.NAdam` and `optim_zoo.ports.keras.Nadam`. It
-    agrees with ``optax.nadam`` (0.2.8) to 1e-9 in float64.
+    This is NAdam (Dozat, ICLR workshop 2016) without its momentum schedule, and it agrees with
+    ``optax.nadam`` (0.2.8) to 1e-9 in float64. PyTorch and Keras implement the schedule: see
+    `optim_zoo.ports.torch.NAdam` and `optim_zoo.ports.keras.Nadam`.
 
     Args:
       learning_rate: A finite number >= 0, or a schedule: a function from the step to the learning

@@ -23,16 +23,17 @@ def sgd(
         x <- x - learning_rate m
         x <- x - learning_rate (momentum m + g)       with nesterov
 
-    The learning rate is applied after the momentum, as in ``optax.sgd`` and ``torch.optim.SGD``.
-    Keras applies it before, which differs while the learning rate changes: see
-    `optim_zoo.ports.keras.SGD`. It agrees with ``torch.optim.SGD`` (2.13.0) to 1e-9 in float64.
+    The learning rate is applied after the momentum, as in ``optax.sgd`` and ``torch.optim.SGD``
+    (2.13.0), with which this optimizer agrees to 1e-9 in float64. Keras applies it before the
+    momentum, which gives other updates while the learning rate changes: see
+    `optim_zoo.ports.keras.SGD`.
 
     Args:
       learning_rate: A finite number >= 0, or a schedule: a function from the step to the learning
         rate, where the first step is 0.
       momentum: The decay rate of m, in [0, 1), or None for plain gradient descent, where m is g and
-        is not stored. Every number stores m, also 0, so that the structure of the state does not
-        depend on tracing.
+        is not stored. Any number, including 0, stores m, so that the structure of the state does
+        not depend on whether the number is traced.
       nesterov: Whether the update looks one step ahead along the momentum. Needs a momentum above 0
         and no dampening.
       dampening: The share of the gradient that is left out of m after the first step, in [0, 1].

@@ -1,13 +1,13 @@
-"""Other libraries' optimizers under their own names and arguments, with the same numbers.
+"""Other libraries' optimizers, with their names and arguments and the numbers they compute.
 
 There is one module for each library: ``ports.torch.AdamW(lr=1e-3, betas=(0.9, 0.95))``. Learning
 rates may be schedules. An argument that a source has and its port does not support raises
 ``NotImplementedError``. Known defects of a source are reproduced; the first sentence of the
-docstring names the defect, and "Repaired:" the spelling without it. `from_state_dict` carries over
+docstring names the defect, and "Repaired:" says how to avoid it. `from_state_dict` carries over
 a torch run, and `from_optax_state` a run with optax.
 
 Norms are those of this library. They equal a source's norms as long as the squares fit into the
-dtype of the source. Beyond that, where a source's norm is zero or infinite, a port's is right.
+dtype of the source. Where a source's norm underflows to zero or overflows, a port's is correct.
 """
 
 from optim_zoo.ports import (

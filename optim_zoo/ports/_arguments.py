@@ -38,10 +38,10 @@ R = TypeVar("R")
 
 
 def in_source_words(port: Callable[P, R]) -> Callable[P, R]:
-    """Makes the errors of a port name the arguments that the port has: ``lr must be ...``.
+    """Makes errors name the arguments of a port, as in ``lr must be ...``.
 
-    The pieces of a port raise an `ArgumentError` about their own argument, such as ``b1``. It is
-    raised again about the argument that the port passes on as that one, such as ``betas[0]``.
+    A piece of a port raises an `ArgumentError` that names the argument of the piece, such as
+    ``b1``. This function re-raises it with the name of the port's argument, such as ``betas[0]``.
     """
     parameters = inspect.signature(port).parameters
     arguments = list(parameters)
@@ -95,10 +95,10 @@ def refuse(port: str, **arguments: tuple[Any, Any]) -> None:
       arguments: name=(value, the source's default).
 
     Raises:
-      NotImplementedError: one differs; it is named.
+      NotImplementedError: an argument differs; the message names it.
     """
     for name, (value, default) in arguments.items():
-        # optax.inject_hyperparams traces every number, also those left at their defaults.
+        # optax.inject_hyperparams traces every number, including defaults.
         if isinstance(value, jax.core.Tracer):
             continue
         if value is not default and value != default:
@@ -121,8 +121,8 @@ def check_arguments(
 
     Raises:
       NotImplementedError: an argument that is not supported differs from its default.
-      TypeError: the source does not have such an argument either. As for every keyword that Python
-        itself refuses, there is no argument that an `ArgumentError` could name.
+      TypeError: the source does not have such an argument either. It is a plain ``TypeError``, as
+        for any unknown keyword, because there is no argument for an `ArgumentError` to name.
     """
     if unknown := sorted(set(passed) - {*known, *refused}):
         raise TypeError(
@@ -137,7 +137,8 @@ def check_arguments(
 def check_momentum(momentum: Any, highest: float = np.inf) -> None:
     """Raises unless ``momentum`` is a number that the source accepts: from 0 to ``highest``.
 
-    Momentum of 1 and above never forgets a gradient, which our own optimizers refuse.
+    A momentum of 1 or more never forgets a gradient. Some sources accept it; our own optimizers
+    do not.
 
     Raises:
       ArgumentTypeError: it is not a number, or it has fewer bits than float32.
@@ -173,14 +174,14 @@ def check_nesterov(momentum: float, dampening: float = 0.0) -> None:
 
 
 def is_zero(x: Any) -> bool:
-    """Whether ``x`` is the number 0.
+    """Returns whether ``x`` is the Python number 0.
 
-    False for every array: ``optax.inject_hyperparams`` passes a concrete one to ``init`` and a
-    traced one to ``update``, and both must build the same chain.
+    The result is False for every array: ``optax.inject_hyperparams`` passes a concrete array to
+    ``init`` and a traced one to ``update``, and both must build the same chain.
     """
     return isinstance(x, (int, float, np.number)) and x == 0
 
 
 def patterns(passed: Sequence[str] | None) -> rules.Patterns:
-    """Returns the patterns; an empty tuple for None."""
+    """Returns the patterns, or an empty tuple for None."""
     return () if passed is None else passed

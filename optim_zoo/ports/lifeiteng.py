@@ -1,6 +1,6 @@
 """Optimizers of lifeiteng/Optimizers (542e5c7).
 
-``radam_optimizer.py`` and ``lookahead_optimizer.py``.
+The sources are ``radam_optimizer.py`` and ``lookahead_optimizer.py``.
 """
 
 import optax

@@ -1,6 +1,6 @@
 """Optimizers of mlcommons/training (aa344c7, 80adb5f8) and tensorflow/tpu (7dc921f).
 
-``retired_benchmarks/bert/lamb_optimizer_v1.py``, ``mlperf_lars_optimizer.py``,
+The sources are ``retired_benchmarks/bert/lamb_optimizer_v1.py``, ``mlperf_lars_optimizer.py``,
 ``resnet-tf2/tensorflow2/lars_optimizer.py`` and ``models/official/efficientnet/lars_optimizer.py``.
 """
 
@@ -38,9 +38,9 @@ def LAMBOptimizer(
     *,
     bias_correction: bool = True,
 ) -> optax.GradientTransformation:
-    """Applies LAMB without trust ratio on leaves without weight decay, by default.
+    """Applies `lamb`; by default, leaves without weight decay have no trust ratio either.
 
-    Otherwise `lamb`. Agrees with the source to 2e-5 in float32.
+    Agrees with the source to 2e-5 in float32.
 
     Args:
       learning_rate: A number >= 0 or a schedule: step -> learning rate, the first step being 0.

@@ -29,8 +29,8 @@ from optim_zoo.transforms import (
 )
 from optim_zoo.tree import Tree, by_path, leaf_paths
 
-# The fields of optax's states, and the names that they have here. States without fields hold the
-# number of steps only.
+# The fields of optax's states, and the names that they have here. States without fields hold only
+# the number of steps.
 _MOMENTS = {"mu": "mu", "nu": "nu"}
 _OPTAX: dict[type, dict[str, str]] = {
     optax.ScaleByAdamState: _MOMENTS,
@@ -95,9 +95,9 @@ def from_optax_state(
       float32 or wider.
 
     Raises:
-      ArgumentValueError: there is no optimizer of this name, the state has no moments or momentum
-        for a part of it, or more than it keeps, or their paths or shapes are not those of the
-        parameters.
+      ArgumentValueError: there is no optimizer of this name; the state lacks moments or momentum
+        that the optimizer keeps, or has some that it does not keep; or their paths or shapes are
+        not those of the parameters.
       ArgumentTypeError: ``source`` wraps another optimizer and is passed by name.
       NotImplementedError: the state, or that of the optimizer, holds arrays whose counterpart is
         not known.
@@ -112,7 +112,7 @@ def from_optax_state(
     count = _steps_made(theirs, step)
 
     def carried(piece: Any, after_rate: bool) -> Any:
-        del after_rate  # momentum comes after the learning rate here where it does in optax
+        del after_rate  # the learning rate precedes momentum where it does so in optax
         new: dict[str, Any] = {}
         if accepted := _OURS.get(type(piece), ()):
             found = next((x for x in unused if isinstance(x, accepted)), None)
@@ -139,7 +139,7 @@ def from_optax_state(
 
 
 def _optimizer(name: str, theirs: list[Any]) -> optax.GradientTransformation:
-    """Returns the optimizer of this name; what it keeps depends on no number."""
+    """Returns the optimizer of this name. No number changes the structure of its state."""
     folder = Path(optimizers.__file__).parent
     names = sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
     ranges.check_choice("optimizer", name, names, argument="source")

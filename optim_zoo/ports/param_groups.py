@@ -1,4 +1,4 @@
-"""Builds the port that a torch optimizer was, from the parameter groups of its ``state_dict``."""
+"""Builds the port of a torch optimizer from the parameter groups in its ``state_dict``."""
 
 import importlib
 import inspect
@@ -35,8 +35,8 @@ def from_param_groups(
 
     Arguments that are not in the parameter groups have the source's defaults: ``adam_w_mode`` and
     ``use_nvlamb`` of Apex, and ``maximize``, ``use_gc``, ``degenerated_to_sgd``,
-    ``n_sma_threshold`` and ``pre_norm`` of pytorch_optimizer. So have the arguments that choose a
-    kernel (``foreach``, ``fused``, ``capturable``, ``differentiable``). A schedule is not in a
+    ``n_sma_threshold`` and ``pre_norm`` of pytorch_optimizer. The arguments that choose a kernel
+    (``foreach``, ``fused``, ``capturable``, ``differentiable``) are ignored. A schedule is not in a
     ``state_dict``: every learning rate is the constant of its group.
 
     Args:
@@ -140,7 +140,7 @@ def _partition(
     max_norm = arguments[0].get("max_grad_norm")
     clip = None
     if max_norm and source.endswith(("timm.Lamb", "apex.FusedLAMB")):
-        # These clip to the norm of the gradients of all groups together.
+        # These clip to the norm over the gradients of all groups.
         clip = clip_by_global_norm(max_norm)
         chosen = [{**group, "max_grad_norm": None} for group in chosen]
     labels = {path: str(i) for i, inside in enumerate(members) for path in inside}

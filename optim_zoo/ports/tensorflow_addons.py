@@ -39,9 +39,10 @@ def LAMB(
     name: str = "LAMB",
     **kwargs: Any,
 ) -> optax.GradientTransformation:
-    """Applies LAMB without trust ratio on leaves without weight decay, by default.
+    """Applies `lamb`; by default, leaves without weight decay have no trust ratio either.
 
-    Otherwise `lamb`. An empty second list excludes nothing here; the source takes it for none.
+    An empty ``exclude_from_layer_adaptation`` excludes nothing here; the source treats it like
+    None.
 
     Args:
       weight_decay: The factor of the parameters in the direction, >= 0.

@@ -15,7 +15,7 @@ from optim_zoo.recorded import Case, Trajectory, Tree
 from optim_zoo.rows import SparseRows, apply_updates
 from optim_zoo.tree import map_with_path
 
-# How far references differ from their own recordings, as `Agreement.difference`, keyed by case.
+# `Agreement.difference` of references from their own recordings when run again, keyed by case.
 REFERENCE_NOISE: Mapping[str, float] = MappingProxyType(
     {
         # pytorch_optimizer rounds the global norm to float32 and sums in an order that is not
@@ -59,8 +59,9 @@ def follow(
 
     Args:
       case: The recorded case.
-      constructor: The dotted name of another optimizer than the case names.
-      arguments: Its arguments, in the form of `Case.arguments`.
+      constructor: The dotted name of the optimizer. By default, the one that the case names.
+      arguments: The arguments of the optimizer, in the form of `Case.arguments`. By default,
+        those of the case.
     """
     name = case.constructor if constructor is None else constructor
     floor = case.atol / case.rtol
@@ -144,7 +145,7 @@ def make(
 
 
 def as_fed(case: Case, path: str, g: np.ndarray) -> Any:
-    """Returns the gradient as the reference received it: as rows where it was sparse."""
+    """Returns the gradient as the reference received it: as `SparseRows` where it was sparse."""
     if path not in case.sparse_leaves:
         return jnp.asarray(g)
     # Rows that are zero become padding, so that every step has the same shapes.

@@ -251,14 +251,13 @@ def _check_batch(settings: Settings, batch: Tree) -> None:
     for x in jax.tree.leaves(batch):
         rows = jnp.shape(x)[0] if jnp.ndim(x) else 0
         if rows == 0 or rows % divisor:
-            expected = (
-                f"divide by {divisor} ({devices} devices x {settings.micro_batches} micro-batches)"
-            )
+            product = f"{devices} devices x {settings.micro_batches} micro-batches"
+            expected = f"divisible by {divisor} ({product})"
             raise ArgumentValueError(
                 "batch",
-                f"have first axes that {expected}",
+                f"have first axes {expected}",
                 jnp.shape(x),
-                sentence=f"the first axis of every array in the {{argument}} must {expected}, "
+                sentence=f"the first axis of every array in the {{argument}} must be {expected}, "
                 f"got shape {jnp.shape(x)}",
             )
 

@@ -1,1 +1,1 @@
-"""The main job: pretraining from a config file to a run folder. Comes with the extra ``train``."""
+"""The main job: pretraining from a config file to a run folder. Needs the extra ``train``."""

@@ -59,10 +59,10 @@ class Checkpoints:
                     max_to_keep=keep,
                     cleanup_tmp_directories=True,  # left by a killed save
                     async_options=ocp.AsyncOptions(
-                        # Otherwise Orbax waits for twenty minutes for a folder it cannot make.
+                        # Otherwise Orbax waits twenty minutes for a folder that it cannot make.
                         create_directories_asynchronously=False,
-                        # A limit by the wall clock, which may be set forward during a save. A
-                        # slow disk must not end the run either.
+                        # Effectively no limit: Orbax measures it with the wall clock, which may
+                        # be set forward during a save, and a slow disk must not end the run.
                         timeout_secs=100 * 365 * 86400,
                     ),
                 ),
@@ -74,13 +74,13 @@ class Checkpoints:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None and jax.process_count() > 1 and not isinstance(error, Stopped):
-            return  # Closing waits for the other processes, and they may not have failed.
+            return  # Closing would wait for the other processes, which may still be training.
         with self._writing() if error is None else contextlib.suppress(Exception):
             self._manager.close()
 
     @property
     def last_step(self) -> int | None:
-        """The step of the last checkpoint that was saved as a whole; None without any."""
+        """The step of the last complete checkpoint, or None if there is none."""
         return self._manager.latest_step()
 
     def save(self, step: int, params: Tree, state: Tree, info: Mapping[str, Any]) -> None:
@@ -146,8 +146,8 @@ class Checkpoints:
 
         Raises:
           UserError: all checkpoints are damaged, the last undamaged one is of another model or
-            optimizer, or ``check`` raised it. In these cases nothing is moved. Or a damaged
-            checkpoint cannot be moved.
+            optimizer, or ``check`` raised the error, with nothing moved in these cases; or a
+            damaged checkpoint cannot be moved.
         """
         damaged: dict[int, str] = {}  # step -> what is wrong
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -255,7 +255,7 @@ class Checkpoints:
 
 
 class _Damaged(Exception):
-    """A checkpoint cannot be read, or is not what was saved."""
+    """Raised where a checkpoint cannot be read, or differs from what was saved."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -266,7 +266,7 @@ class _Damaged(Exception):
 def _reading() -> Iterator[None]:
     try:
         yield
-    except jax.errors.JaxRuntimeError:  # about a device, such as too little memory
+    except jax.errors.JaxRuntimeError:  # a device error, such as too little memory
         raise
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged file.
         raise _Damaged(foreign_errors.why_not_written_or_read(error)) from error

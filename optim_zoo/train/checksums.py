@@ -1,4 +1,4 @@
-"""Checksums of arrays, in which a changed bit shows."""
+"""Checksums that detect a changed bit in an array."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ from optim_zoo.tree import Tree
 
 @jax.jit
 def checksum(x: jax.Array) -> jax.Array:
-    """The sum modulo 2^32 of an array's words, each hashed with its index: ``()`` uint32.
+    """Returns the sum modulo 2^32 of an array's words, each hashed with its index: () uint32.
 
-    The hash is invertible, so that every change of a single word is detected; of other changes one
-    in 2^32 is missed. The sum does not depend on the sharding of the array.
+    The hash is invertible, so that every change of a single word is detected. Any other change is
+    missed with probability 2^-32. The sum does not depend on the sharding of the array.
     """
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
@@ -31,7 +31,7 @@ def checksum(x: jax.Array) -> jax.Array:
 
 def checksums(tree: Tree) -> dict[str, int]:
     """Returns the checksum of every array, keyed by its path in `saved_state.describe`."""
-    # One program at a time. On a CPU with few cores, several programs whose devices wait for one
-    # another may not find enough threads, and then none of them ends.
+    # One program at a time: on a CPU with few cores, concurrent programs whose devices wait for one
+    # another may run out of threads and deadlock.
     sums = [int(checksum(x)) for x in jax.tree.leaves(tree)]
     return dict(zip(saved_state.describe(tree)["arrays"], sums, strict=True))

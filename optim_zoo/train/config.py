@@ -21,7 +21,7 @@ MOST_IN_SIZE = 2**20  # the largest size of a model: two such axes fit in an arr
 def check_size(name: str, value: int, low: int = 1) -> None:
     """Raises unless ``value`` is a size that an axis of an array in a model may have.
 
-    XLA ends the process where the number of elements of an array does not fit in 64 bits.
+    XLA aborts the process if the number of elements of an array does not fit in 64 bits.
 
     Raises:
       ArgumentTypeError: ``value`` is not a whole number.
@@ -259,13 +259,13 @@ class Config:
         return sum(stage.steps for stage in self.stages)
 
     def stage_of(self, step: int) -> int:
-        """The index of the stage that step number ``step`` (from 0) belongs to."""
+        """Returns the index of the stage that step number ``step`` (from 0) belongs to."""
         ends = itertools.accumulate(stage.steps for stage in self.stages)
         within = (index for index, end in enumerate(ends) if step < end)
         return next(within, len(self.stages) - 1)
 
     def batches_after(self, steps: int) -> list[int]:
-        """The number of batches that each stage has used after ``steps`` steps."""
+        """Returns the number of batches that each stage has used after ``steps`` steps."""
         used = []
         for stage in self.stages:
             used.append(min(steps, stage.steps) * self.accumulation.every)

@@ -37,7 +37,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), notes: list[str] | Non
 
     Raises:
       UserError: the file cannot be read, or a section, key, type or value is not allowed. The
-        sentence names the key, where it was set, and the nearest known names.
+        message names the key, where it was set, and the nearest known names.
     """
     tree = read(path)
     overridden, dropped = apply_overrides(tree, str(path), overrides)
@@ -124,7 +124,7 @@ def make_task(config: Config, cache: Path) -> Task:
 
 
 def _check_arguments(config: Config, sources: Sources) -> None:
-    """Makes schedules and optimizer once, so that their errors come before any work is done."""
+    """Builds the schedules and the optimizer once, so that their errors appear at the start."""
     for index, stage in enumerate(config.stages):
         section = f"stages.{index}" if stage.table else "schedule"
         _check_warmup(section, stage, sources)
@@ -143,9 +143,9 @@ def _check_arguments(config: Config, sources: Sources) -> None:
 
 
 def _check_warmup(section: str, stage: Stage, sources: Sources) -> None:
-    """Checks that a stage is as long as its warmup, in the words of the config.
+    """Checks that a stage is at least as long as its warmup, and names the keys of the config.
 
-    A schedule checks this too, but it knows the length as ``total_steps``, which is no key.
+    A schedule checks this too, but its error would name ``total_steps``, which is not a key.
     """
     warmup = stage.schedule.get("warmup_steps")
     if not isinstance(warmup, int) or warmup <= stage.steps:

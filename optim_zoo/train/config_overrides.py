@@ -1,8 +1,8 @@
 """Overrides from the command line: ``section.key=value`` applied to the tree of a TOML file.
 
 A name that is overridden (``optimizer.name``, ``schedule.name``, ``task.name``) may leave the file
-with keys that belong to the replaced one only. These are dropped, each with a note, so that one
-file serves to compare optimizers.
+with keys that only the replaced name has. These are dropped, each with a note, so that one file can
+be used to compare optimizers.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Override(NamedTuple):
 
     @property
     def source(self) -> str:
-        """How a message names it."""
+        """The name of this override in messages."""
         return f"command line ({self.text})"
 
 
@@ -70,7 +70,7 @@ def apply_overrides(
 
 
 def _split(argument: str) -> Override:
-    """The parts of an override; the section of a stage is ``stages.1``."""
+    """Returns the parts of an override; the section of a stage is ``stages.1``, for example."""
     name, equals, value = argument.partition("=")
     section, dot, key = name.strip().partition(".")
     if section == "stages":
@@ -85,7 +85,7 @@ def _split(argument: str) -> Override:
 
 
 def _names(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The names of task, optimizer and schedule in a tree; None where it has none."""
+    """Returns the names of task, optimizer and schedule in a tree, or None where one is missing."""
     sections = {section: tree.get(section) for section in _NAMED}
     return {
         section: values.get("name") if isinstance(values, dict) else None
@@ -94,7 +94,7 @@ def _names(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chosen(override: Override | None, name: Any) -> Any:
-    """The name after an override of it."""
+    """Returns the name after the override, if there is one."""
     if override is None:
         return name
     return None if override.value == UNSET else _unquoted(override.value)
@@ -105,7 +105,7 @@ def _apply_one(tree: dict[str, Any], task: type[Task], override: Override) -> bo
     value = _value(task, override)
     table = _table(tree, override)
     if not isinstance(table, dict):
-        return True  # `build` refuses such a section
+        return True  # `build` rejects such a section
     root, dot, key = override.key.partition(".")
     if dot and _is_table(task, override.section, root):  # such as precision.state.nu
         table, root = table.setdefault(root, {}), key
@@ -120,7 +120,7 @@ def _apply_one(tree: dict[str, Any], task: type[Task], override: Override) -> bo
 
 
 def _kinds(task: type[Task]) -> Mapping[str, Any]:
-    """Section -> its dataclass."""
+    """Returns the dataclass of each section."""
     return {**SECTIONS, **task.sections}
 
 
@@ -131,7 +131,7 @@ def _is_table(task: type[Task], section: str, key: str) -> bool:
 
 
 def _value(task: type[Task], override: Override) -> Any:
-    """The value of an override: TOML, except that strings need no quotes."""
+    """Returns the value of an override: TOML, except that strings need no quotes."""
     section, key = override.section, override.key
     if not section.startswith("stages."):
         with user_errors(override.source):
@@ -148,7 +148,7 @@ def _value(task: type[Task], override: Override) -> Any:
 
 
 def _table(tree: dict[str, Any], override: Override) -> Any:
-    """The table of a section or stage, which is made where the file has none."""
+    """Returns the table of a section or stage, which is added if the file has none."""
     if not override.section.startswith("stages."):
         return tree.setdefault(override.section, {})
     tables = tree.setdefault("stages", [])
@@ -170,9 +170,9 @@ def _unquoted(text: str) -> str:
 
 
 def _known_keys(names: Mapping[str, Any]) -> Mapping[str, Collection[str]]:
-    """Section -> the keys that it may have, given the names of task, optimizer and schedule.
+    """Returns the keys that each section may have, given the names of task, optimizer and schedule.
 
-    Empty where one of the names does not exist.
+    The result is empty if one of the names does not exist.
     """
     try:
         task = find_task(names["task"])
@@ -192,7 +192,7 @@ def _known_keys(names: Mapping[str, Any]) -> Mapping[str, Collection[str]]:
 
 
 def _check_removed(override: Override, known: Mapping[str, Collection[str]]) -> None:
-    """Checks that a key to remove, which the file does not have, is at least a known one."""
+    """Checks that a key to remove is a known one, if the file does not have it."""
     section = override.section.partition(".")[0]
     if known:
         with user_errors(override.source):
@@ -210,7 +210,7 @@ def _drop(
 ) -> list[str]:
     """Removes the keys of the file that only the replaced names know; returns a note for each.
 
-    Unknown keys of any other kind stay for `build` to refuse.
+    Other unknown keys are kept, and `build` rejects them.
     """
     if not known:
         return []

@@ -37,24 +37,24 @@ STAGE_SIZES = ("steps", "batch_size", "micro_batches")  # keys of [train] that a
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """Where the values of a config come from, as messages name it."""
+    """Says in messages where the values of a config come from: the file or an override."""
 
     file: str
     overridden: Mapping[tuple[str, str], str]  # (section, key) -> the override that set it
 
     def of(self, section: str, *keys: str) -> str:
-        """The override of the first of these keys that has one, else the file.
+        """Returns the override of the first of these keys that has one, else the file.
 
         An argument such as ``betas[0]`` or ``state.nu`` belongs to the key ``betas`` or ``state``.
         """
         return self.of_any(*((section, re.split(r"[.\[]", key)[0]) for key in keys))
 
     def of_any(self, *places: tuple[str, str]) -> str:
-        """The override of the first of these ``(section, key)`` that has one, else the file."""
+        """Returns the override of the first ``(section, key)`` that has one, else the file."""
         return next((self.overridden[p] for p in places if p in self.overridden), self.file)
 
     def of_section(self, section: str) -> str:
-        """The overrides of any key of a section, else the file."""
+        """Returns the overrides of any key of a section, else the file."""
         texts = [text for (name, _), text in self.overridden.items() if name == section]
         return " and ".join(texts) or self.file
 
@@ -89,7 +89,7 @@ _KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
-    """A value of the file as the type of its key requires it."""
+    """Returns a value of the file, converted to the type of its key."""
     _check_size(name, value, _LARGE if kind is float else "")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -105,9 +105,9 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 
 def _check_size(name: str, value: Any, advice: str = "") -> None:
-    """Raises `ArgumentValueError` for a whole number, or one in a list, that JAX cannot count to.
+    """Raises `ArgumentValueError` if a whole number, alone or in a list, does not fit in 32 bits.
 
-    JAX counts in 32 bits, and raises an `OverflowError` where a number does not fit.
+    JAX counts in 32 bits and would raise an `OverflowError`.
     """
     for item in value if isinstance(value, list) else [value]:
         most = MOST_SEED if name == "run.seed" else MOST
@@ -119,7 +119,8 @@ def find_task(name: Any) -> type[Task]:
     """Returns the class of a task; anything but a string is the default task.
 
     Raises:
-      ArgumentValueError: there is no such task, or one of its sections is one of every config.
+      ArgumentValueError: there is no such task, or a section of it has the name of a section that
+        every config has.
       ArgumentTypeError: the import path names something that is not a task.
     """
     task = tasks.find(name if isinstance(name, str) else DEFAULT_NAMES["task"])
@@ -173,7 +174,7 @@ def build_choice(section: str, values: Mapping[str, Any], sources: Sources) -> C
 
 
 def _argument(name: str, value: Any, default: Any) -> Any:
-    """A value of the file as a constructor requires it."""
+    """Returns a value of the file in the form that a constructor expects."""
     if isinstance(default, bool):
         return _typed(name, value, bool)
     _check_size(name, value, _LARGE)

@@ -1,4 +1,4 @@
-"""Replaces files as a whole."""
+"""Replaces files atomically."""
 
 import contextlib
 import os
@@ -8,9 +8,9 @@ from optim_zoo.errors import UserError
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file in one step.
+    """Replaces the content of a file atomically.
 
-    A reader, also after a kill, finds either the old content or the new one.
+    A reader finds either the old content or the new one, even if the process is killed.
 
     Raises:
       UserError: the file cannot be written.

@@ -1,9 +1,9 @@
-"""What errors of other libraries mean, where only their text says so.
+"""Interprets errors of other libraries whose meaning is only in their text.
 
 JAX, Orbax and TensorStore raise the same type for many causes. XLA gives its errors a status code
 (``error_code``), which is used where it is enough. It does not distinguish a lost process from a
-bug in a collective operation, and an error that has passed through a Python callback has none. The
-other libraries give only text, and where JAX's C++ aborts the process there is only its log.
+bug in a collective operation, and an error that has passed through a Python callback has no code.
+The other libraries give only text. If JAX's C++ code aborts the process, there is only its log.
 
 No other file of the package reads the text of an exception or of a log; ``tests/test_errors.py``
 checks this. The strings were taken from JAX 0.10 to 0.12 and Orbax 0.12.
@@ -14,13 +14,14 @@ import re
 
 import jax
 
-# The status of a collective operation or a barrier that a process does not reach; others are bugs.
+# The status codes of a collective operation or barrier that a process fails to reach. Any other
+# status is a bug.
 _LOST_CODES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
 _LOST_WORDS = re.compile(
     "|".join((*_LOST_CODES, "Gloo", "NCCL", "onnection", "arrier", "heartbeat"))
 )
-# The text of ``jax.distributed.initialize`` without a cluster: a value is missing, or it is called
-# too late, in a program that has already computed something.
+# What ``jax.distributed.initialize`` says without a cluster: a value is missing, or the call comes
+# too late because the program has already computed something.
 _ALONE = re.compile("should be defined|must be defined|must be called before")
 _LONGEST = 200  # the number of characters that a message quotes
 
@@ -87,6 +88,6 @@ def why_lost(log: str) -> str:
 
 
 def _status(log: str) -> str:
-    """The reason for an abort in the log."""
+    """Returns the reason for an abort from the log."""
     said = re.search(r"absl::Status: (.*)", log)
     return said[1][:_LONGEST] if said else ""

@@ -1,4 +1,4 @@
-"""Finds what a config names, by a name of this package or by the user's own import path."""
+"""Finds what a config names: something in this package, or the user's own import path."""
 
 import importlib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from optim_zoo.errors import ArgumentValueError
 
 
 def find(kind: str, name: str, known: Mapping[str, str], *, argument: str) -> Any:
-    """Imports and returns what a name stands for.
+    """Imports and returns the object that a config names.
 
     Args:
       kind: what it is, for messages, such as ``task``.

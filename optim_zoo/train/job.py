@@ -68,7 +68,8 @@ class Job:
 def prepare(config: Config, folder: Path) -> Job:
     """Returns the job of a config.
 
-    Whatever can fail before the first step fails here. Only the cache of the task is written.
+    Every error that can be found before the first step is raised here. Nothing is written except
+    the cache of the task.
 
     Raises:
       UserError: the data cannot be used, a batch cannot be divided among the devices, a pattern
@@ -94,8 +95,8 @@ def check_batches(config: Config, devices: int) -> None:
             own = {"batch_size", "micro_batches"} & stage.table.keys()
             section = f"stages.{index}" if own else "train"
             raise UserError(
-                f"{section}.batch_size must divide by {devices} devices x {stage.micro_batches} "
-                f"micro-batches = {divisor}, got {stage.batch_size}"
+                f"{section}.batch_size must be divisible by {devices} devices x "
+                f"{stage.micro_batches} micro-batches = {divisor}, got {stage.batch_size}"
             )
 
 
@@ -109,7 +110,7 @@ def initial_params(config: Config, task: Task) -> Tree:
 
 
 def _make_steps(config: Config, task: Task, mesh: Mesh) -> list[sharding.DataParallelStep]:
-    """The step of each stage; they share the optimizer and its state."""
+    """Returns the step of each stage; they share the optimizer and its state."""
     _check_memory(jax.eval_shape(lambda: initial_params(config, task)))
     bare = optimization.make_optimizer(config, task.layers)
     tx = optimization.wrapped(config, bare)
@@ -150,7 +151,7 @@ def _make_steps(config: Config, task: Task, mesh: Mesh) -> list[sharding.DataPar
 def _check_memory(params: Tree) -> None:
     """Checks that the parameters of a model, given as shapes, fit into the memory of this machine.
 
-    Otherwise the operating system would kill the process, or XLA would end it.
+    If they did not, the operating system would kill the process or XLA would abort it.
 
     Raises:
       UserError: they do not fit.
@@ -166,7 +167,7 @@ def _check_memory(params: Tree) -> None:
 
 
 def _evaluation(task: Task, mesh: Mesh) -> Callable[[Tree], Mapping[str, float]]:
-    """A function from parameters to the held-out metrics."""
+    """Returns a function from parameters to the held-out metrics."""
     batches = task.held_out()
     # Replicated, because every process reads the result.
     measure = jax.jit(task.measure, out_shardings=NamedSharding(mesh, PartitionSpec()))

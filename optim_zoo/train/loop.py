@@ -61,7 +61,7 @@ def run(config: Config, folder: Path, notes: Sequence[str] = ()) -> Mapping[str,
 
 
 def _train(job: Job, signals: Signals, checkpoints: Checkpoints, notes: Sequence[str]) -> RunInfo:
-    """Makes the remaining steps, and after each of them whatever is due."""
+    """Makes the remaining steps, and logs, evaluates and saves when due."""
     done, params, state, more = resume.start(job, checkpoints)
     info, outputs = _info(job, done, params, [*notes, *job.task.notes, *more]), _outputs(job)
     health, speed = Health(job, checkpoints), Throughput(job.units_after)
@@ -70,7 +70,7 @@ def _train(job: Job, signals: Signals, checkpoints: Checkpoints, notes: Sequence
             params, state, loss = job.step(done, params, state)
             done += 1
             speed.start(done, loss)
-            stop = signals.requested(done)  # Asked once per step, because the answer may change.
+            stop = signals.requested(done)  # asked once per step: the answer may change
             due = _due(job.config, done, stopping=stop is not None)
             if any(due):
                 figures = _figures(job, done, loss, state)
@@ -113,7 +113,7 @@ def _due(config: Config, done: int, *, stopping: bool) -> _Due:
 
 
 def _figures(job: Job, done: int, loss: jax.Array, state: Tree) -> dict[str, Any]:
-    """The figures of a step: the units used, the loss, and the metrics in the optimizer state."""
+    """Returns the units used, the loss, and the metrics in the optimizer state."""
     seen = {"loss": loss, **job.plain(metrics.read(state))}
     return {job.task.unit: job.units_after(done), **jax.device_get(seen)}
 
@@ -127,12 +127,15 @@ def _evaluate(job: Job, done: int, params: Tree, health: Health, outputs: list[s
 
 
 def _lacks_evaluation(job: Job) -> bool:
-    """Whether the metrics file has been removed since. Only process 0 reads it."""
+    """Returns whether the metrics have no evaluation, as after the file was removed.
+
+    Only process 0 reads the file.
+    """
     return distributed.is_first() and not has_evaluation(job.folder)
 
 
 def _outputs(job: Job) -> list[sinks.Sink]:
-    """Returns the sinks of this process, and saves the config to compare a resumed run with."""
+    """Returns the sinks of this process, and saves the config for when the run is resumed."""
     if not distributed.is_first():
         return []
     path = job.folder / saved_config.CONFIG_FILE

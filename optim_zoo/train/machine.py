@@ -26,7 +26,7 @@ def describe() -> dict[str, str]:
 
 
 def memory() -> int | None:
-    """Returns the bytes of main memory, where the system says so."""
+    """Returns the bytes of main memory, or None if the system does not report them."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -34,5 +34,5 @@ def memory() -> int | None:
 
 
 def _cores() -> int | None:
-    """The number of cores that this process may use, where the system says so."""
+    """Returns the number of cores that this process may use, or None if it is unknown."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -74,7 +74,7 @@ def find_optimizer(name: Any) -> Callable[..., optax.GradientTransformation]:
         known = ports if "." in wanted else registry.OPTIMIZERS if own else alike
         ranges.check_choice("optimizer", short, known, argument="name")
         raise AssertionError("unreachable: an optimizer of this name was found above")
-    advice = "name an optimizer that stands by itself, such as ranger or lamb"
+    advice = "name an optimizer that wraps no other, such as ranger or lamb"
     if wraps:
         raise ArgumentValueError(
             "name",
@@ -96,7 +96,7 @@ def _learning_rate_name(constructor: Callable[..., Any]) -> str | None:
 
 
 def make_optimizer(config: Config, layers: rules.Rules) -> optax.GradientTransformation:
-    """Returns clipping and the optimizer, which receives ``layers`` if it takes them."""
+    """Returns the optimizer after clipping. It receives ``layers`` if it has that argument."""
     choice = config.optimizer
     constructor = find_optimizer(choice.name)
     known = {"layers": layers} if "layers" in inspect.signature(constructor).parameters else {}

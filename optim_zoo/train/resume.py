@@ -47,32 +47,32 @@ def check_config(config: Config, folder: Path) -> None:
     """Checks that the folder holds no checkpoint of another config.
 
     Raises:
-      UserError: it does, and ``run.accept_changes`` is not set.
+      UserError: it holds one, and ``run.accept_changes`` is not set.
     """
     if saved_steps(folder) and not config.run.accept_changes:
         changed = _config_changes(config, folder)
         if changed:
             raise UserError(
                 f"{folder} holds a run of another config ({'; '.join(changed)}): choose another "
-                f"folder with run.dir, or continue with the new values by run.accept_changes=true"
+                f"folder with run.dir, or set run.accept_changes=true to use the new values"
             )
 
 
 def _accepted_changes(config: Config, folder: Path) -> list[str]:
-    """How the config differs, where this is allowed; empty if the saved one cannot be read."""
+    """Returns how the config differs, if that is accepted and the saved config can be read."""
     with contextlib.suppress(UserError):
         return _config_changes(config, folder) if config.run.accept_changes else []
     return []
 
 
 def _config_changes(config: Config, folder: Path) -> list[str]:
-    """How the config differs from the one in the run folder."""
+    """Returns how the config differs from the one in the run folder."""
     path = folder / saved_config.CONFIG_FILE
     return saved_config.differences(saved_config.load(path), config) if path.exists() else []
 
 
 def _check_data(job: Job, step: int, before: Mapping[str, Any]) -> None:
-    """Raises `UserError` where a checkpoint, which ``before`` describes, is not of this job."""
+    """Raises `UserError` unless the checkpoint that ``before`` describes belongs to this job."""
     if step > job.config.total_steps:
         raise UserError(
             f"the checkpoint is of step {step}, beyond the {job.config.total_steps} steps of this "
@@ -84,7 +84,7 @@ def _check_data(job: Job, step: int, before: Mapping[str, Any]) -> None:
     if essential:
         raise UserError(
             f"the {' and '.join(essential)} is not the one this checkpoint was trained with, so "
-            f"its parameters have another meaning: restore it, or choose another folder by run.dir"
+            "its parameters have another meaning: restore it, or choose another folder with run.dir"
         )
     if changed and not job.config.run.accept_changes:
         raise UserError(
@@ -94,7 +94,7 @@ def _check_data(job: Job, step: int, before: Mapping[str, Any]) -> None:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A note about each change of the machine."""
+    """Returns a note about each change of the machine."""
     return [
         f"note: {name} was {before.get(name)} and is {value} now, so that the last bits may "
         f"differ from those of an uninterrupted run"

@@ -1,4 +1,4 @@
-"""The config in a run folder: writing it, reading it back, and comparing it with another."""
+"""Writes the config into a run folder, reads it back, and compares it with another one."""
 
 import dataclasses
 import os
@@ -28,7 +28,7 @@ def to_toml(config: Config) -> str:
 
 
 def of_run(config: Config, folder: Path) -> str:
-    """Returns the config that a run folder keeps, with which the run resumes from any directory.
+    """Returns the config to save in a run folder, which resumes the run from any directory.
 
     Relative paths become absolute: ``run.dir`` and what the task names in its ``paths``.
     """
@@ -54,12 +54,12 @@ def of_run(config: Config, folder: Path) -> str:
 
 
 def _absolute(path: str) -> str:
-    """An absolute path; "" stays "", which means a default."""
+    """Returns an absolute path; "", which means a default, is returned unchanged."""
     return os.path.abspath(os.path.expanduser(path)) if path else path
 
 
 def folder_of(path: Path) -> Path | None:
-    """Returns the run folder whose saved config ``path`` is; None where it is another file."""
+    """Returns the run folder if ``path`` is its saved config, and None otherwise."""
     folder = path.absolute().parent
     is_saved = path.name == CONFIG_FILE and (folder / "metrics.jsonl").exists()
     return folder if is_saved else None
@@ -118,7 +118,7 @@ def differences(before: Config, now: Config) -> list[str]:
     """Returns the keys in which two configs differ, as ``key: before -> now``.
 
     Where the name of a constructor differs, arguments that only one of the two has are left out.
-    Where the run and its data are is not compared; the task compares the data itself.
+    The paths of the run folder and of the data are not compared; the task compares the data itself.
     """
     flat = [_flat(config) for config in (before, now)]
     uncompared = {*_UNCOMPARED, *config_values.find_task(now.task.name).paths}
@@ -137,9 +137,10 @@ def differences(before: Config, now: Config) -> list[str]:
 
 
 def _flat(config: Config) -> dict[str, Any]:
-    """Every value, keyed by ``section.key``.
+    """Returns every value, keyed by ``section.key``.
 
-    Several stages are given by the values in use, whether their tables set these or not.
+    If there are several stages, each has all the values that it uses, not only those that its table
+    sets.
     """
     tree = {name: own for name, own in sections(config).items() if not name.startswith("stages.")}
     if len(config.stages) > 1:

@@ -10,7 +10,7 @@ def summarize(run: RunInfo) -> dict[str, str]:
     """Returns the headline figures of a run by name, the most important first.
 
     They are read from ``metrics.jsonl``, so that those of a resumed run cover all of its steps.
-    There are none before the first evaluation.
+    The result is empty before the first evaluation.
     """
     seen = records.read(run.folder / "metrics.jsonl")
     if not seen.held_out:

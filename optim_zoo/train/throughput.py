@@ -21,7 +21,7 @@ class Throughput:
         self._since = math.nan  # until the first step has been compiled
 
     def start(self, done: int, loss: jax.Array) -> None:
-        """Starts the clock after the first step of this process, ``done``, whose loss is given.
+        """Waits for the loss of the first step of this process, then starts the clock.
 
         Later calls do nothing.
         """

@@ -202,7 +202,7 @@ def test_a_smaller_topology_uses_more_micro_batches() -> None:
 
 
 def test_a_batch_size_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(UserError, match=r"stages\.0\.batch_size must divide"):
+    with pytest.raises(UserError, match=r"stages\.0\.batch_size must be divisible"):
         programs.for_chips(config_file.load(POD), 48, 48)
     with pytest.raises(UserError, match="64 chips must be a multiple of 48"):
         programs.for_chips(config_file.load(POD), 48, 64)
@@ -318,7 +318,7 @@ def test_a_tiny_config_is_compiled_for_four_chips() -> None:
     ("arguments", "sentence"),
     [
         (["--topology", "v5e:nowhere"], "v5e:nowhere is no TPU topology"),
-        (["--topology", "v5e:12x12"], "stages.0.batch_size must divide by 144 devices"),
+        (["--topology", "v5e:12x12"], "stages.0.batch_size must be divisible by 144 devices"),
     ],
 )
 def test_invalid_topologies_are_reported_in_one_sentence(

@@ -293,7 +293,7 @@ def test_a_batch_that_does_not_divide(params: Any, shape: tuple[int, ...]) -> No
     step = sharding.data_parallel(mean_loss, optax.sgd(0.1), mesh=data_mesh(4), micro_batches=2)
     x, state = step.init(params)
     message = (
-        r"must divide by 8 \(4 devices x 2 micro-batches\), got shape "
+        r"must be divisible by 8 \(4 devices x 2 micro-batches\), got shape "
         + str(shape).replace("(", r"\(").replace(")", r"\)")
     )  # fmt: skip
     with pytest.raises(ValueError, match=message):

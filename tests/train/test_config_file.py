@@ -627,7 +627,7 @@ def test_max_positions_must_cover_the_longest_sequence(path: Path) -> None:
 
 def test_hidden_size_must_divide_by_heads(path: Path) -> None:
     error = message(path, "model.num_heads=3")
-    assert "hidden_size must divide by num_heads, got 128 and 3" in error
+    assert "hidden_size must be divisible by num_heads, got 128 and 3" in error
 
 
 def test_seeds_have_at_most_32_bits(path: Path) -> None:

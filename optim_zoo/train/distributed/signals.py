@@ -1,9 +1,9 @@
-"""Stopping a run on a signal, after the current step and with everything saved.
+"""Stops a run on a signal, after the current step and with everything saved.
 
 The signals are SIGTERM, Ctrl-C, SIGHUP (a closed terminal) and SIGUSR1 (Slurm's warning before the
 time limit, ``sbatch --signal=USR1@60``). The training loop enters `Signals` (one process) or
-`SharedSignals` (several), asks after each step whether a signal has arrived, saves, and raises
-`Stopped`.
+`SharedSignals` (several processes) and asks it after each step whether a signal has arrived. If one
+has, the loop saves a checkpoint and raises `Stopped`.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from optim_zoo.train.distributed import agreement
 
-# Sent by a program or a shell, often twice, so that a second one must not end the saving.
+# A program or a shell often sends these twice; the second one must not interrupt the save.
 _REPEATED = (signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -50,9 +50,8 @@ class Signals:
     """A context manager that records a signal instead of ending the process.
 
     Only the first signal is recorded. A second Ctrl-C or SIGTERM has its usual effect, so that a
-    run that is stuck can be interrupted. Process 0 answers Ctrl-C at once on
-    standard error. Leaving the
-    context restores the previous handlers.
+    run that is stuck can be interrupted. Process 0 answers Ctrl-C at once on standard error.
+    Leaving the context restores the previous handlers.
 
     Args:
       last_step: the number of steps of the run, for the answer to Ctrl-C.
@@ -76,7 +75,7 @@ class Signals:
         self._leaving.close()
 
     def requested(self, step: int) -> int | None:
-        """Returns the signal because of which to stop after this step, or None.
+        """Returns the signal that asks the run to stop after this step, or None.
 
         Args:
           step: the number of steps made.
@@ -92,7 +91,7 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             return
         for number in numbers:
-            # `nohup` ignores SIGHUP, which has to stay so.
+            # `nohup` makes the process ignore SIGHUP, and it must continue to do so.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._record)
         self._leaving.enter_context(_watching(self._answer))
@@ -106,16 +105,16 @@ class Signals:
             signal.signal(number, self._previous[number])
 
     def _answer(self, number: int) -> bool:
-        """Says what Ctrl-C leads to; returns whether this was the signal to answer.
+        """Prints what Ctrl-C will do. Returns whether ``number`` is Ctrl-C, which needs one answer.
 
-        It runs in a thread of its own: the main thread may be compiling for another minute.
+        This runs in its own thread, because the main thread may be compiling for a minute.
         """
         if number != signal.SIGINT or not agreement.is_first():
             return False
         clear = "\r\x1b[2K" if 2 in self._terminals else ""  # of the progress bar
         line = f"{clear}optim-zoo: {self._what_is_saved()}, then leaving; Ctrl-C again leaves now\n"
         with contextlib.suppress(OSError):
-            os.write(2, line.encode())  # `print` may be interrupted in the middle of another one
+            os.write(2, line.encode())  # `print` is not reentrant
         return True
 
     def _what_is_saved(self) -> str:
@@ -124,7 +123,7 @@ class Signals:
         return f"saving step {min(self._next_step, self._last_step or self._next_step)}"
 
     def _leave_closed_terminals(self) -> None:
-        """Redirects output to nowhere where its terminal is gone; writing to it would fail."""
+        """Redirects output to the null device if its terminal is closed; writing would fail."""
         for number in self._terminals:
             if not os.isatty(number):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), number)
@@ -134,7 +133,7 @@ class Signals:
 def _watching(answer: Callable[[int], bool]) -> Iterator[None]:
     """Calls ``answer`` with each signal that Python handles, at once and in another thread.
 
-    The thread ends when ``answer`` returns true, or with the block.
+    The thread ends when ``answer`` returns true or when the block ends.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -157,11 +156,11 @@ def _watching(answer: Callable[[int], bool]) -> Iterator[None]:
 
 
 class SharedSignals(Signals):
-    """The same for several processes: a signal to one stops all of them after the same step.
+    """Stops all processes of a run after the same step when one of them receives a signal.
 
     JAX catches SIGTERM in C++ and agrees with the other processes on a step that none of them has
     reached yet. `requested` asks JAX after every step whether this is the step. The other signals
-    are turned into a SIGTERM to this process, so that they take the same way.
+    are turned into a SIGTERM to this process, so that they are handled in the same way.
     """
 
     def __enter__(self) -> Self:

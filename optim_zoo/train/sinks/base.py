@@ -40,10 +40,12 @@ class Sink(Protocol):
     """
 
     def open(self, run: RunInfo) -> None:
-        """Is called once, before the first step."""
+        """Prepares the sink. Called once, before the first step."""
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Is called every ``output.log_every`` steps and after the last step.
+        """Receives the figures of a step.
+
+        Called every ``output.log_every`` steps and after the last step.
 
         Args:
           step: the number of steps made.
@@ -53,10 +55,10 @@ class Sink(Protocol):
         """
 
     def evaluate(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Is called after every evaluation, with the held-out metrics of the task."""
+        """Receives the held-out metrics of the task. Called after every evaluation."""
 
     def close(self, finished: bool) -> None:
-        """Is called once; ``finished`` is false if the run ends before its last step."""
+        """Finishes the sink. Called once; ``finished`` is false if the run ends early."""
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ class Progress:
 
 
 def _block(run: RunInfo) -> list[str]:
-    """What to know before the first step, one line each."""
+    """Returns lines about the run that are shown before the first step."""
     left = f", {run.start:,} of them made" if run.start else ""
     facts = {
         "devices": run.machine.get("devices", ""),
@@ -109,7 +109,7 @@ class Bar:
 
 
 class Lines:
-    """Prints one line per log. Into a pipe Rich would print only the last state of a bar."""
+    """Prints one line per log. In a pipe, Rich would print only the last state of a bar."""
 
     shows_learning_rate = True
 

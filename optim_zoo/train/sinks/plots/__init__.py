@@ -15,8 +15,8 @@ from optim_zoo.train.tasks.base import Baseline
 
 CAPTIONS: Mapping[str, str] = {
     "loss.png": "Loss on the training batches and on held-out data. The dashed line, where there is"
-    " one, is the loss of a trivial predictor. Marks at the bottom are steps before which something"
-    " was skipped.",
+    " one, is the loss of a trivial predictor. Marks at the bottom are the first logged steps after"
+    " something was skipped.",
     "skipped.png": "Steps that were skipped, and micro-batches that were left out, since the start"
     " of the run.",
     "learning_rate.png": "Learning rate of each step.",
@@ -25,7 +25,8 @@ CAPTIONS: Mapping[str, str] = {
     " scaled its update. Rows are layers; the layers of one stacked array are next to one another.",
     "parameter_norm.png": "Norm of the parameters of every layer, before the step.",
     "update_norm.png": "Norm of the update of every layer. For layers with a trust ratio it is the"
-    " norm of the direction, before trust ratio and learning rate; without any, that of the step.",
+    " norm of the direction, before trust ratio and learning rate. If no layer has a trust ratio,"
+    " it is the norm of the whole update.",
 }
 
 

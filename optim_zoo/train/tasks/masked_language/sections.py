@@ -26,7 +26,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """BERT's sizes; the defaults are BERT-tiny's (arXiv 1908.08962)."""
+    """The sizes of BERT; the defaults are those of BERT-tiny (arXiv 1908.08962)."""
 
     num_layers: int = 2
     hidden_size: int = 128
@@ -47,8 +47,8 @@ class Model:
             sizes = f"{self.hidden_size} and {self.num_heads}"
             raise ArgumentValueError(
                 "hidden_size",
-                "divide by num_heads",
+                "be divisible by num_heads",
                 self.hidden_size,
-                sentence=f"{{argument}} must divide by num_heads, got {sizes}",
+                sentence=f"{{argument}} must be divisible by num_heads, got {sizes}",
                 related=["num_heads"],
             )
