@@ -19,8 +19,8 @@ class ScaleByTrustRatioState(NamedTuple):
     """What the last step computed, as dicts from the path of every leaf that is not excluded.
 
     Each value is float32, of shape ``()``, or ``(layers,)`` where the leaf holds several layers.
-    The dicts are flat because these are not like the parameters: in a tree like theirs each norm
-    would inherit its parameter's sharding annotation from Flax, which does not fit a scalar.
+    The dicts are flat because, in a tree like the parameters, Flax would give each norm the
+    sharding annotation of its parameter, which does not fit a scalar.
     """
 
     trust_ratio: Tree  # ones before the first step
@@ -53,7 +53,7 @@ def scale_by_layer(
 
         u <- ratio(|x|, |u|, weight_decay) (u + weight_decay x)
 
-    Norms are Euclidean, in float32 or wider, one pass over each array, of u before it is decayed.
+    The norms are Euclidean, in float32 or wider; |u| is taken before weight decay is added.
 
     Args:
       piece: its name, for messages.

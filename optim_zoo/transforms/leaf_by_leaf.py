@@ -89,7 +89,7 @@ def chain_leaf_by_leaf(
 
 
 def _spans_devices() -> bool:
-    """Whether arrays may be distributed: inside a mapped function, or under a mesh of devices."""
+    """Returns whether arrays may be distributed: in a mapped function, or under a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.size > 1 or bool(mesh.manual_axes)
 

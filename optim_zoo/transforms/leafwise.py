@@ -35,17 +35,17 @@ class Leaf(NamedTuple):
 
 
 def _no_fields(path: str, x: jax.Array) -> Mapping[str, Any]:
-    """Default of `Declaration.init`: a leaf has no fields of its own."""
+    """Returns no fields; the default of `Declaration.init`."""
     return {}
 
 
 def _begin_without_change(state: Any) -> tuple[Any, Any]:
-    """Default of `Declaration.begin`: changes nothing."""
+    """Returns the state unchanged; the default of `Declaration.begin`."""
     return state, None
 
 
 def _accept(params: Tree) -> None:
-    """Default of `Declaration.check`: accepts any parameters."""
+    """Accepts any parameters; the default of `Declaration.check`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Declaration:
     (None if it has none), and a shared field has the same value for every leaf.
 
     Attributes:
-      name: of the piece, for messages.
+      name: the name of the piece, for messages.
       update: ``(u, state of the leaf, leaf) -> (u, state of the leaf)``; u is an array, or
         `SparseRows` where ``takes_rows``.
       state: the NamedTuple. Fields that are named in neither ``like_params`` nor ``by_path`` are
@@ -166,7 +166,7 @@ def update_leaves(
     Args:
       pieces: their declarations.
       updates: arrays and `SparseRows`.
-      states: of each piece.
+      states: the state of each piece.
       params: the parameters, or None.
       wait: ``(u, known) -> u``, called with the update of a leaf and with the value that the leaf
         before it has computed last for a field `Declaration.waits_for`.
@@ -250,12 +250,12 @@ def _join(piece: Declaration, state: Any, paths: Sequence[str], of_leaves: Seque
 
 
 def count_step(state: Any) -> tuple[Any, None]:
-    """The ``begin`` of a piece whose only shared field is ``count``: counts the step."""
+    """Counts the step: the ``begin`` of a piece whose only shared field is ``count``."""
     return state._replace(count=optax.safe_increment(state.count)), None
 
 
 def zero_count() -> dict[str, jax.Array]:
-    """The ``init_shared`` of a piece whose only shared field is ``count``, (), int32."""
+    """Returns a count of 0: the ``init_shared`` of a piece whose only shared field is ``count``."""
     return {"count": jnp.zeros((), jnp.int32)}
 
 

@@ -1,4 +1,4 @@
-"""What an update costs to compile on a CPU, and what it costs to run with bfloat16 parameters.
+"""Measures what an update costs to compile on a CPU, and to run with bfloat16 parameters.
 
     python scripts/bench/compile_time.py [--leaves 50 200 800] [--optimizers NAME ...]
     python scripts/bench/compile_time.py --bfloat16 [--rounds 20]
@@ -34,7 +34,7 @@ WARMUP_ROUNDS = 3
 
 
 def _readme_stack() -> optax.GradientTransformation:
-    """The stack of wrappers that docs/concepts.md shows."""
+    """Returns the stack of wrappers that docs/concepts.md shows."""
     tx = optax.chain(clip_by_global_norm(1.0), lamb(1e-3, weight_decay=DECAY))
     tx = precision.master_weights(metrics.with_metrics(tx))
     return accumulation.accumulate(guards.skip_nonfinite(tx), every=4)
@@ -49,7 +49,7 @@ COMPILED: Mapping[str, Make] = {
         optax.lamb(1e-3, weight_decay=DECAY), max_consecutive_errors=10
     ),
 }
-# Optimizers that take turns.
+# The optimizers of a group are timed in turns.
 TIMED: Mapping[str, Mapping[str, Make]] = {
     "lamb": {
         "lamb": lambda: lamb(1e-3, weight_decay=DECAY),
@@ -63,7 +63,7 @@ TIMED: Mapping[str, Mapping[str, Make]] = {
 
 
 def bert_base(dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of the 202 arrays, 109.5 million parameters, of BERT-base with its output head."""
+    """Returns the shapes of BERT-base with its head: 202 arrays, 109.5 million parameters."""
     width, wide, words = 768, 3072, 30522
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings/words": (words, width),
@@ -87,12 +87,12 @@ def bert_base(dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def small_leaves(leaves: int, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of so many small square matrices."""
+    """Returns the shapes of ``leaves`` small square matrices."""
     return {f"leaf_{i}": jax.ShapeDtypeStruct((SIDE, SIDE), dtype) for i in range(leaves)}
 
 
 def _lowered(tx: optax.GradientTransformation, params: Tree) -> Any:
-    """One update and its addition to the parameters, which are donated as the state is."""
+    """Lowers one step; parameters and state are donated."""
 
     def step(params: Tree, state: Tree, gradients: Tree) -> tuple[Tree, Tree]:
         updates, state = tx.update(gradients, state, params)
@@ -103,7 +103,7 @@ def _lowered(tx: optax.GradientTransformation, params: Tree) -> Any:
 
 
 def measure_compilation(name: str, leaves: int, dtype: str) -> dict[str, Any]:
-    """What it costs to compile the update of ``name`` in this process, which must be fresh."""
+    """Measures the compilation of the update of ``name``. The process must be fresh."""
     jax.devices()  # starts the backend, which is not measured
     before = _peak_megabytes()
     began, wall = time.process_time(), time.perf_counter()
@@ -122,7 +122,7 @@ def measure_compilation(name: str, leaves: int, dtype: str) -> dict[str, Any]:
 
 
 def _peak_megabytes() -> float:
-    """The most memory that this process has had so far. Linux counts kilobytes, macOS bytes."""
+    """Returns the peak memory of this process. Linux counts kilobytes, macOS bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
@@ -196,7 +196,7 @@ def _normal(shapes: dict[str, jax.ShapeDtypeStruct], scale: float) -> dict[str, 
 
 
 def machine() -> dict[str, Any]:
-    """What a figure must not be read without."""
+    """Describes the machine and the versions that a measurement depends on."""
     return {
         "cores": len(os.sched_getaffinity(0)),
         "processor": _processor(),

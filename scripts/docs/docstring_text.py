@@ -47,7 +47,7 @@ class DocstringText(Extension):
 
 
 def _with_fields(described: Class, docstring: str) -> str:
-    """The docstring of a class, whose section "Attributes:" has the types of the fields.
+    """Returns the docstring of a class, whose section "Attributes:" has the types of the fields.
 
     The fields that the section describes are not shown a second time.
     """
@@ -141,7 +141,7 @@ def markdown(text: str, links: Mapping[str, str]) -> str:
 
 
 def _fence(block: list[str], indent: int) -> list[str]:
-    """The lines of a block of code, whose fence is as far indented as the line before it."""
+    """Returns the lines of a block of code. Its fence is indented like the line before it."""
     while block and not block[0].strip():
         block = block[1:]
     while block and not block[-1].strip():

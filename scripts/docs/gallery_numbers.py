@@ -1,7 +1,7 @@
 """The numbers of the gallery: agreement with recordings, distances of sources, and memory.
 
-Everything is computed from the package as it is. The result is kept in a file and read back while
-neither the package nor these programs change, because following all recordings takes about a
+Everything is computed from the current source of the package. The result is cached in a file until
+the package or these programs change, because following all recordings takes about a
 minute.
 """
 
@@ -148,7 +148,7 @@ def distance(start: recorded.Tree, a: recorded.Tree, b: recorded.Tree) -> list[f
 
 
 def _end(source: Source) -> recorded.Tree:
-    """The parameters of a source after the last step, in float64."""
+    """Returns the parameters of a source after the last step, in float64."""
     trajectory = source.case.load()
     if source.from_recording:
         end = trajectory.params[-1]
@@ -170,7 +170,7 @@ def _float64(tree: recorded.Tree) -> recorded.Tree:
 
 
 def _groups(found: Sequence[Source], apart: np.ndarray) -> list[list[int]]:
-    """The indices of the sources, those that compute the same together, in their order."""
+    """Groups the indices of the sources that compute the same, in their order."""
     groups: list[list[int]] = []
     for i, source in enumerate(found):
         for group in groups:
@@ -213,7 +213,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _key() -> str:
-    """A checksum of everything that the numbers depend on."""
+    """Returns a checksum of everything that the numbers depend on."""
     digest = hashlib.sha256(f"{jax.__version__} {optax.__version__}".encode())
     for path in _files():
         digest.update(path.relative_to(_ROOT).as_posix().encode())

@@ -73,7 +73,10 @@ def _source(case: recorded.Case, setting: Setting) -> Source:
 
 
 def _label(case: recorded.Case) -> str:
-    """``timm 1.0.31 Lamb``; the class is left out where the constructor is this library's own."""
+    """Returns ``timm 1.0.31 Lamb``, for example.
+
+    The class is left out where the constructor is this library's own.
+    """
     source = verify.short_reference(case.reference)
     if case.origin == "transcribed" and "arXiv" in case.reference:
         return f"{source} (transcribed)"
@@ -102,7 +105,7 @@ def _with(
 
 
 def _same(inner: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two inner optimizers are the same, apart from whose names they go by."""
+    """Returns whether two inner optimizers are the same, whatever library their names are from."""
     return _plain(inner) == _plain(other)
 
 
@@ -119,7 +122,7 @@ def _function(constructor: str) -> Callable[..., Any]:
 
 
 def described(hyperparameters: Mapping[str, Any]) -> str:
-    """``b1=0.9, b2=0.999``, for a caption."""
+    """Returns the hyperparameters as a caption shows them: ``b1=0.9, b2=0.999``."""
     shown = {k: ", ".join(v) if isinstance(v, Sequence) else v for k, v in hyperparameters.items()}
     return ", ".join(f"`{key}={value}`" for key, value in shown.items())
 

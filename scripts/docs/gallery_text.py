@@ -68,7 +68,7 @@ def overview(entries: Iterable[Entry], numbers: Mapping[str, Numbers]) -> str:
 
 
 def _worst(numbers: Numbers) -> str:
-    """The digits to which all recordings of each precision are followed: ``14; 6 in float32``."""
+    """Returns the digits to which all recordings of a precision agree: ``14; 6 in float32``."""
     by_dtype: dict[str, float] = {}
     for followed in numbers.followed:
         dtype = recorded.get(followed.case).dtype
@@ -126,7 +126,7 @@ def _contains(formula: str, letter: str) -> bool:
 
 
 def _named(name: str, meaning: str, entry: Entry) -> str:
-    """The meaning, with the number that stands for it by default."""
+    """Returns the meaning, with the default value if it is a number."""
     default = inspect.signature(entry.constructor).parameters[name].default
     shown = isinstance(default, float | int) and f"`{name}`" == meaning
     return f"{meaning} ({_default(default)} by default)" if shown else meaning
@@ -257,7 +257,7 @@ def _apart(largest: float, median: float) -> str:
 
 
 def _percent(fraction: float) -> str:
-    """``12 %``, with one digit where it is less than 10 percent."""
+    """Returns ``12 %``, for example, with one digit where it is less than 10 percent."""
     percent = 100 * fraction
     if percent < 0.001:
         return f"{short_number(percent, 1)} %"

@@ -47,7 +47,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
-        """``(batch, 64) -> (batch, 10)`` logits."""
+        """Maps images, ``(batch, 64)``, to logits, ``(batch, 10)``."""
         x = pixels
         for index in range(self.sizes.num_layers):
             x = nn.relu(nn.Dense(self.sizes.hidden_size, name=f"hidden_{index}")(x))

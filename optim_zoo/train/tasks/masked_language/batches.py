@@ -157,7 +157,7 @@ def window_width(sequence_length: int) -> int:
 
 
 def _window(tokens: Tokens, sequence_length: int) -> int:
-    """The width of a window; checks that there are enough tokens for one."""
+    """Returns the width of a window, and checks that there are enough tokens for one."""
     width = window_width(sequence_length)
     if len(tokens) < width:
         raise ValueError(f"tokens must hold a window of {width}, got {len(tokens)}")
@@ -171,7 +171,7 @@ def _masked(
     sequence_length: int,
     random: np.random.Generator,
 ) -> Batch:
-    """The batch of the windows that begin at ``starts``, ``(batch,)``; see `masked_batch`."""
+    """Returns the batch of the windows that begin at ``starts``, ``(batch,)``."""
     input_ids, type_ids = _rows(tokens, vocabulary, starts, sequence_length, random)
     num_masked = max(1, round(MASKED_FRACTION * sequence_length))
     special = np.zeros(vocabulary.size, bool)
@@ -210,7 +210,7 @@ def _rows(
     sequence_length: int,
     random: np.random.Generator,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """``[CLS] A [SEP] B [SEP]`` and its type ids, each ``(batch, sequence_length)`` int32."""
+    """Returns ``[CLS] A [SEP] B [SEP]`` and type ids, ``(batch, sequence_length)`` int32 each."""
     width = window_width(sequence_length)
     column = np.arange(sequence_length)
     separator = 1 + random.integers(1, width, size=(len(starts), 1))  # column of the first [SEP]
@@ -226,7 +226,7 @@ def _rows(
 def _random_tokens(
     vocabulary: Vocabulary, shape: tuple[int, ...], random: np.random.Generator
 ) -> npt.NDArray[np.int32]:
-    """Uniform ids of tokens that are not special.
+    """Returns uniform ids of tokens that are not special.
 
     They are drawn from a range as long as there are such tokens, and moved past each special id.
     """
@@ -237,9 +237,9 @@ def _random_tokens(
 
 
 def _counts(tokens: Tokens, vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
-    """How often each token occurs, ``(vocabulary.size,)``.
+    """Returns how often each token occurs, ``(vocabulary.size,)``.
 
-    Counts a slice at a time, because the tokens may take more than the memory.
+    It counts a slice at a time, because the tokens may not fit into memory.
     """
     counts = np.zeros(vocabulary.size, np.int64)
     for start in range(0, len(tokens), 1 << 24):

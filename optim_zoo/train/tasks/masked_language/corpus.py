@@ -110,26 +110,26 @@ def split(
 
 
 def _count(tokens: Tokens, token: int) -> int:
-    """How often a token occurs; a slice at a time, because a stream may be larger than memory."""
+    """Counts a token, a slice at a time because a stream may be larger than memory."""
     size = 1 << 24
     slices = (tokens[start : start + size] for start in range(0, len(tokens), size))
     return sum(int(np.count_nonzero(part == token)) for part in slices)
 
 
 def _uniform(document: str) -> float:
-    """The hash of a text as a number in [0, 1)."""
+    """Returns the hash of a text as a number in [0, 1)."""
     return int(digest_of([document])[:13], 16) / 16**13  # 52 bits are exact in a float
 
 
 def _join(encoded: Sequence[Tokens], vocabulary: Vocabulary) -> Tokens:
-    """The tokens of all documents as one stream, with [SEP] between documents."""
+    """Returns the tokens of all documents as one stream, with [SEP] between documents."""
     separator = np.array([vocabulary.sep], vocabulary.dtype)
     pieces = [piece for tokens in encoded for piece in (tokens, separator)][:-1]
     return np.concatenate([np.empty(0, vocabulary.dtype), *pieces])
 
 
 def _is_whole(path: Path, dtype: np.dtype[np.unsignedinteger]) -> bool:
-    """Whether a cache file exists and has the length that its header gives."""
+    """Returns whether a cache file exists and has the length that its header gives."""
     try:
         header = np.fromfile(path, _HEADER, count=1)
         size = path.stat().st_size
@@ -166,7 +166,7 @@ def _write(path: Path, train: Tokens, held_out: Tokens) -> None:
 
 
 def _map(path: Path, dtype: np.dtype[np.unsignedinteger]) -> tuple[Tokens, Tokens]:
-    """The two parts of a cache file, read-only; they are read from disk when they are used."""
+    """Returns the two parts of a cache file, read-only and memory-mapped."""
     header = np.fromfile(path, _HEADER, count=1)[0]
     stored = np.memmap(path, dtype, mode="r", offset=_HEADER.itemsize)
     stream = np.asarray(stored)  # A memmap is slow to index; this view maps the file too.

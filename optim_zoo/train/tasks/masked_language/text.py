@@ -106,14 +106,14 @@ def standard_library() -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """The files that a pattern matches, sorted; a file's own name may contain brackets."""
+    """Returns the files that a pattern matches, sorted. A file name may contain brackets."""
     pattern = os.path.expanduser(pattern)
     found = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
     return sorted(path for path in set(found) if os.path.isfile(path))
 
 
 def _documents(path: str, field: str) -> list[str]:
-    """The documents of one file."""
+    """Returns the documents of one file."""
     content = _read_file(path)
     if field:
         return [
@@ -131,7 +131,7 @@ def _documents(path: str, field: str) -> list[str]:
 
 
 def _json_fields(content: str) -> list[str] | None:
-    """The text fields of the JSON object in the first line that is not blank; None for others."""
+    """Returns the text fields of the JSON object in the first nonblank line, or None."""
     first = content.lstrip().partition("\n")[0]
     if not first.startswith("{"):
         return None
@@ -143,7 +143,7 @@ def _json_fields(content: str) -> list[str] | None:
 
 
 def _text_of(line: str, field: str, place: str) -> str:
-    """The text in a line of JSON."""
+    """Returns the text in a line of JSON."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -158,12 +158,12 @@ def _text_of(line: str, field: str, place: str) -> str:
             f"text: expected text in the field {field!r} of every line, but {place} has {keys}; "
             "correct data.field."
         )
-    # A lone surrogate, which JSON can escape, is no character that UTF-8 has.
+    # JSON can escape a lone surrogate, which UTF-8 cannot encode.
     return value.encode("utf-8", "replace").decode("utf-8")
 
 
 def _read_file(path: str) -> str:
-    """The text of one file, decompressed if necessary."""
+    """Returns the text of one file, decompressed if necessary."""
     try:
         content = Path(path).read_bytes()
         return (gzip.decompress(content) if content.startswith(_GZIP) else content).decode("utf-8")
@@ -185,13 +185,13 @@ def _read_file(path: str) -> str:
 
 
 def _modules(root: Path) -> list[Path]:
-    """The source files of the library under ``root``, sorted by their relative paths."""
+    """Returns the source files of the library under ``root``, sorted by their relative paths."""
     paths = [path.relative_to(root) for path in root.rglob("*.py")]
     return [root / path for path in sorted(paths) if _EXCLUDED_FOLDERS.isdisjoint(path.parts)]
 
 
 def _prose(path: Path) -> str:
-    """The docstrings and block comments of a module in source order; "" if it does not parse."""
+    """Returns docstrings and block comments in source order; "" if the module does not parse."""
     try:
         with tokenize.open(path) as file:
             source = file.read()
@@ -203,7 +203,7 @@ def _prose(path: Path) -> str:
 def _paragraphs(source: str) -> Iterator[str]:
     """Yields docstrings (any string that is a statement) and blocks of comment lines, each joined.
 
-    Reads the tokens once, which takes a third of the time of `ast`; that also drops comments.
+    This reads the tokens once. `ast` would take three times as long, and it drops comments.
     """
     comment: list[str] = []
     last_row = 0
@@ -230,7 +230,7 @@ def _paragraphs(source: str) -> Iterator[str]:
 
 
 def _comment_words(comment: str) -> list[str]:
-    """The words of a comment; none for a separator, a shebang or an encoding declaration."""
+    """Returns the words of a comment: none for separators, shebangs and encoding declarations."""
     if comment.startswith("#!") or "-*-" in comment:
         return []
     words = comment.lstrip("#:").split()
@@ -241,7 +241,7 @@ def _docstring(literal: str) -> Iterator[str]:
     """Yields the value of a string literal without its indentation, unless it is blank."""
     value = ast.literal_eval(literal)
     if isinstance(value, str) and value.strip():
-        # An escape such as "\\ud800" makes half a character, which UTF-8 cannot express.
+        # An escape such as "\\ud800" is a lone surrogate, which UTF-8 cannot encode.
         yield inspect.cleandoc(value).encode("utf-8", "replace").decode("utf-8")
 
 

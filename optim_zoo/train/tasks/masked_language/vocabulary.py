@@ -129,7 +129,7 @@ def digest_of(strings: Iterable[str]) -> str:
 
 
 def _vocabulary_bytes(path: str) -> bytes:
-    """The content of the user's vocabulary file."""
+    """Returns the content of the user's vocabulary file."""
     try:
         return Path(path).expanduser().read_bytes()
     except OSError as error:
@@ -140,7 +140,7 @@ def _vocabulary_bytes(path: str) -> bytes:
 
 
 def _encode_one(document: str, encoder: "Tokenizer", dtype: np.dtype[np.unsignedinteger]) -> Tokens:
-    """The token ids of one document, whose blocks are encoded separately.
+    """Returns the token ids of one document, whose blocks are encoded separately.
 
     This gives the same tokens, because no token extends over the end of a line.
     """
