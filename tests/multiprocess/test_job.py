@@ -149,7 +149,10 @@ def test_only_process_0_writes_files_and_output(two: tuple[Path, list[Any]]) -> 
     assert (code, err) == (0, "")
     assert others == [(0, "", "")]  # nothing, including the log of C++
     printed = out.splitlines()
-    assert [line.split("  ")[0] for line in printed[:6]] == [f"step {i}/6" for i in range(1, 7)]
+    assert printed[0] == "devices: 8 x cpu in 2 processes"
+    start = printed.index("compiling") + 1
+    steps = [line.split("  ")[0] for line in printed[start : start + 6]]
+    assert steps == [f"step {i}/6" for i in range(1, 7)]
     assert printed[-1] == f"report: {folder / 'report.html'}"
     assert "8 x cpu in 2 processes" in (folder / "report.html").read_text()
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"3", "6"}
