@@ -173,7 +173,7 @@ def in_range(ids: Any, num_rows: int) -> jax.Array:
 
 
 def is_sparse(x: Any) -> bool:
-    """Whether ``x`` is `SparseRows`; pass it as ``is_leaf`` to map over gradients."""
+    """Returns whether ``x`` is `SparseRows`; pass it as ``is_leaf`` to map over gradients."""
     return isinstance(x, SparseRows)
 
 

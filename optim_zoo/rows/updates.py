@@ -142,7 +142,7 @@ def _is_masked(x: Any) -> bool:
 
 
 def _stays(x: Any) -> bool:
-    """Whether ``x`` takes the place of a parameter and receives no update."""
+    """Returns whether ``x`` takes the place of a parameter and receives no update."""
     return x is None or _is_masked(x)
 
 

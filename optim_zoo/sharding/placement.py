@@ -65,7 +65,7 @@ def state_shardings(
 
 
 def _is_masked(x: Any) -> bool:
-    """Whether ``x`` marks a parameter for which a part of the state holds nothing."""
+    """Returns whether ``x`` marks a parameter for which a part of the state holds nothing."""
     return isinstance(x, optax.MaskedNode)
 
 

@@ -79,7 +79,7 @@ class ReadAndWrite:
 
 
 def bandwidth_is_measured() -> bool:
-    """Whether the time of `ReadAndWrite` bounds that of an optimizer.
+    """Returns whether the time of `ReadAndWrite` bounds that of an optimizer.
 
     On a CPU it does not: an optimizer that runs in several threads can be faster.
     """

@@ -90,7 +90,7 @@ def _advance_clock(seconds: float) -> None:
 
 
 def batch_size(config: Path, overrides: Sequence[str]) -> int:
-    """The rows of a batch of the first stage of a config."""
+    """Returns the rows of a batch of the first stage of a config."""
     return config_file.load(config, overrides).train.batch_size
 
 

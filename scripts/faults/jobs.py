@@ -62,7 +62,7 @@ class Ended(NamedTuple):
     err: str
 
     def sentence(self, folder: Path) -> str:
-        """The one sentence on standard error, in which ``folder`` is called "run".
+        """Returns the one sentence on standard error, in which ``folder`` is called "run".
 
         Anything else on standard error is returned as "no sentence" with its last characters.
         """
@@ -91,7 +91,7 @@ class Job:
             self.process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
 
     def has_begun(self) -> bool:
-        """Whether it has made a step, or printed the step that it resumes from."""
+        """Returns whether it has made a step, or printed the step that it resumes from."""
         return "step " in self._out.read_text()
 
     def wait_for(self, condition: Callable[[], bool], *, at_most: float = math.inf) -> None:

@@ -21,7 +21,7 @@ RESUMED = "resuming from the checkpoint of step "  # what the command prints whe
 
 
 def lines(folder: Path, *, rates: bool = False) -> list[Record]:
-    """The complete lines of the metrics.
+    """Returns the complete lines of the metrics.
 
     Args:
       folder: the run folder.
@@ -38,12 +38,12 @@ def lines(folder: Path, *, rates: bool = False) -> list[Record]:
 
 
 def trained(folder: Path) -> list[Record]:
-    """The lines of training steps."""
+    """Returns the lines of training steps."""
     return [line for line in lines(folder) if line["kind"] == "train"]
 
 
 def made(folder: Path) -> int:
-    """The last step in the metrics, or 0."""
+    """Returns the last step in the metrics, or 0."""
     path = folder / "metrics.jsonl"
     whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     for line in reversed(whole):
@@ -54,20 +54,20 @@ def made(folder: Path) -> int:
 
 
 def skipped_steps(folder: Path) -> list[int]:
-    """The steps at which the number of skipped steps increased."""
+    """Returns the steps at which the number of skipped steps increased."""
     counts = [(line["step"], line.get("skipped_steps", 0)) for line in trained(folder)]
     before = [0, *(count for _, count in counts)]
     return [step for (step, count), last in zip(counts, before, strict=False) if count > last]
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The steps with a complete checkpoint, and step 0, where every run begins."""
+    """Returns the steps with a complete checkpoint, and step 0, where every run begins."""
     names = [path.name for path in (folder / "checkpoints").glob("*")]
     return [0, *sorted(int(name) for name in names if name.isdecimal())]
 
 
 def saving(folder: Path) -> bool:
-    """Whether a save has begun and not ended."""
+    """Returns whether a save has begun and not ended."""
     return any((folder / "checkpoints").glob("*tmp*"))
 
 
@@ -75,7 +75,7 @@ _ORBAX = threading.Lock()
 
 
 def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint by path, read by Orbax alone.
+    """Returns the arrays of a checkpoint by path, read by Orbax alone.
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
@@ -134,7 +134,7 @@ def _bits(x: np.ndarray | None) -> Any:
 
 
 def _finite(folder: Path) -> bool:
-    """Whether the last checkpoint has parameters, all of them finite."""
+    """Returns whether the last checkpoint has parameters, all of them finite."""
     last = arrays(folder, saved_steps(folder)[-1])
     parameters = [x for path, x in last.items() if path.startswith("params/")]
     return bool(parameters) and all(np.isfinite(x).all() for x in parameters)
@@ -144,7 +144,7 @@ def _finite(folder: Path) -> bool:
 
 
 def stopped(ended: Ended, folder: Path) -> Record:
-    """How a run ended, and the last steps that it made and saved."""
+    """Returns how a run ended, and the last steps that it made and saved."""
     return {
         "exit_code": ended.code,
         "said": ended.sentence(folder),
@@ -165,7 +165,7 @@ def resumed(ended: Ended, folder: Path) -> Record:
 
 
 def end(folder: Path, other: Path, like: str, fewer: int | None = None) -> Record:
-    """How a run compares with another at its end.
+    """Returns how a run compares with another at its end.
 
     Args:
       folder: the run folder.
@@ -181,7 +181,7 @@ def end(folder: Path, other: Path, like: str, fewer: int | None = None) -> Recor
 
 
 def restarted(site: Site, folder: Path, ended: Ended) -> Record:
-    """The record of a run of `SHORT` that was stopped, after starting it once more."""
+    """Returns the record of a run of `SHORT` that was stopped, after starting it once more."""
     before = stopped(ended, folder)
     after = resumed(site.run(folder, SHORT), folder)
     lost = before["made"] - after["resumed_from"]

@@ -46,7 +46,7 @@ GIB = 1 << 30
 
 
 def markdown(measured: Sequence[Mapping[str, Any]]) -> str:
-    """The printed figures as two Markdown tables: steps and updates."""
+    """Returns the printed figures as two Markdown tables: steps and updates."""
     steps = [x for x in measured if x["what"] == "step"]
     rows = [
         "| chips | stage | layout | micro-batches | peak GiB | arguments GiB | temporaries GiB | "

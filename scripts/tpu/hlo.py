@@ -41,7 +41,7 @@ class Instruction(NamedTuple):
         return re.findall(r"%([\w.-]+)", self.arguments)
 
     def named(self, *attributes: str) -> list[str]:
-        """The computations that any of these attributes names."""
+        """Returns the computations that any of these attributes names."""
         found = re.findall(rf"\b(?:{'|'.join(attributes)})=(\{{.*?\}}|%[\w.-]+)", self.attributes)
         return [name for text in found for name in re.findall(r"%([\w.-]+)", text)]
 
@@ -53,7 +53,7 @@ class Computation(NamedTuple):
     instructions: Mapping[str, Instruction]
 
     def operand_shapes(self, instruction: Instruction) -> list[Shape]:
-        """The arrays that an instruction reads."""
+        """Returns the arrays that an instruction reads."""
         return [shape for x in instruction.operands for shape in self.instructions[x].results]
 
 
@@ -104,7 +104,7 @@ def _instruction(name: str, results: str, opcode: str, rest: str) -> Instruction
 
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:
-    """The shapes in a type: ``(f32[2,3]{1,0:T(8,128)}, s32[])`` has two."""
+    """Returns the shapes in a type: ``(f32[2,3]{1,0:T(8,128)}, s32[])`` has two."""
     return tuple(
         Shape(dtype, tuple(int(n) for n in dims.split(",") if n))
         for dtype, dims in _SHAPE.findall(text)
@@ -226,7 +226,7 @@ _NO_PASS = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "c
 
 
 def passes(module: Module, sizes: Sequence[int]) -> tuple[float, float]:
-    """How many fusions work on a leaf, and how many arrays of its size they read and write.
+    """Returns how many fusions work on a leaf, and how many arrays of its size they read and write.
 
     A fusion counts if it reads or writes an array as large as one of the leaves, and it counts once
     however many leaves it works on. An instruction outside any fusion is a fusion of one.

@@ -47,12 +47,12 @@ class Job:
     tx: optax.GradientTransformation
 
     def loss(self, params: Tree, batch: Tree) -> sharding.WeightedLoss:
-        """The training loss of a batch and its weight."""
+        """Returns the training loss of a batch and its weight."""
         return masked_loss(self.model, params, batch)
 
 
 def make_job(config: Config, vocabulary_size: int) -> Job:
-    """The job of a config.
+    """Returns the job of a config.
 
     Args:
       config: the config. The files that it names need not exist.
@@ -101,7 +101,7 @@ def make_mesh(topology: str) -> Mesh:
 
 
 def for_chips(config: Config, chips: int, most_chips: int) -> Config:
-    """The config for fewer chips, with more micro-batches of as many rows per chip.
+    """Returns the config for fewer chips, with more micro-batches of as many rows per chip.
 
     Args:
       config: the config as it is used on the most chips.
@@ -126,7 +126,7 @@ def for_chips(config: Config, chips: int, most_chips: int) -> Config:
 
 
 def make_step(job: Job, stage: Stage, layout: str, mesh: Mesh) -> sharding.DataParallelStep:
-    """The step of a stage in one of `LAYOUTS`."""
+    """Returns the step of a stage in one of `LAYOUTS`."""
     shard_state, shard_parameters = LAYOUTS[layout]
     return sharding.data_parallel(
         job.loss,
@@ -154,7 +154,7 @@ def sharding_rules(params: Tree, mesh: Mesh, large: int = LARGE) -> list[tuple[s
 
 
 def measure_step(job: Job, stage: Stage, layout: str, mesh: Mesh) -> dict[str, Any]:
-    """The memory and the collectives of a stage's step on one chip."""
+    """Returns the memory and the collectives of a stage's step on one chip."""
     lowered = make_step(job, stage, layout, mesh).lower(job.params, batch_shapes(job.config, stage))
     try:
         compiled = lowered.compile()
@@ -169,7 +169,7 @@ def measure_step(job: Job, stage: Stage, layout: str, mesh: Mesh) -> dict[str, A
 
 
 def memory(compiled: Any) -> dict[str, int]:
-    """The compiler's figures for one chip, in bytes."""
+    """Returns the compiler's figures for one chip, in bytes."""
     stats = compiled.memory_analysis()
     return {
         "arguments": stats.argument_size_in_bytes,
@@ -199,7 +199,7 @@ def needed_and_available(error: Exception) -> tuple[int, int]:
 
 
 def available_memory(mesh: Mesh) -> int:
-    """The bytes of a chip that a program may use.
+    """Returns the bytes of a chip that a program may use.
 
     They are in the compiler's message about a program that is too large.
     """
@@ -215,7 +215,7 @@ def available_memory(mesh: Mesh) -> int:
 def measure_update(
     tx: optax.GradientTransformation, params: Tree, mesh: Mesh, large: int = LARGE
 ) -> dict[str, Any]:
-    """The passes that an optimizer's update makes over large leaves.
+    """Returns the passes that an optimizer's update makes over large leaves.
 
     The update is compiled without the model. Parameters and state are replicated and donated.
     """
