@@ -89,7 +89,8 @@ def _again(sums: Sums, arrays: Sequence[jax.Array], plain: Sequence[jax.Array]) 
         jnp.where(total < LOW, jnp.asarray(ENLARGE, total.dtype), jnp.asarray(REDUCE, total.dtype))
         for total in plain
     ]
-    # XLA on a CPU would write to memory what several arrays share: the factor as an array.
+    # Without barriers, XLA writes a factor that several arrays share to memory as an array, and it
+    # squares an array that is a constant before it multiplies.
     pairs = zip(arrays, _for_each(arrays, factors), strict=True)
     separate = [jax.lax.optimization_barrier(pair) for pair in pairs]
     new = sums([x for x, _ in separate], [factor for _, factor in separate])
