@@ -195,9 +195,11 @@ def test_plain_text_may_be_compressed_and_may_begin_with_a_brace(tmp_path: Path)
         ('{"text": ["a"]}\n', "line 1 of .*t.jsonl has text"),
         ('"text"\n', "line 1 of .*t.jsonl has no fields"),
         ('{"text": " "}\n', "hold only blanks"),
-        (gzip.compress(b"text" * 99)[:-9], "t.jsonl is damaged"),
-        (gzip.compress(b"text" * 99)[:12] + b"\xff" * 40, "t.jsonl is damaged"),
-        (gzip.compress(b"\xff"), "invalid byte at offset 0"),
+        pytest.param(gzip.compress(b"text" * 99)[:-9], "t.jsonl is damaged", id="cut gzip"),
+        pytest.param(
+            gzip.compress(b"text" * 99)[:12] + b"\xff" * 40, "t.jsonl is damaged", id="wrong gzip"
+        ),
+        pytest.param(gzip.compress(b"\xff"), "invalid byte at offset 0", id="no UTF-8 in gzip"),
     ],
 )
 def test_invalid_json_lines_are_refused(content: str | bytes, message: str, tmp_path: Path) -> None:
