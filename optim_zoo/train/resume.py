@@ -96,7 +96,7 @@ def _check_data(job: Job, step: int, before: Mapping[str, Any]) -> None:
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns a note about each change of the machine."""
     return [
-        f"note: {name} was {before.get(name)} and is {value} now, so that the last bits may "
+        f"note: {name} was {before.get(name)} and is {value} now, so the last bits may "
         f"differ from those of an uninterrupted run"
         for name, value in now.items()
         if before.get(name) != value
