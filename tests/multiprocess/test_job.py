@@ -178,6 +178,7 @@ def test_a_run_of_two_processes_resumes_in_one(
     np.testing.assert_allclose(losses(folder), losses(two[0]), rtol=RTOL)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_resumes_in_four_and_ends_if_one_is_killed(
     two: tuple[Path, Any], tiny: Path, tmp_path: Path
 ) -> None:

@@ -164,6 +164,7 @@ def test_nan_in_the_gradient_of_one_device(outcome: dict[str, Any]) -> None:
     assert (outcome["skipped_steps"], outcome["lost"]) == ([8], 1)
 
 
+@slow
 @fault("nan_step")
 def test_nan_in_one_step(outcome: dict[str, Any]) -> None:
     assert_finished_and_resumed(outcome)

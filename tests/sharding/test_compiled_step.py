@@ -99,7 +99,11 @@ def test_gradients_are_added_over_devices_once_a_step(
         if line and not line.startswith(" "):
             computation = line
         if re.search(r"\b(all-reduce|reduce-scatter)(-start)?\(", line):
-            assert computation.startswith("ENTRY"), line
+            # A branch computes a norm again if its sum of squares is out of range: scalars.
+            result = line.split(" = ")[1].split(" all-reduce")[0]
+            if not computation.startswith("ENTRY"):
+                assert re.fullmatch(r"\(?(f32\[\](, )?)+\)?", result), line
+                continue
             reduced.append(line)
     assert reduced
     assert not any("bf16" in line.split("(")[0] for line in reduced)
