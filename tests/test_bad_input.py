@@ -314,7 +314,7 @@ TABLE: list[Row] = [
      ValueError, r"gradient of embed has shape \(5, 3\), its parameter \(5, 2\)$"),
     ("rows-applied-to-another-width",
      lambda: oz.apply_updates(PARAMS, _tree(embed=SparseRows([1], np.ones((1, 3)), 5))),
-     ValueError, r"gradient of embed has shape \(5, 3\), its parameter \(5, 2\)$"),
+     ValueError, r"^apply_updates: the update of embed has shape \(5, 3\), its parameter \(5, 2\)$"),
     ("ids-too-large", lambda: SparseRows([1, 9], np.ones((2, 2)), 5), ValueError,
      r"ids must be in \[0, 5\], 5 being padding, got 9"),
     ("ids-negative", lambda: SparseRows([-1, 2], np.ones((2, 2)), 5), ValueError,
