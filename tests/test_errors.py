@@ -282,7 +282,10 @@ def _wrong(name: str, parameter: inspect.Parameter) -> Any:
 
 
 # Numbers without a range: any value is valid, or the port supports none but the default.
-_WITHOUT_RANGE = {"ema_momentum", "output_axis", "pytorch_optimizer.Lamb-n_sma_threshold"}
+_WITHOUT_RANGE = {
+    *("ema_momentum", "output_axis", "pytorch_optimizer.Lamb-n_sma_threshold"),
+    *("torch.SGD-dampening", "timm.Lars-dampening"),
+}
 
 
 def _arguments(constructor: Callable[..., Any]) -> dict[str, Any]:
