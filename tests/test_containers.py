@@ -249,6 +249,7 @@ def _like_params(tx: optax.GradientTransformation, state: Any) -> dict[str, int]
     return dict(tree.leaves_with_path(like))
 
 
+@pytest.mark.slow
 @every_container
 @every_optimizer
 def test_containers_give_the_same_numbers_under_a_mesh_of_eight_devices(

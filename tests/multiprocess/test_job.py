@@ -231,6 +231,7 @@ def stopped(
         return folder, group.ends()
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(
     stopped: tuple[Path, list[tuple[int, str, str]]],
 ) -> None:
