@@ -1,10 +1,11 @@
 """Tests decisions under every JAX transformation, and how guards compile on each platform."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -130,7 +131,10 @@ def test_a_guarded_update_needs_no_more_memory_than_its_updates() -> None:
 
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
 def test_devices_that_decide_differently_do_not_wait_for_one_another(how: str) -> None:
-    """No collective is in a branch if the guard was not passed the ``axis_name``."""
+    """No branch on a decision of one device has a collective, without the guard's ``axis_name``.
+
+    A norm is computed again in a branch, but on its sum over the devices.
+    """
     tx = guards.skip_nonfinite(lamb(0.1, axis_name="data"))
 
     def step(x: jax.Array) -> Any:
@@ -146,19 +150,54 @@ def test_devices_that_decide_differently_do_not_wait_for_one_another(how: str) -
     function = jax.pmap(step, "data") if how == "pmap" else mapped
     jaxpr = jax.make_jaxpr(function)(jnp.ones((8, 3))).jaxpr
     assert "psum" in str(jaxpr)
-    assert not [eqn for eqn in _inside_branches(jaxpr) if "psum" in eqn.primitive.name]
+    collective = list(_branches_with_psum(jaxpr))
+    assert collective
+    assert all(_is_same_everywhere(jaxpr, eqn.invars[0]) for jaxpr, eqn in collective)
 
 
-def _inside_branches(jaxpr: Any, inside: bool = False) -> list[Any]:
-    """Returns every equation in a branch of a ``cond``, at any depth."""
-    found = []
+def test_a_branch_on_the_decision_of_one_device_is_found() -> None:
+    """Checks the test above: the sum over the devices is in a branch on one device's own number."""
+
+    def step(x: jax.Array) -> jax.Array:
+        return jax.lax.cond(x[0] > 0, lambda x: jax.lax.psum(x, "data"), lambda x: x, x)
+
+    jaxpr = jax.make_jaxpr(jax.pmap(step, "data"))(jnp.ones((8, 3))).jaxpr
+    [(inner, eqn)] = _branches_with_psum(jaxpr)
+    assert not _is_same_everywhere(inner, eqn.invars[0])
+
+
+def _jaxprs(eqn: Any) -> list[Any]:
+    """Returns the programs inside an equation."""
+    values = jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns"))
+    inner = [getattr(value, "jaxpr", value) for value in values]
+    return [jaxpr for jaxpr in inner if hasattr(jaxpr, "eqns")]
+
+
+def _has_psum(jaxpr: Any) -> bool:
+    return any(
+        "psum" in eqn.primitive.name or any(map(_has_psum, _jaxprs(eqn))) for eqn in jaxpr.eqns
+    )
+
+
+def _branches_with_psum(jaxpr: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields every ``cond`` with a sum over devices in a branch, after the program it is in."""
     for eqn in jaxpr.eqns:
-        found += [eqn] if inside else []
-        for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                found += _inside_branches(inner, inside or eqn.primitive.name == "cond")
-    return found
+        if eqn.primitive.name == "cond" and any(map(_has_psum, _jaxprs(eqn))):
+            yield jaxpr, eqn
+        for inner in _jaxprs(eqn):
+            yield from _branches_with_psum(inner)
+
+
+def _is_same_everywhere(jaxpr: Any, variable: Any) -> bool:
+    """Returns whether a variable is computed from sums over devices and constants alone."""
+    if isinstance(variable, jax.extend.core.Literal) or variable in jaxpr.constvars:
+        return True
+    for eqn in jaxpr.eqns:
+        if variable in eqn.outvars:
+            return "psum" in eqn.primitive.name or all(
+                _is_same_everywhere(jaxpr, operand) for operand in eqn.invars
+            )
+    return False  # an argument of the program
 
 
 @pytest.mark.parametrize("go", [True, False])
