@@ -1,7 +1,7 @@
 """Tests every optimizer and wrapper under the debugging flags of JAX."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,13 +13,7 @@ from optim_zoo import lamb
 from tests.test_contract import FULL
 from tests.wrappers.test_wrappers import WRAPPERS
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-slow = pytest.mark.slow
-
-
-def _parameters(names: Iterable[str], quick: tuple[str, ...]) -> list[Any]:
-    """Returns all names as parameters of a test; only those of ``quick`` are not slow."""
-    return [pytest.param(name, marks=() if name in quick else slow) for name in names]
+pytestmark = pytest.mark.usefixtures("quick_to_compile", "leak_checks")
 
 
 @contextlib.contextmanager
@@ -57,12 +51,12 @@ def _like(update: jax.Array, parameter: jax.Array) -> jax.Array:
     return update.astype(parameter.dtype)
 
 
-@pytest.mark.parametrize("name", _parameters(FULL, quick=("lamb-full", "lars-full", "adamw-full")))
+@pytest.mark.parametrize("name", FULL)
 def test_optimizers_work_under_all_debugging_flags(name: str) -> None:
     _two_steps(lambda: FULL[name](0.1), "bfloat16")
 
 
-@pytest.mark.parametrize("parameters", ["float32", pytest.param("bfloat16", marks=slow)])
-@pytest.mark.parametrize("name", _parameters(WRAPPERS, quick=("skip_spikes", "accumulate")))
+@pytest.mark.parametrize("parameters", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", WRAPPERS)
 def test_wrappers_work_under_all_debugging_flags(name: str, parameters: str) -> None:
     _two_steps(lambda: WRAPPERS[name](lamb(0.1, weight_decay=0.1)), parameters)

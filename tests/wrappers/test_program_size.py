@@ -206,6 +206,7 @@ class _Counter:
         self.tx = optax.GradientTransformationExtraArgs(inner.init, update)
 
 
+@pytest.mark.usefixtures("leak_checks")
 @pytest.mark.parametrize("names", [*((name,) for name in WRAPPERS), *NESTED], ids=" ".join)
 def test_the_inner_update_is_traced_once(names: tuple[str, ...]) -> None:
     counter = _Counter()
