@@ -77,12 +77,14 @@ def test_other_signals_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
 # A program that prints after its terminal was closed, as a progress bar would.
 CLOSED_TERMINAL = """
-import fcntl, os, sys, termios, time
+import fcntl, os, signal, sys, termios, time
 from optim_zoo.train.distributed.signals import Signals
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+limit = time.monotonic() + 60
 with Signals() as signals:
     print("ready", flush=True)
-    while signals.requested(1) is None:
+    while signals.requested(1) is None and time.monotonic() < limit:
         time.sleep(0.01)
     for _ in range(3):
         print("step", flush=True)
