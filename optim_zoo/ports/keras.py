@@ -12,7 +12,7 @@ These arguments mean the same for every port:
 - ``exclude_from_weight_decay``: path patterns (``re.search``) of leaves that are not decayed. In
   Keras this is a method.
 - ``clipnorm`` (the limit of the norm of each gradient), ``global_clipnorm`` (of all gradients
-  together), ``clipvalue`` (of each entry): numbers >= 0, of which one can be set.
+  together), ``clipvalue`` (of each entry): numbers >= 0. Only one of them can be set.
 - ``name``: accepted and ignored.
 - ``use_ema``, ``ema_momentum``, ``ema_overwrite_frequency``, ``loss_scale_factor`` and
   ``gradient_accumulation_steps`` are not supported and must be left at their defaults.

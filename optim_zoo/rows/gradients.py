@@ -96,8 +96,8 @@ def value_and_grad(
     Args:
       loss_fn: a function ``(params, *args, **kwargs) -> loss`` or, with ``has_aux``,
         ``(loss, aux)``. The loss is a scalar. It receives a `Table` in place of each table.
-      tables: path patterns of the leaves of ``params`` that are tables: arrays of one or more axes,
-        of which the first one is indexed.
+      tables: path patterns of the leaves of ``params`` that are tables: arrays of one or more axes.
+        The loss indexes the first axis.
       has_aux: whether ``loss_fn`` returns ``(loss, aux)``.
 
     Returns:

@@ -427,7 +427,8 @@ def test_patterns_that_match_nothing_name_the_nearest_paths(tiny: Path, tmp_path
 def test_the_batch_size_must_be_divisible_by_devices_times_micro_batches(
     tiny: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"train\.batch_size must be divisible by 1 devices x 3"):
+    message = r"train\.batch_size must be divisible by 1 devices x 3 micro"
+    with pytest.raises(UserError, match=message):
         train(tiny, tmp_path / "run", "train.micro_batches=3")
     with pytest.raises(UserError, match=r"stages\.1\.batch_size must be divisible by"):
         train(tiny, tmp_path / "run", *TWO_STAGES, "stages.1.micro_batches=3")

@@ -1,6 +1,6 @@
 """Text to pretrain on: the user's own UTF-8 files, or the prose of Python's standard library.
 
-A file holds plain text, which is one document, or JSON lines, each of which is one.
+A plain text file is one document. In a file of JSON lines, each line is one document.
 
 The standard library is on every machine that runs Python, so a first run needs no download: its
 help topics, docstrings and comments make about 3 MB of English. They are under the Python Software
@@ -50,9 +50,9 @@ def read(pattern: str, field: str = "") -> list[str]:
     is one document. Documents come in the order of the paths and lines; blank ones are left out.
 
     Args:
-      pattern: a path or a glob (with ``**``); "" stands for `standard_library`. A file that is
+      pattern: a path or a glob (with ``**``); "" selects `standard_library`. A file that is
         compressed with gzip is decompressed.
-      field: the key of a JSON object that holds the text; "" stands for plain text.
+      field: the key of a JSON object that holds the text; "" for plain text.
 
     Raises:
       UserError: nothing matches, a file cannot be read or is not UTF-8, all text is blank, a file
