@@ -8,7 +8,7 @@ import pytest
 
 from optim_zoo import metrics, schedules
 from optim_zoo.train import config, config_file, job, optimization
-from optim_zoo.train.tasks.masked_language.model import Bert, layer_rules
+from optim_zoo.train.tasks.bert.model import Bert, layer_rules
 from optim_zoo.train.tasks.masked_language.task import init_bert, sequence_length
 from optim_zoo.tree import Tree
 

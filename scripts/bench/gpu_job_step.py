@@ -41,11 +41,11 @@ import harness
 from optim_zoo import accumulation, guards, metrics, precision, sharding
 from optim_zoo.train import config_file, optimization
 from optim_zoo.train.config import Config
+from optim_zoo.train.tasks.bert.model import Bert, layer_rules
+from optim_zoo.train.tasks.bert.sections import Model
+from optim_zoo.train.tasks.bert.vocabulary import Vocabulary
 from optim_zoo.train.tasks.masked_language import batches
-from optim_zoo.train.tasks.masked_language.model import Bert, layer_rules
-from optim_zoo.train.tasks.masked_language.sections import Model
 from optim_zoo.train.tasks.masked_language.task import init_bert, masked_loss
-from optim_zoo.train.tasks.masked_language.vocabulary import Vocabulary
 from optim_zoo.tree import Tree
 from trees import VOCABULARY_SIZE
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 import harness
 from optim_zoo import rules
-from optim_zoo.train.tasks.masked_language.model import Bert, layer_rules
-from optim_zoo.train.tasks.masked_language.sections import Model
+from optim_zoo.train.tasks.bert.model import Bert, layer_rules
+from optim_zoo.train.tasks.bert.sections import Model
 from optim_zoo.tree import Tree
 
 VOCABULARY_SIZE = 30_522  # of the uncased models of google-research/bert

@@ -2,7 +2,7 @@
 
     python scripts/recordings/make_vocabulary.py
 
-Writes optim_zoo/train/tasks/masked_language/vocabulary.txt. The trainer of `tokenizers` breaks ties
+Writes optim_zoo/train/tasks/bert/vocabulary.txt. The trainer of `tokenizers` breaks ties
 between equally good merges in an order that changes from run to run, so that two runs give two
 vocabularies. Therefore the result is committed. Losses of runs with different vocabularies cannot
 be compared.
@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from optim_zoo.train.tasks.masked_language import text, vocabulary
-from optim_zoo.train.tasks.masked_language.vocabulary import SPECIAL_TOKENS, encode, read_vocabulary
+from optim_zoo.train.tasks.bert import vocabulary
+from optim_zoo.train.tasks.bert.vocabulary import SPECIAL_TOKENS, encode, read_vocabulary
+from optim_zoo.train.tasks.masked_language import text
 
 SIZE = 4096
 PATH = Path(vocabulary.__file__).with_name("vocabulary.txt")

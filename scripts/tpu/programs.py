@@ -23,10 +23,10 @@ from optim_zoo.train import optimization
 from optim_zoo.train.config import Config, Stage
 from optim_zoo.train.job import check_batches
 from optim_zoo.train.random_numbers import KEYS
+from optim_zoo.train.tasks.bert.model import Bert, layer_rules
+from optim_zoo.train.tasks.bert.vocabulary import read_vocabulary
 from optim_zoo.train.tasks.masked_language import batches
-from optim_zoo.train.tasks.masked_language.model import Bert, layer_rules
 from optim_zoo.train.tasks.masked_language.task import init_bert, masked_loss, sequence_length
-from optim_zoo.train.tasks.masked_language.vocabulary import read_vocabulary
 from optim_zoo.tree import Tree, by_path
 
 LARGE = 1 << 18  # the elements that a large leaf has at least: 1 MiB in float32

@@ -1,1 +1,1 @@
-"""Masked-language pretraining of BERT: its config sections, text, batches and model."""
+"""Masked-language pretraining of BERT: its config section, text and batches."""

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from optim_zoo.train.random_numbers import generator
 from optim_zoo.train.tasks.base import Batch
-from optim_zoo.train.tasks.masked_language.sections import MIN_SEQUENCE_LENGTH
-from optim_zoo.train.tasks.masked_language.vocabulary import Tokens, Vocabulary
+from optim_zoo.train.tasks.bert.sections import MIN_SEQUENCE_LENGTH
+from optim_zoo.train.tasks.bert.vocabulary import Tokens, Vocabulary
 
 MASKED_FRACTION = 0.15  # this and the next two: BERT, arXiv 1810.04805, section 3.1
 REPLACED_BY_MASK = 0.8

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from optim_zoo.errors import UserError
-from optim_zoo.train.tasks.masked_language import batches, sections, text
-from optim_zoo.train.tasks.masked_language.vocabulary import (
+from optim_zoo.train.tasks.bert.vocabulary import (
     Tokens,
     Vocabulary,
     digest_of,
     encode,
     read_vocabulary,
 )
+from optim_zoo.train.tasks.masked_language import batches, sections, text
 
 # Increased whenever the same text and vocabulary give other tokens or another file than before.
 _FORMAT = 1

@@ -14,9 +14,10 @@ from optim_zoo.sharding import WeightedLoss
 from optim_zoo.train.config import Stage
 from optim_zoo.train.random_numbers import KEYS, generator
 from optim_zoo.train.tasks.base import Baseline, Batch, Setup, Task, WeightedSum
+from optim_zoo.train.tasks.bert.model import Bert, layer_rules
+from optim_zoo.train.tasks.bert.sections import Model
 from optim_zoo.train.tasks.masked_language import batches, corpus
-from optim_zoo.train.tasks.masked_language.model import Bert, layer_rules
-from optim_zoo.train.tasks.masked_language.sections import Data, Model
+from optim_zoo.train.tasks.masked_language.sections import Data
 from optim_zoo.tree import Tree
 
 _WARNED_UNKNOWN, _REFUSED_UNKNOWN = 0.05, 0.5  # shares of unknown tokens in a text

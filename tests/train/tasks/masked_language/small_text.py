@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from optim_zoo.train.tasks.bert.vocabulary import SPECIAL_TOKENS, Vocabulary
 from optim_zoo.train.tasks.masked_language.batches import Batch
-from optim_zoo.train.tasks.masked_language.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 WORDS = ["the", "learning", "rate", "of", "a", "layer", "grows", "##s", "with", "its", "norm", "."]
 SENTENCE = "the learning rate of a layer grows with its norm . "

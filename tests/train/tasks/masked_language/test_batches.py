@@ -7,6 +7,12 @@ import numpy as np
 import pytest
 
 from optim_zoo.train.random_numbers import generator
+from optim_zoo.train.tasks.bert.vocabulary import (
+    SPECIAL_TOKENS,
+    Tokens,
+    Vocabulary,
+    read_vocabulary,
+)
 from optim_zoo.train.tasks.masked_language.batches import (
     HELD_OUT_STREAM,
     TRAINING_STREAM,
@@ -15,12 +21,6 @@ from optim_zoo.train.tasks.masked_language.batches import (
     held_out_batches,
     masked_batch,
     unigram_loss,
-)
-from optim_zoo.train.tasks.masked_language.vocabulary import (
-    SPECIAL_TOKENS,
-    Tokens,
-    Vocabulary,
-    read_vocabulary,
 )
 from tests.train.tasks.masked_language.small_text import restored, windows, write_vocabulary
 

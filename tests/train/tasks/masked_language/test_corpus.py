@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from optim_zoo.errors import UserError
-from optim_zoo.train.tasks.masked_language import corpus
-from optim_zoo.train.tasks.masked_language.batches import held_out_batches
-from optim_zoo.train.tasks.masked_language.vocabulary import (
+from optim_zoo.train.tasks.bert.vocabulary import (
     SPECIAL_TOKENS,
     Vocabulary,
     encode,
     read_vocabulary,
 )
+from optim_zoo.train.tasks.masked_language import corpus
+from optim_zoo.train.tasks.masked_language.batches import held_out_batches
 from tests.train.tasks.masked_language.small_text import SENTENCE, WORDS, windows, write_vocabulary
 
 Documents = set[tuple[int, ...]]

@@ -14,9 +14,10 @@ from optim_zoo.train import config_file
 from optim_zoo.train.config import Config, Stage
 from optim_zoo.train.random_numbers import KEYS
 from optim_zoo.train.tasks.base import Task
-from optim_zoo.train.tasks.masked_language import vocabulary
-from optim_zoo.train.tasks.masked_language.model import Bert, layer_rules
-from optim_zoo.train.tasks.masked_language.sections import Data, Model
+from optim_zoo.train.tasks.bert import vocabulary
+from optim_zoo.train.tasks.bert.model import Bert, layer_rules
+from optim_zoo.train.tasks.bert.sections import Model
+from optim_zoo.train.tasks.masked_language.sections import Data
 from optim_zoo.tree import Tree
 from tests.train.tasks.masked_language.small_text import PLAIN_WORDS, write_random_text
 

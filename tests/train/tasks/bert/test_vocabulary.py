@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from optim_zoo.errors import UserError
-from optim_zoo.train.tasks.masked_language.vocabulary import (
+from optim_zoo.train.tasks.bert.vocabulary import (
     SPECIAL_TOKENS,
     Vocabulary,
     _blocks,
@@ -100,7 +100,7 @@ def test_long_documents_are_encoded_in_pieces_with_the_same_tokens(
 ) -> None:
     document = "A line of text.\n\r\n\tAnother, longer line.\u0301\nunbelievably\u2028so" * 20
     (whole,) = encode([document], vocabulary)
-    monkeypatch.setattr("optim_zoo.train.tasks.masked_language.vocabulary._BLOCK", 7)
+    monkeypatch.setattr("optim_zoo.train.tasks.bert.vocabulary._BLOCK", 7)
     assert len(list(_blocks(document))) > 20
     assert "".join(_blocks(document)) == document
     (pieces,) = encode([document], vocabulary)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from optim_zoo.train.tasks.masked_language.vocabulary import Vocabulary, read_vocabulary
+from optim_zoo.train.tasks.bert.vocabulary import Vocabulary, read_vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 
 import optim_zoo
-from optim_zoo.train.tasks.masked_language.model import Bert, Encoder, layer_rules
-from optim_zoo.train.tasks.masked_language.sections import Model
+from optim_zoo.train.tasks.bert.model import Bert, Encoder, layer_rules
+from optim_zoo.train.tasks.bert.sections import Model
 from optim_zoo.train.tasks.masked_language.task import init_bert, masked_loss
 from optim_zoo.tree import Tree, by_path, leaf_paths
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from optim_zoo import layers
-from optim_zoo.train.tasks.masked_language.sections import Model
+from optim_zoo.train.tasks.bert.sections import Model
 
 LAYER_NORM_EPSILON = 1e-12  # google-research/bert modeling.py, by way of tf.contrib.layers
 INIT = nn.initializers.truncated_normal(0.02)
