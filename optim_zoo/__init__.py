@@ -17,7 +17,7 @@ from optim_zoo import (
     schedules,
     sharding,
 )
-from optim_zoo.layers import split, stacked
+from optim_zoo.layers import layerwise_decay, split, stacked
 from optim_zoo.registry import *  # noqa: F403 - the optimizers and the pieces
 from optim_zoo.rows import SparseRows, apply_updates
 from optim_zoo.wrappers import accumulation, guards, metrics, precision
@@ -31,6 +31,7 @@ __all__ = [
     "errors",
     "guards",
     "layers",
+    "layerwise_decay",
     "metrics",
     "ports",
     "precision",

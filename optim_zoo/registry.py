@@ -1,8 +1,7 @@
 """The public optimizers and pieces, and a description of each optimizer.
 
-An optimizer or a piece is public when this file imports it and names it in ``__all__``: `optim_zoo`
-re-exports exactly these names. An optimizer also has an `Entry`, from which ``optim-zoo list`` and
-``show``, the configs and the shared tests find it.
+`optim_zoo` re-exports the optimizers and pieces that this file names in ``__all__``. An optimizer
+also has an `Entry`, from which ``optim-zoo list`` and ``show``, configs and shared tests find it.
 """
 
 import dataclasses
@@ -38,6 +37,7 @@ from optim_zoo.transforms.adam import scale_by_adam, scale_by_lazy_adam
 from optim_zoo.transforms.amsgrad import scale_by_amsgrad
 from optim_zoo.transforms.centralization import centralize_gradients
 from optim_zoo.transforms.clipping import clip_by_global_norm
+from optim_zoo.transforms.factors import scale_by_rules
 from optim_zoo.transforms.lars import scale_by_lars_trust_ratio
 from optim_zoo.transforms.leaf_by_leaf import chain_leaf_by_leaf
 from optim_zoo.transforms.learning_rate import cast_like_params, scale_by_learning_rate
@@ -48,8 +48,7 @@ from optim_zoo.transforms.rms import scale_by_rms
 from optim_zoo.transforms.trust_ratio import scale_by_trust_ratio
 from optim_zoo.transforms.weight_decay import add_decayed_weights
 
-# What `from optim_zoo.registry import *` in optim_zoo/__init__.py makes public; `Entry`,
-# `OPTIMIZERS` and `get` stay names of this module. Type checkers need a list of literals.
+# `optim_zoo` does not re-export `Entry`, `OPTIMIZERS` and `get`. Type checkers need literals.
 __all__ = [
     "adadelta",
     "adagrad",
@@ -84,6 +83,7 @@ __all__ = [
     "scale_by_nadam",
     "scale_by_radam",
     "scale_by_rms",
+    "scale_by_rules",
     "scale_by_scheduled_nadam",
     "scale_by_trust_ratio",
     "sgd",

@@ -15,8 +15,11 @@ PIECES: Mapping[str, Callable[..., optax.GradientTransformation]] = {
     if name not in registry.OPTIMIZERS and name != "chain_leaf_by_leaf"
 }
 
+# The arguments without a default that are not numbers.
+_REQUIRED = {"factors": [("", 0.1)]}
+
 
 def make(name: str) -> optax.GradientTransformation:
-    """Makes the piece with its defaults, and with 0.1 for each argument that has no default."""
+    """Makes the piece with its defaults, and with 0.1 for each number that has no default."""
     parameters = inspect.signature(PIECES[name]).parameters.values()
-    return PIECES[name](*(0.1 for p in parameters if p.default is p.empty))
+    return PIECES[name](*(_REQUIRED.get(p.name, 0.1) for p in parameters if p.default is p.empty))

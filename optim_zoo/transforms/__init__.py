@@ -15,6 +15,7 @@ from optim_zoo.transforms.amsgrad import (
 )
 from optim_zoo.transforms.centralization import CentralizeGradientsState, centralize_gradients
 from optim_zoo.transforms.clipping import ClipByGlobalNormState, clip_by_global_norm
+from optim_zoo.transforms.factors import ScaleByRulesState, scale_by_rules
 from optim_zoo.transforms.lars import scale_by_lars_trust_ratio
 from optim_zoo.transforms.layerwise import ScaleByLarsTrustRatioState, ScaleByTrustRatioState
 from optim_zoo.transforms.leaf_by_leaf import chain_leaf_by_leaf
@@ -55,6 +56,7 @@ __all__ = [
     "ScaleByNadamState",
     "ScaleByRadamState",
     "ScaleByRmsState",
+    "ScaleByRulesState",
     "ScaleByScheduledNadamState",
     "ScaleByTrustRatioState",
     "ScaleByUncorrectedAdamState",
@@ -77,6 +79,7 @@ __all__ = [
     "scale_by_nadam",
     "scale_by_radam",
     "scale_by_rms",
+    "scale_by_rules",
     "scale_by_scheduled_nadam",
     "scale_by_trust_ratio",
     "trace_momentum",
