@@ -386,7 +386,7 @@ def _called(node: ast.Call) -> str:
 
 
 def _looks_like_an_exception(name: str) -> bool:
-    own = ("TooManyRefusals", "Lost", "Stopped", "_Damaged")
+    own = ("TooManyRefusals", "Lost", "Stopped", "Damaged")
     return name.endswith(("Error", "Exception")) or name in own
 
 

@@ -8,9 +8,7 @@ If a run has several processes, all of them save, restore and wait together.
 """
 
 import contextlib
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,9 +20,9 @@ import orbax.checkpoint as ocp
 from optim_zoo import saved_state
 from optim_zoo.errors import ArgumentValueError, UserError
 from optim_zoo.train import foreign_errors
-from optim_zoo.train.checksums import checksums
+from optim_zoo.train.checkpoint_records import Damaged, check_arrays, checked, make, reading
 from optim_zoo.train.distributed import Stopped
-from optim_zoo.train.run_folder import saved_steps
+from optim_zoo.train.run_folder import CHECKPOINTS, saved_steps
 from optim_zoo.tree import Tree
 
 
@@ -50,7 +48,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
-        self.folder = folder.absolute() / "checkpoints"
+        self.folder = folder.absolute() / CHECKPOINTS
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
@@ -100,17 +98,12 @@ class Checkpoints:
         if step == self.last_step:
             return
         training = {"params": params, "state": state}
-        record = {
-            "info": dict(info),
-            "description": saved_state.describe(training),
-            "checksums": checksums(training),
-        }
         with self._writing():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     training=ocp.args.StandardSave(training),
-                    info=ocp.args.JsonSave({**record, "sha256": _digest(record)}),
+                    info=ocp.args.JsonSave(make(training, info)),
                 ),
             )
 
@@ -155,7 +148,7 @@ class Checkpoints:
                 info, training = self._read(
                     step, {"params": params, "state": state}, changes, check
                 )
-            except _Damaged as error:
+            except Damaged as error:
                 if jax.process_count() > 1:
                     raise self._damaged(step, error.reason) from error
                 damaged[step] = error.reason
@@ -180,37 +173,27 @@ class Checkpoints:
         changes: Sequence[str],
         check: Callable[[int, Mapping[str, Any]], None],
     ) -> tuple[Mapping[str, Any], Tree]:
-        """Returns info and arrays of a checkpoint; raises `_Damaged` or `UserError`."""
-        with _reading():
+        """Returns info and arrays of a checkpoint; raises `Damaged` or `UserError`."""
+        path = self.folder / str(step)
+        with reading():
             read = self._manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))
-            record = dict(read["info"])
-        if not record.keys() & {"description", "sha256"}:
-            raise UserError(
-                f"the checkpoint {self.folder / str(step)} was saved by an earlier version of "
-                f"optim_zoo: continue with that version, or choose another folder with run.dir"
-            )
-        if record.pop("sha256", None) != _digest(record):
-            raise _Damaged("its description has changed since it was saved")
+        record = checked(read["info"], path)
         check(step, record["info"])
         try:
             saved_state.check(record["description"], training)
         except ArgumentValueError as error:
             since = f"{'; '.join(changes)}; " if changes else ""
             raise UserError(
-                f"the checkpoint {self.folder / str(step)} is of another model or optimizer: "
+                f"the checkpoint {path} is of another model or optimizer: "
                 f"{since}{error}, or choose another folder with run.dir"
             ) from None
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, training)
-        with _reading():
+        with reading():
             restore = ocp.args.Composite(training=ocp.args.StandardRestore(like))
             restored = self._manager.restore(step, args=restore)["training"]
             # A random key that has lost its metadata is read as an array of its words.
             saved_state.check(record["description"], restored)
-        sums = checksums(restored)
-        changed = [path for path, value in record["checksums"].items() if sums[path] != value]
-        if changed:
-            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            raise _Damaged(f"the values of {changed[0]}{more} have changed since they were saved")
+        check_arrays(record, restored)
         return record["info"], restored
 
     def _move_away(self, step: int, instead: int) -> Path:
@@ -252,26 +235,3 @@ class Checkpoints:
                 f"{foreign_errors.why_not_written_or_read(error)}; {saved}: make room, or make "
                 f"the folder writable, and start again"
             ) from error
-
-
-class _Damaged(Exception):
-    """Raised where a checkpoint cannot be read, or differs from what was saved."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        yield
-    except jax.errors.JaxRuntimeError:  # a device error, such as too little memory
-        raise
-    except Exception as error:  # Orbax and TensorStore raise many types for a damaged file.
-        raise _Damaged(foreign_errors.why_not_written_or_read(error)) from error
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    as_read = json.loads(json.dumps(record))  # JSON turns keys into strings
-    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
