@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -31,9 +32,15 @@ class Job:
     evaluate: Callable[[Tree], Mapping[str, float]]  # plain parameters -> held-out metrics
     machine: Mapping[str, str]
 
-    def init(self) -> tuple[Tree, Tree]:
-        """Returns the initial parameters and optimizer state, in the layout of `step`."""
-        return self.steps[0].init(initial_params(self.config, self.task))
+    def init(self, *, anew: bool = True) -> tuple[Tree, Tree]:
+        """Returns the initial parameters and optimizer state, in the layout of `step`.
+
+        Args:
+          anew: whether the run starts with them, so that they are the task's pretrained ones if it
+            has any. False if a checkpoint replaces their values.
+        """
+        params = initial_params(self.config, self.task)
+        return self.steps[0].init(_pretrained(self.task, params) if anew else params)
 
     def plain(self, tree: Tree) -> Tree:
         """Returns parameters or state in the layout of checkpoints and metrics."""
@@ -107,6 +114,20 @@ def initial_params(config: Config, task: Task) -> Tree:
         return jax.tree.map(lambda x: x.astype(config.precision.parameters), task.init(key))
 
     return jax.jit(init)(jax.random.key(config.run.seed, impl=KEYS))
+
+
+def _pretrained(task: Task, params: Tree) -> Tree:
+    """Returns the task's pretrained parameters in the dtypes of the initial ones.
+
+    Raises:
+      ValueError: they have another structure or other shapes.
+    """
+    found = task.pretrained(params)
+    if found is params:
+        return params
+    if jax.tree.map(np.shape, found) != jax.tree.map(np.shape, params):
+        raise ValueError("Task.pretrained must return arrays of the structure and shapes of params")
+    return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), found, params)
 
 
 def _make_steps(config: Config, task: Task, mesh: Mesh) -> list[sharding.DataParallelStep]:

@@ -29,7 +29,7 @@ def start(job: Job, checkpoints: Checkpoints) -> Start:
     Raises:
       UserError: the checkpoint is of another model, optimizer or data, or cannot be read.
     """
-    params, state = job.init()
+    params, state = job.init(anew=checkpoints.last_step is None)
     if checkpoints.last_step is None:
         return Start(0, params, state, [])
     found = checkpoints.restore(

@@ -98,6 +98,37 @@ def test_a_task_may_return_a_plain_pair_as_its_loss(
     assert steps[0] == steps[1]
 
 
+def _prepared(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, found: str) -> job.Job:
+    """Returns the job of the page's task with a method `pretrained` that returns ``found``."""
+    method = f"    def pretrained(self, params):\n        return {found}\n\n    def loss("
+    page = block("your_own_task.md", "python").replace("    def loss(", method)
+    (folder / f"{name}.py").write_text(page)
+    (folder / "line.toml").write_text(block("your_own_task.md", "toml"))
+    monkeypatch.syspath_prepend(str(folder))
+    overrides = [f"task.name={name}:Line", "precision.parameters=bfloat16"]
+    return job.prepare(config_file.load(folder / "line.toml", overrides), folder)
+
+
+def test_a_run_starts_from_pretrained_parameters_in_its_own_dtype(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = "{**params, 'slope': np.float64(1.5)}"
+    prepared = _prepared(tmp_path, monkeypatch, "pretrained_task", found)
+    params = prepared.plain(prepared.init()[0])
+    assert {name: float(x) for name, x in params.items()} == {"slope": 1.5, "offset": 0.0}
+    assert {str(x.dtype) for x in params.values()} == {"bfloat16"}
+    resumed = prepared.plain(prepared.init(anew=False)[0])
+    assert float(resumed["slope"]) == 0.0
+
+
+def test_pretrained_parameters_of_other_shapes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = _prepared(tmp_path, monkeypatch, "misshaped_task", "{**params, 'slope': np.ones(2)}")
+    with pytest.raises(ValueError, match="structure and shapes of params"):
+        prepared.init()
+
+
 def test_the_command_exits_with_2_if_the_task_does_not_exist(line: Path) -> None:
     done = run(line, "optim-zoo train line.toml task.name=lime_task:Line")
     assert (done.returncode, done.stdout) == (2, "")

@@ -110,6 +110,17 @@ class Task(abc.ABC):
     def init(self, key: jax.Array) -> Tree:
         """Returns the initial parameters; traced by ``jax.jit``."""
 
+    def pretrained(self, params: Tree) -> Tree:
+        """Returns the parameters to start from, given those of `init`.
+
+        It is called once, outside of ``jax.jit``, where a run starts anew; a resumed run takes its
+        parameters from a checkpoint. The default returns ``params`` unchanged. A task that starts
+        from other parameters returns a tree of the same structure and shapes, whose arrays may be
+        NumPy's and of any dtype. It finds what is missing in its constructor, and says so in
+        ``notes``.
+        """
+        return params
+
     @abc.abstractmethod
     def loss(self, params: Tree, batch: Tree) -> WeightedLoss:
         """Returns the training loss summed over a batch, and its weight; traced by ``jax.jit``.
