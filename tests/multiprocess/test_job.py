@@ -372,7 +372,9 @@ def error_message(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., str]:
     """Returns a function that runs the command with overrides and returns its error message."""
-    monkeypatch.setattr(cli, "_quiet_orbax", lambda: None)  # it changes global logging settings
+    monkeypatch.setattr(
+        cli.train, "_quiet_orbax", lambda: None
+    )  # it changes global logging settings
 
     def sentence(*overrides: str) -> str:
         settings = [f"distributed.{override}" for override in overrides]

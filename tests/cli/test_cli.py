@@ -101,7 +101,9 @@ def error_message(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., str]:
     """Returns a function that runs `train` with overrides and returns its error message."""
-    monkeypatch.setattr(cli, "_quiet_orbax", lambda: None)  # it changes global logging settings
+    monkeypatch.setattr(
+        cli.train, "_quiet_orbax", lambda: None
+    )  # it changes global logging settings
     monkeypatch.setattr(loop.jax, "device_count", lambda: 1)
 
     def sentence(*overrides: str, config: Path = tiny) -> str:
@@ -209,7 +211,9 @@ def test_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 def run_folders(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Replaces training, and returns a list of the run folders that commands would use."""
     folders: list[Path] = []
-    monkeypatch.setattr(cli, "_quiet_orbax", lambda: None)  # it changes global logging settings
+    monkeypatch.setattr(
+        cli.train, "_quiet_orbax", lambda: None
+    )  # it changes global logging settings
     monkeypatch.setattr(loop, "run", lambda config, folder, notes: folders.append(folder))
     return folders
 
@@ -270,7 +274,7 @@ def test_ctrl_c_before_training_starts(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_train", interrupted)
+    monkeypatch.setattr(cli.train, "run", interrupted)
     assert cli.main(["train", str(tiny)]) == 128 + signal.SIGINT
     assert capsys.readouterr().err.startswith("optim-zoo: interrupted; ")
 

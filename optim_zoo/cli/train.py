@@ -1,0 +1,110 @@
+"""``optim-zoo train CONFIG [section.key=value ...]``."""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from optim_zoo.cli import ending
+from optim_zoo.errors import UserError
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "train",
+        help="train what a config describes, or resume such a run",
+        description="Trains what a TOML config describes, and writes a run folder with metrics, "
+        "plots, checkpoints and report.html. The same command on the same folder resumes the run.",
+    )
+    parser.add_argument("config", type=Path, help="a TOML file, such as configs/smoke.toml")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="overrides a key of the file, such as train.steps=100 or run.dir=runs/trial; "
+        "key=unset removes it, so that its default applies",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Trains, alone or with the other processes of the run; returns the exit code."""
+    # Imported lazily: the other commands work without the extra `train`.
+    from optim_zoo.train import config_file, distributed, loop
+
+    _quiet_orbax()
+    sys.path.append(os.getcwd())  # to find the user's own tasks and sinks, as `python -m` does
+    notes: list[str] = []
+    path: Path = parsed.config
+    overrides: Sequence[str] = parsed.overrides
+    _check_text(str(path), *overrides)
+    config = config_file.load(path, overrides, notes)
+    folder = _run_folder(path, config.run.dir, overrides)
+    with distributed.start(config.distributed, folder) as processes:
+        try:
+            return processes.leave(*_ending(lambda: loop.run(config, folder, notes)))
+        except (KeyboardInterrupt, OSError) as error:
+            return processes.leave(*ending.explain(error, resumes=True))
+        except Exception:
+            if not processes.joined:
+                raise
+            traceback.print_exc()
+            return processes.leave(1)
+
+
+def _run_folder(path: Path, configured: str, overrides: Sequence[str]) -> Path:
+    """Returns the folder to write to.
+
+    The saved config of a run folder resumes its own run, also after the folder has been moved,
+    unless the command line names another folder.
+    """
+    from optim_zoo.train import saved_config
+
+    own = saved_config.folder_of(path)
+    if own is not None and not any(override.startswith("run.dir=") for override in overrides):
+        return own
+    return Path(configured or Path("runs") / path.stem).expanduser()
+
+
+def _check_text(*arguments: str) -> None:
+    """Checks that arguments are Unicode, as the files of a run folder are written in UTF-8.
+
+    Raises:
+      UserError: one has bytes that are not UTF-8.
+    """
+    for argument in arguments:
+        raw = os.fsencode(argument)
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"expected arguments in UTF-8, got {raw!r}; rename the file or the folder"
+            ) from error
+
+
+def _ending(run: Callable[[], object]) -> tuple[int, str]:
+    """Calls a function that trains; returns the exit code and the last line, which may be empty."""
+    from optim_zoo.train import distributed
+
+    try:
+        run()
+    except UserError as error:
+        return ending.USER_ERROR, ending.line(error)
+    except distributed.Stopped as stopped:
+        return 128 + stopped.signal_number, ending.line(stopped) if distributed.is_first() else ""
+    except distributed.Lost as lost:
+        return distributed.LOST, ending.line(lost)
+    return 0, ""
+
+
+def _quiet_orbax() -> None:
+    """Silences the tracebacks of Orbax's threads. The main thread raises the same errors."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    sys.unraisablehook = lambda _: None
