@@ -8,6 +8,7 @@ from typing import Any
 
 import tomli_w
 
+from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 from optim_zoo.train import config_file, config_values
 from optim_zoo.train.config import Choice, Config
 
@@ -75,13 +76,29 @@ def load(path: Path) -> Config:
 
 
 def _updated(tree: dict[str, Any]) -> dict[str, Any]:
-    """Turns a config of version 0.1 into one of 0.2: [[stages]] instead of [second_stage]."""
+    """Turns a config that an earlier version has saved into one of this version.
+
+    It renames what has another name now, and sets each key that is missing, because the version did
+    not have it yet, to the value that the version used.
+    """
     second = tree.pop("second_stage", {})
     if second.get("steps", 0):
         tree["stages"] = [{}, second]
     if tree.get("task") == {"name": "bert_mlm"}:
         tree["task"] = {"name": "masked_language"}
+    for key, value in _earlier_values(tree).items():
+        section, _, name = key.partition(".")
+        tree[section] = {name: value, **tree.get(section, {})}
     return tree
+
+
+def _earlier_values(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the ``earlier_values`` of the task; none where `build` will report another error."""
+    choice = tree.get("task", {})
+    try:
+        return config_values.find_task(choice.get("name")).earlier_values
+    except (ArgumentTypeError, ArgumentValueError):
+        return {}
 
 
 def sections(config: Config) -> dict[str, dict[str, Any]]:

@@ -40,6 +40,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "model.num_heads": 0,
     "model.intermediate_size": 0,
     "model.max_positions": 7,
+    "model.activation": "relu",
     "model.dropout": 1.0,
     "model.dtype": "float16",
     "train.steps": 0,
@@ -607,11 +608,21 @@ def test_a_saved_config_of_version_0_1_is_read(path: Path, tmp_path: Path) -> No
         "learning_rate = 0.002\nwarmup_steps = 2\n[data]\nsequence_length = 16\n"
     )
     saved = write(tmp_path / "old.toml", old.format(0))
-    short = ("train.steps=10", "train.batch_size=8", "data.sequence_length=16")
+    tanh = "model.activation=gelu_tanh"  # the only one that these versions had
+    short = ("train.steps=10", "train.batch_size=8", "data.sequence_length=16", tanh)
     assert saved_config.differences(saved_config.load(saved), config_file.load(path, short)) == []
     saved = write(tmp_path / "old.toml", old.format(6))
-    two = config_file.load(path, TWO_STAGES)
+    two = config_file.load(path, [*TWO_STAGES, tanh])
     assert saved_config.differences(saved_config.load(saved), two) == []
+
+
+def test_a_saved_config_without_an_activation_keeps_the_one_of_its_version(path: Path) -> None:
+    """A config of the user without the key has the default of this version."""
+    write(path, LEAST + "[model]\nnum_layers = 2\n")
+    saved, now = saved_config.load(path), config_file.load(path)
+    assert saved_config.differences(saved, now) == ["model.activation: gelu_tanh -> gelu"]
+    again = saved_config.load(write(path, saved_config.to_toml(now)))
+    assert saved_config.differences(again, now) == []
 
 
 def test_max_positions_must_cover_the_longest_sequence(path: Path) -> None:

@@ -64,6 +64,11 @@ class Task(abc.ABC):
     keeps them as absolute paths. A resumed run may have other ones: ``identity`` says whether the
     data is the same."""
 
+    earlier_values: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Keys of the task's sections that were added later, such as ``model.activation``: key -> the
+    value that runs used before. A saved config without the key has this value, and a config of the
+    user without it has the default of the section."""
+
     unit: ClassVar[str] = "examples"
     """What `units` counts, in the plural. The metrics have ``<unit>`` and ``<unit>_per_second``."""
 

@@ -33,6 +33,7 @@ class MaskedLanguage(Task):
     sections = MappingProxyType({"data": Data, "model": Model})
     stage_keys = MappingProxyType({"sequence_length": "data"})
     paths = ("data.text", "data.vocabulary")
+    earlier_values = MappingProxyType({"model.activation": "gelu_tanh"})
     unit = "tokens"  # padding and special tokens included
     loss_unit = "nats"
     essential = ("vocabulary",)

@@ -1,6 +1,7 @@
 """BERT compared with a float64 NumPy forward pass; parameters, stacking, dropout, bfloat16."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -96,13 +97,23 @@ def reference_layer_norm(x: Array, scale: Array, bias: Array) -> Array:
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12) * scale + bias
 
 
-def reference_gelu(x: Array) -> Array:
+def reference_gelu(x: Array, activation: str) -> Array:
+    """GELU (arXiv 1606.08415): ``x`` times the normal distribution function, and its estimate."""
+    if activation == "gelu":
+        return x * np.vectorize(lambda each: (1 + math.erf(each / math.sqrt(2))) / 2)(x)
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def reference_logits(
-    p: dict[str, Array], model: Model, ids: Array, types: Array, positions: Array
+    p: dict[str, Array],
+    model: Model,
+    ids: Array,
+    types: Array,
+    positions: Array,
+    mask: Array | None = None,
 ) -> Array:
+    kept = np.ones(len(ids), bool) if mask is None else mask != 0
+
     def dense(name: str, x: Array) -> Array:
         return x @ p[f"{name}/kernel"] + p[f"{name}/bias"]
 
@@ -126,14 +137,14 @@ def reference_logits(
         for head in range(model.num_heads):
             own = slice(head * size, (head + 1) * size)
             scores = query[:, own] @ key[:, own].T / math.sqrt(size)
-            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            weights = np.exp(scores - scores.max(-1, keepdims=True)) * kept
             weights /= weights.sum(-1, keepdims=True)
             mixed[:, own] = weights @ value[:, own]
         x = norm(f"{layer}/attention_LayerNorm", x + dense(f"{layer}/attention/output", mixed))
-        hidden = reference_gelu(dense(f"{layer}/intermediate", x))
+        hidden = reference_gelu(dense(f"{layer}/intermediate", x), model.activation)
         x = norm(f"{layer}/output_LayerNorm", x + dense(f"{layer}/output", hidden))
     chosen = np.stack([x[t] for t in positions])
-    transformed = reference_gelu(dense("masked_language/transform", chosen))
+    transformed = reference_gelu(dense("masked_language/transform", chosen), model.activation)
     return norm("masked_language/LayerNorm", transformed) @ table.T + p["output_bias"]
 
 
@@ -141,12 +152,13 @@ def wide(params: Tree) -> dict[str, Array]:
     return {path: np.asarray(x, np.float64) for path, x in by_path(params).items()}
 
 
-def test_logits_agree_with_an_independent_float64_forward_pass() -> None:
-    model, made = make(scan_layers=False), batch()
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_logits_agree_with_an_independent_float64_forward_pass(activation: str) -> None:
+    model, made = make(scan_layers=False, activation=activation), batch()
     params = random_params(model)
     expected = np.stack(
         [
-            reference_logits(wide(params), SMALL, *row)
+            reference_logits(wide(params), model.config, *row)
             for row in zip(
                 made["input_ids"], made["type_ids"], made["masked_positions"], strict=True
             )
@@ -155,6 +167,74 @@ def test_logits_agree_with_an_independent_float64_forward_pass() -> None:
     assert np.std(expected) > 0.5  # the reference must not be constant
     # Three layers in float32 make about 30 roundings of 6e-8, relative to logits of a few units.
     np.testing.assert_allclose(logits(model, params, made), expected, rtol=0, atol=2e-5)
+
+
+def test_bert_uses_the_exact_activation_by_default() -> None:
+    """google-research/bert wrote the tanh form later, but its ``hidden_act`` is the exact one."""
+    params = random_params(make())
+    exact, default, tanh = (
+        logits(make(**changes), params, batch())
+        for changes in ({"activation": "gelu"}, {}, {"activation": "gelu_tanh"})
+    )
+    np.testing.assert_array_equal(default, exact)
+    assert 1e-4 < np.abs(tanh - exact).max() < 1e-2
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_masked_positions_are_not_read(scan_layers: bool) -> None:
+    model, made = make(scan_layers=scan_layers), batch()
+    params = random_params(model)
+    mask = np.ones(LENGTH, np.int32)
+    mask[[2, 7, LENGTH - 1]] = 0
+    positions = np.flatnonzero(mask)
+
+    @jax.jit
+    def apply(ids: jax.Array, mask: jax.Array) -> jax.Array:
+        args = (ids, made["type_ids"][0], positions, mask)
+        return model.apply({"params": params}, *args, deterministic=True)
+
+    ids = made["input_ids"][0]
+    masked = np.asarray(apply(ids, mask), np.float64)
+    # -1e38 in the softmax is exactly 0, whatever the tokens are.
+    others = np.where(mask == 1, ids, (ids + 7) % VOCABULARY)
+    np.testing.assert_array_equal(apply(others, mask), masked)
+    assert np.abs(apply(ids, np.ones_like(mask)) - masked).max() > 1e-4
+    assert np.isfinite(apply(ids, np.zeros_like(mask))).all()
+    if not scan_layers:
+        row = (ids, made["type_ids"][0], positions, mask)
+        # Three layers in float32 make about 30 roundings of 6e-8, as above.
+        expected = reference_logits(wide(params), model.config, *row)
+        np.testing.assert_allclose(masked, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_all_layers_are_the_outputs_of_shallower_encoders(scan_layers: bool) -> None:
+    made = batch()
+    params = random_params(make(scan_layers=scan_layers))
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def encode(layers: int, all_layers: bool = False) -> jax.Array:
+        model = make(scan_layers=scan_layers, num_layers=layers)
+        own = dict(params)
+        if scan_layers:
+            own["encoder"] = jax.tree.map(lambda x: x[:layers], params["encoder"])
+        args = (made["input_ids"][0], made["type_ids"][0])
+        options = {"deterministic": True, "all_layers": all_layers, "method": "encode"}
+        return model.apply({"params": own}, *args, **options)
+
+    every = encode(3, True)
+    assert every.shape == (4, LENGTH, 24)
+    for layers in (1, 2, 3):
+        # The same arithmetic, compiled with other layers around it.
+        np.testing.assert_allclose(every[layers], encode(layers), rtol=0, atol=1e-5)
+    embedded = make().apply(
+        {"params": params},
+        made["input_ids"][0],
+        made["type_ids"][0],
+        True,
+        method=lambda model, *args: model.embeddings(*args),
+    )
+    np.testing.assert_allclose(every[0], embedded, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
