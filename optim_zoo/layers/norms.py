@@ -114,7 +114,21 @@ def _gathered(x: jax.Array) -> jax.Array:
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
-def global_norm(tree: Tree, axis_name: AxisName = None) -> jax.Array:
+def plain_norm(x: jax.Array, axis_names: Sequence[str] = ()) -> jax.Array:
+    """Returns the Euclidean norm of ``x`` for monitoring; see `wide_range.plain_roots`.
+
+    Args:
+      x: an array.
+      axis_names: mesh axes that ``x`` is sharded over, besides those that its type records.
+    """
+
+    def sums(arrays: Sequence[jax.Array], factors: Sequence[jax.Array] | None) -> list[jax.Array]:
+        return [_sum_of_squares(each, None, (), axis_names) for each in arrays]
+
+    return wide_range.plain_roots(sums, [jnp.asarray(x)])[0]
+
+
+def global_norm(tree: Tree, axis_name: AxisName = None, *, whole_range: bool = True) -> jax.Array:
     """Returns the Euclidean norm of all leaves together: (), float32 or wider.
 
     In float32 and bfloat16 it is correct for entries from 1e-28 to 1e25; see `wide_range`.
@@ -122,6 +136,7 @@ def global_norm(tree: Tree, axis_name: AxisName = None) -> jax.Array:
     Args:
       tree: arrays and `SparseRows`; rows of the same id count as one, their sum.
       axis_name: the mesh axes that leaves are sharded over, in addition to those in their types.
+      whole_range: whether entries below 1e-18 and above 1e18 count too.
 
     Raises:
       ArgumentValueError: the type of a leaf says that it is not sharded over one of these axes.
@@ -137,7 +152,8 @@ def global_norm(tree: Tree, axis_name: AxisName = None) -> jax.Array:
         ]
         return [sum(squares, jnp.zeros((), jnp.float32))]
 
-    return wide_range.roots(sums, jax.tree.leaves(summed))[0]
+    roots = wide_range.roots if whole_range else wide_range.plain_roots
+    return roots(sums, jax.tree.leaves(summed))[0]
 
 
 def norm_shape(shape: Sequence[int], layers: Layers) -> tuple[int, ...]:

@@ -55,6 +55,25 @@ def roots(sums: Sums, arrays: Sequence[jax.Array]) -> list[jax.Array]:
     )
 
 
+def plain_roots(sums: Sums, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """Returns the roots of sums that are computed once, right for entries from 1e-18 to 1e18.
+
+    There is no branch, for which XLA on a CPU would write an array to memory that nothing else
+    needs whole.
+
+    Args:
+      sums: as in `roots`.
+      arrays: as in `roots`.
+    """
+    if not any(x.dtype == jnp.bfloat16 for x in arrays):
+        return _plain(sums(arrays, None))
+    return jax.lax.platform_dependent(
+        *arrays,
+        cpu=lambda *arrays: _plain(sums([_with_own_conversion(x) for x in arrays], None)),
+        default=lambda *arrays: _plain(sums(arrays, None)),
+    )
+
+
 def _is_limited(x: jax.Array) -> bool:
     """Returns whether squares of entries of ``x`` can leave the range of the dtype of their sum."""
     return wide_dtype(x) == jnp.float32 and x.dtype != jnp.float16

@@ -151,7 +151,8 @@ def skip_spikes(
                 or     loss > median(losses) + (factor - 1) |median(losses)|
 
     The medians are those of the last ``window`` steps that were made. Until ``window`` steps were
-    made, nothing is compared. A step whose norm or loss is NaN or infinity is always skipped.
+    made, nothing is compared. A step whose norm or loss is NaN or infinity is always skipped, also
+    one whose norm is above 1.8e19, whose square is infinite in float32.
     Nothing is compared with a median of 0, because any step would be a jump. The norm is an extra
     pass over the gradients.
 
@@ -212,7 +213,7 @@ def skip_spikes(
     def update(
         updates: Tree, state: SkipSpikesState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, SkipSpikesState]:
-        norm = norms.global_norm(updates, axis_name).astype(jnp.float32)
+        norm = norms.global_norm(updates, axis_name, whole_range=False).astype(jnp.float32)
         value = extra.get("value")
         if value is None:
             log_missing_loss_once()
