@@ -6,7 +6,7 @@ A task is a class with a few methods. `optim_zoo.train.tasks.digits` is the shor
 
 import abc
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from optim_zoo import rules
+from optim_zoo.errors import UserError
 from optim_zoo.sharding import WeightedLoss
 from optim_zoo.train.config import Stage
 from optim_zoo.tree import Tree
@@ -151,6 +152,27 @@ class Task(abc.ABC):
         them. The default is the training loss alone.
         """
         return {"loss": self.loss(params, batch)}
+
+    def predict(self, loaded: Any, lines: Sequence[str], top: int = 0) -> Iterable[str]:
+        """Returns what ``optim-zoo predict`` prints for a text.
+
+        The default has no predictions.
+
+        Args:
+          loaded: what `optim_zoo.train.load` returned for the run: parameters, tokenizer, step.
+          lines: the lines of the text, without line ends. What a line is, such as a sentence or a
+            word, is the task's choice.
+          top: how many candidates to show for each prediction, with their probabilities; 0 for
+            the predictions alone.
+
+        Returns:
+          The lines to print, without line ends. Every error is raised before the first one.
+
+        Raises:
+          UserError: the task has no predictions or no candidates, or a line cannot be used.
+        """
+        del loaded, lines, top
+        raise UserError(f"a run of {type(self).__name__} has no predictions, only metrics")
 
     def units(self, stage: Stage) -> int:
         """Returns how many units (see ``unit``) a batch of this stage has."""
