@@ -21,7 +21,8 @@ ROWS = (
     ("layers",),
     ("transforms",),
     ("optimizers",),
-    ("wrappers", "sharding"),
+    ("wrappers",),
+    ("sharding",),
     ("registry", "recorded", "ports"),
     ("__init__",),  # the public names
     ("catalogue",),

@@ -22,8 +22,10 @@ from optim_zoo.sharding import auxiliary
 from optim_zoo.sharding.auxiliary import Aux, Plan
 from optim_zoo.sharding.losses import LossFn, loss_and_aux
 from optim_zoo.tree import Tree, varying_axes, wide
+from optim_zoo.wrappers.noise_scale import Spread
 
-_Sums = tuple[Tree, jax.Array, jax.Array, list[Any]]  # of gradients, losses, weights, aux
+# of gradients, losses, weights, aux, and the `Spread`, which is () where it is not wanted
+_Sums = tuple[Tree, jax.Array, jax.Array, list[Any], Any]
 
 
 def mean_gradient(
@@ -34,8 +36,9 @@ def mean_gradient(
     micro_batches: int = 1,
     axis_name: str | None = None,
     has_aux: bool = False,
-) -> tuple[jax.Array, jax.Array, Tree, Aux]:
-    """Returns ``(loss, weight, gradient, aux)`` of the mean over the global batch.
+    spread: bool = False,
+) -> tuple[jax.Array, jax.Array, Tree, Aux, Any]:
+    """Returns ``(loss, weight, gradient, aux, spread)`` of the mean over the global batch.
 
     Args:
       loss_fn: ``loss_fn(params, batch)`` returns the mean loss or a `WeightedLoss`.
@@ -46,11 +49,13 @@ def mean_gradient(
         ``m`` has the rows ``m, m + micro_batches, ...``.
       axis_name: inside ``shard_map`` or ``pmap``, the mesh axis that the batch is sharded over.
       has_aux: whether ``loss_fn`` returns ``(loss, aux)``.
+      spread: whether the `Spread` of the gradients over devices and micro-batches is wanted.
 
     Returns:
       The mean loss and the sum of the weights, both scalars in JAX's default float dtype; the
-      gradient, in float32 or wider; and aux, which is without leaves unless ``has_aux``. See
-      `optim_zoo.sharding.auxiliary` for how it is combined over devices and micro-batches.
+      gradient, in float32 or wider; aux, which is without leaves unless ``has_aux``; and the
+      `Spread`, or ``()``. See `optim_zoo.sharding.auxiliary` for how aux is combined over devices
+      and micro-batches.
     """
     # Under shard_map, JAX itself sums the gradient of a value that does not vary over devices, in
     # the dtype of the parameters. So the parameters are cast to a type that varies.
@@ -58,17 +63,17 @@ def mean_gradient(
     plan = auxiliary.NO_AUX
     if has_aux:
         plan = auxiliary.plan(loss_fn, params, _first(batch, micro_batches))
-    sums, rows = _summed(loss_fn, params, batch, micro_batches, axis_name, plan)
-    gradient, total, weight, added = sums
+    sums, rows = _summed(loss_fn, params, batch, micro_batches, axis_name, plan, spread)
+    gradient, total, weight, added, spreads = sums
     gradient = jax.tree.map(wide, gradient)
     if axis_name is not None:
-        gradient, total, weight, added = jax.tree.map(
-            lambda x: jax.lax.psum(x, axis_name), (gradient, total, weight, added)
+        gradient, total, weight, added, spreads = jax.tree.map(
+            lambda x: jax.lax.psum(x, axis_name), (gradient, total, weight, added, spreads)
         )
     # A batch without any weight, such as one without masked tokens, has a zero gradient, not 0 / 0.
     scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, weight, 1), 0)
     mean = jax.tree.map(lambda g: g * scale, gradient)
-    return total * scale, weight, mean, plan.combined(added, rows)
+    return total * scale, weight, mean, plan.combined(added, rows), spreads
 
 
 def _varying(tree: Tree, axis_name: str | None) -> Tree:
@@ -92,17 +97,19 @@ def _summed(
     micro_batches: int,
     axis_name: str | None,
     plan: Plan,
+    spread: bool,
 ) -> tuple[_Sums, list[Any]]:
     """Returns the sums over micro-batches on this device, and the rows of aux."""
     if micro_batches == 1:
-        return _sums(loss_fn, params, batch, plan)
+        return _sums(loss_fn, params, batch, plan, spread)
 
     def add(carry: _Sums, micro_batch: Tree) -> tuple[_Sums, list[Any]]:
-        sums, rows = _sums(loss_fn, params, micro_batch, plan)
+        sums, rows = _sums(loss_fn, params, micro_batch, plan, spread)
         return jax.tree.map(jnp.add, carry, sums), rows
 
     zeros = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), params)
-    start = (zeros, jnp.zeros((), float), jnp.zeros((), float), plan.zeros())
+    spreads = Spread.zero() if spread else ()
+    start = (zeros, jnp.zeros((), float), jnp.zeros((), float), plan.zeros(), spreads)
     sums, rows = jax.lax.scan(add, _varying(start, axis_name), _divided(batch, micro_batches))
     return sums, _joined(rows)
 
@@ -128,7 +135,9 @@ def _first(batch: Tree, micro_batches: int) -> Tree:
     return jax.tree.map(lambda x: x[: x.shape[0] // micro_batches], batch)
 
 
-def _sums(loss_fn: LossFn, params: Tree, batch: Tree, plan: Plan) -> tuple[_Sums, list[Any]]:
+def _sums(
+    loss_fn: LossFn, params: Tree, batch: Tree, plan: Plan, spread: bool
+) -> tuple[_Sums, list[Any]]:
     """Returns what one call of the loss adds to the sums, and its rows of aux."""
     has_aux = plan is not auxiliary.NO_AUX
 
@@ -138,7 +147,15 @@ def _sums(loss_fn: LossFn, params: Tree, batch: Tree, plan: Plan) -> tuple[_Sums
 
     (total, (weight, aux)), gradient = jax.value_and_grad(objective, has_aux=True)(params)
     added, rows = plan.parts(aux, weight)
-    return (gradient, total, weight, added), rows
+    # The gradient is that of the total, w times the mean gradient.
+    spreads = Spread.of(weight, _square(gradient) / weight**2) if spread else ()
+    return (gradient, total, weight, added, spreads), rows
+
+
+def _square(gradient: Tree) -> jax.Array:
+    """Returns the squared norm of the gradient on this device, which is not summed over devices."""
+    squares = [jnp.sum(jnp.square(wide(g))) for g in jax.tree.leaves(gradient)]
+    return sum(squares, jnp.zeros((), jnp.float32))
 
 
 def mean_gradient_by_device(
@@ -150,7 +167,8 @@ def mean_gradient_by_device(
     axis_name: str,
     micro_batches: int = 1,
     has_aux: bool = False,
-) -> tuple[jax.Array, jax.Array, Tree, Aux]:
+    spread: bool = False,
+) -> tuple[jax.Array, jax.Array, Tree, Aux, Any]:
     """Returns the `mean_gradient` of global arrays, computed on each device's own rows.
 
     Under jit, the compiler would sum the gradients over devices in every micro-batch, and in the
@@ -158,7 +176,7 @@ def mean_gradient_by_device(
     ``axis_name`` are left to the compiler.
     """
 
-    def on_device(params: Tree, batch: Tree) -> tuple[jax.Array, jax.Array, Tree, Aux]:
+    def on_device(params: Tree, batch: Tree) -> tuple[jax.Array, jax.Array, Tree, Aux, Any]:
         return mean_gradient(
             loss_fn,
             params,
@@ -166,13 +184,15 @@ def mean_gradient_by_device(
             micro_batches=micro_batches,
             axis_name=axis_name,
             has_aux=has_aux,
+            spread=spread,
         )
 
     replicated = PartitionSpec()
+    of_aux = Aux(replicated, PartitionSpec(axis_name))
     return jax.shard_map(
         on_device,
         mesh=mesh,
         in_specs=(replicated, PartitionSpec(axis_name)),
-        out_specs=(replicated, replicated, replicated, Aux(replicated, PartitionSpec(axis_name))),
+        out_specs=(replicated, replicated, replicated, of_aux, replicated),
         axis_names={axis_name},
     )(params, batch)

@@ -34,6 +34,7 @@ class Settings:
     batch_axis: str
     micro_batches: int
     has_aux: bool
+    noise_scale: bool  # whether the state of ``tx`` is a `NoiseScaleState`
 
     @property
     def devices(self) -> int:
@@ -198,13 +199,14 @@ def pmap_step(settings: Settings) -> DataParallelStep:
 def _mean_gradient_of_global_arrays(settings: Settings) -> Callable[[Tree, Tree], tuple[Any, ...]]:
     """Returns the mean gradient outside of a mapped context, as a function of params and batch."""
     mean_gradient = functools.partial(gradients.mean_gradient, has_aux=settings.has_aux)
-    if settings.micro_batches > 1:
+    if settings.micro_batches > 1 or settings.noise_scale:
         mean_gradient = functools.partial(
             gradients.mean_gradient_by_device,
             mesh=settings.mesh,
             axis_name=settings.batch_axis,
             micro_batches=settings.micro_batches,
             has_aux=settings.has_aux,
+            spread=settings.noise_scale,
         )
     return functools.partial(mean_gradient, settings.loss_fn)
 
@@ -217,6 +219,7 @@ def _mean_gradient_of_device(settings: Settings) -> Callable[[Tree, Tree], tuple
         micro_batches=settings.micro_batches,
         axis_name=settings.batch_axis,
         has_aux=settings.has_aux,
+        spread=settings.noise_scale,
     )
 
 
@@ -228,7 +231,9 @@ def _make_update(
     accepted = _keywords_accepted(tx.update, ("value", "weight"))
 
     def update(params: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
-        loss, weight, gradient, aux = mean_gradient(params, batch)
+        loss, weight, gradient, aux, spread = mean_gradient(params, batch)
+        if settings.noise_scale:
+            state = state._replace(spread=spread)
         extra = {"value": loss, "weight": weight}
         extra = {name: extra[name] for name in accepted}
         updates, state = tx.update(gradient, state, params, **extra)

@@ -10,6 +10,7 @@ from optim_zoo.errors import ArgumentValueError
 from optim_zoo.sharding import modes, placement
 from optim_zoo.sharding.losses import LossFn
 from optim_zoo.sharding.record import DataParallelStep
+from optim_zoo.wrappers.noise_scale import one_micro_batch, with_noise_scale
 
 
 def data_parallel(
@@ -23,6 +24,8 @@ def data_parallel(
     zero1: str | None = None,
     param_shardings: rules.Rules = (),
     has_aux: bool = False,
+    noise_scale: bool = False,
+    noise_decay: float = 0.99,
 ) -> DataParallelStep:
     """Returns a training step whose batch is sharded over ``batch_axis`` of ``mesh``.
 
@@ -66,6 +69,16 @@ def data_parallel(
         means and sums are marked, ``sharding.Mean(x)`` or ``sharding.Sum(x)``: arrays such as the
         mean of every feature, and floating-point sums, which would else be averaged. To find the
         arrays whose first axis is the batch, the loss is also traced with twice the batch.
+      noise_scale: if True, the gradient noise scale (arXiv 1812.06162) is measured from the
+        gradients of all devices and micro-batches, and `optim_zoo.metrics.read` returns it as
+        ``gradient_noise_scale``; the formula is there. It costs one pass over each gradient. Its
+        unit is that of the weights of a `WeightedLoss`; for a mean loss it is one call of the loss,
+        the rows of one device in one micro-batch. The state is then a ``metrics.NoiseScaleState``
+        around that of ``tx``, and is saved with it. In mode ``"jit"`` the loss is called with one
+        device's rows, as with several micro-batches. A call whose weight is 0 does not count, and a
+        step whose gradient is not finite leaves the estimate unchanged.
+      noise_decay: the decay rate, for each step, of the averages behind the noise scale, in
+        [0, 1). They cover about ``1 / (1 - noise_decay)`` steps.
 
     Returns:
       A `DataParallelStep`: call it for one step, and see there for its other functions.
@@ -73,7 +86,9 @@ def data_parallel(
     Raises:
       ArgumentValueError: the mode or an axis is unknown, or ``zero1`` or ``param_shardings`` is
         passed with a mode that replicates parameters and state, or mode ``"pmap"`` is used with
-        another mesh axis or with several processes. When the step is traced: the loss is not a
+        another mesh axis or with several processes, or ``noise_decay`` is outside its range, or
+        ``noise_scale`` is True with one device and one micro-batch, or with ``param_shardings`` and
+        one micro-batch. When the step is traced: the loss is not a
         scalar, or a leaf of aux is not covered by a rule (a batch statistic without a mark, a
         random key, a string).
       ArgumentTypeError: when the step is traced, ``loss_fn`` returns something else, such as a pair
@@ -82,15 +97,22 @@ def data_parallel(
     ranges.check_choice("mode", mode, ("jit", "shard_map", "pmap"))
     placement.check_axis("batch_axis", batch_axis, mesh)
     ranges.check_count("micro_batches", micro_batches, 1)
+    ranges.check_decay("noise_decay", noise_decay)
+    tx = optax.with_extra_args_support(tx)
+    if noise_scale:
+        if micro_batches == 1:
+            _check_devices_differ(mesh.shape[batch_axis], param_shardings)
+        tx = with_noise_scale(tx, noise_decay)
     if mode != "jit":
         _check_left_out(mode, zero1=zero1, param_shardings=param_shardings)
     settings = modes.Settings(
         loss_fn=loss_fn,
-        tx=optax.with_extra_args_support(tx),
+        tx=tx,
         mesh=placement.automatic(mesh),
         batch_axis=batch_axis,
         micro_batches=micro_batches,
         has_aux=has_aux,
+        noise_scale=noise_scale,
     )
     match mode:
         case "jit":
@@ -111,3 +133,20 @@ def _check_left_out(mode: str, **only_with_jit: Any) -> None:
                 sentence=f"{{argument}} belongs to mode 'jit', got it with {mode!r}",
                 related=["mode"],
             )
+
+
+def _check_devices_differ(devices: int, param_shardings: rules.Rules) -> None:
+    """Raises unless one micro-batch has several gradients, which ``noise_scale`` compares."""
+    if devices == 1:
+        raise one_micro_batch("use several devices, or pass micro_batches=2 or more")
+    if param_shardings:
+        advice = "pass micro_batches=2 or more"
+        raise ArgumentValueError(
+            "noise_scale",
+            "be False with sharded parameters and one micro-batch",
+            True,
+            advice,
+            sentence="{argument} needs a gradient from each device, and with sharded parameters "
+            f"and one micro-batch the compiler makes only their mean: {advice}",
+            related=["micro_batches", "param_shardings"],
+        )

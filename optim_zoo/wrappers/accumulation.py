@@ -12,6 +12,7 @@ from optim_zoo import ranges, rows
 from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 from optim_zoo.layers import mesh_axes
 from optim_zoo.tree import Tree, check_floating, promoting, varying_axes, wide, wide_dtype
+from optim_zoo.wrappers import noise_scale as noise
 from optim_zoo.wrappers.counters import SkippedMicroBatches, SkippedSteps, check_types
 from optim_zoo.wrappers.decisions import all_finite, cast_like, materialized, mean_loss, step_if
 from optim_zoo.wrappers.guards import SkipNonfiniteState, SkipSpikesState
@@ -32,7 +33,7 @@ class AccumulateState(NamedTuple):
     weight: jax.Array  # (), float32: sum of weight
     value: jax.Array  # (), float32: sum of weight * value, 0 where no loss is passed
     sums: Tree  # like the parameters, in float32 or wider: sum of weight * gradient
-    inner: optax.OptState
+    inner: optax.OptState  # in a `metrics.NoiseScaleState` with ``noise_scale=True``
 
 
 def accumulate(
@@ -41,6 +42,8 @@ def accumulate(
     *,
     skip_nonfinite: bool = True,
     max_consecutive: int = 10,
+    noise_scale: bool = False,
+    noise_decay: float = 0.99,
     axis_name: mesh_axes.AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Calls ``inner`` once for ``every`` micro-batches, with the weighted mean of their gradients.
@@ -83,9 +86,17 @@ def accumulate(
       skip_nonfinite: If False, every gradient is added unchecked, which saves a pass over it.
       max_consecutive: The limit: the number of skipped steps in a row at which
         `optim_zoo.guards.check` raises, at least 1.
+      noise_scale: If True, the gradient noise scale (arXiv 1812.06162) is measured from the
+        gradients of the micro-batches, and `optim_zoo.metrics.read` returns it as
+        ``gradient_noise_scale``; the formula is there. It costs one pass over each gradient. A
+        micro-batch that is left out, or whose weight is 0, does not count, nor does a step with
+        fewer than two others.
+      noise_decay: The decay rate, for each step, of the averages behind the noise scale, in
+        [0, 1). They cover about ``1 / (1 - noise_decay)`` steps.
       axis_name: The mesh axes over which gradients are sharded or differ, under ``pmap`` and
         ``shard_map(check_vma=False)``: a name, several names, or rules (path pattern, names). Not
-        needed under ``jit``, nor under ``shard_map(check_vma=True)``.
+        needed under ``jit``, nor under ``shard_map(check_vma=True)``. With ``noise_scale``,
+        gradients must be averaged over the axes that they are not sharded over.
 
     Returns:
       A transformation whose state is an ``AccumulateState``: counters, the sums, which are like the
@@ -94,13 +105,14 @@ def accumulate(
       mean loss of the micro-batch.
 
     Raises:
-      ArgumentValueError: ``every`` or ``max_consecutive`` is below 1; in ``init``, ``axis_name``
-        matches no leaf; in ``update``, a gradient has another shape than its parameter, the weight,
-        the loss or the result of the schedule is not one number, or the type of the weight shows
-        that it differs between devices.
-      ArgumentTypeError: ``inner`` is not a transformation, or ``every`` or ``max_consecutive`` is
-        not a whole number; in ``init``, a parameter is not floating-point; in ``update``, the inner
-        state changes its structure or a shape in a step.
+      ArgumentValueError: ``every`` or ``max_consecutive`` is below 1, ``noise_decay`` is outside
+        its range, or ``noise_scale`` is True and ``every`` is 1; in ``init``, ``axis_name`` matches
+        no leaf; in ``update``, a gradient has another shape than its parameter, the weight, the
+        loss or the result of the schedule is not one number, or the type of the weight (with
+        ``noise_scale``, also of a gradient) shows that it differs between devices.
+      ArgumentTypeError: ``inner`` is not a transformation, ``every`` or ``max_consecutive`` is not
+        a whole number, or ``noise_decay`` is not a number; in ``init``, a parameter is not
+        floating-point; in ``update``, the inner state changes its structure or a shape in a step.
 
     Example:
       ```python
@@ -112,7 +124,12 @@ def accumulate(
     if not callable(every):
         ranges.check_count("every", every, 1)
     ranges.check_count("max_consecutive", max_consecutive, 1)
+    ranges.check_decay("noise_decay", noise_decay)
     mesh_axes.check_axis_name(axis_name)
+    if noise_scale:
+        if not callable(every) and every == 1:
+            raise noise.one_micro_batch("pass every=2 or more")
+        inner = noise.with_noise_scale(inner, noise_decay, axis_name=axis_name)
 
     def init(params: Tree) -> AccumulateState:
         check_floating(params)
@@ -174,17 +191,22 @@ def accumulate(
                 sentence=f"{{argument}} must give one number, got an array of shape {number.shape}",
             )
         due, weighted = state.micro_batches + 1 >= number, weights > 0
+        inner_state = state.inner
+        if noise_scale:
+            spread = noise.spread_of(updates, w, params, axis_name)
+            spread = jax.tree.map(added, inner_state.spread, spread)
+            inner_state = inner_state._replace(spread=spread)
 
         def step() -> tuple[Tree, optax.OptState]:
             mean = jax.tree.map(lambda total: total / weights.astype(total.dtype), sums)
             loss = {} if value is None else {"value": losses / weights}
-            before = jax.tree.map(_widened, state.inner)
-            like = jax.tree.map(_widened, params) if _follows_parameters(state.inner) else params
+            before = jax.tree.map(_widened, inner_state)
+            like = jax.tree.map(_widened, params) if _follows_parameters(inner_state) else params
             steps, after = inner.update(mean, before, like, **{**extra, **loss})
-            return steps, cast_like(after, state.inner)
+            return steps, cast_like(after, inner_state)
 
         skipped = state.skipped_micro_batches.total
-        updates, inner_state = step_if(due & weighted, step, state.inner, sums)
+        updates, after = step_if(due & weighted, step, inner_state, sums)
         return updates, AccumulateState(
             micro_batches=jnp.where(due, 0, state.micro_batches + 1),
             steps=jnp.where(due, optax.safe_increment(state.steps), state.steps),
@@ -199,7 +221,7 @@ def accumulate(
             weight=weights,
             value=losses,
             sums=sums,
-            inner=inner_state,
+            inner=after,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -20,7 +20,7 @@ DEVICES = 8
 every_loss = pytest.mark.parametrize("loss_fn", [mean_loss, weighted_loss])
 every_count = pytest.mark.parametrize("micro_batches", [1, 2, 4])
 
-Result = tuple[Any, Any, Any, Any]  # loss, weight, gradient, aux
+Result = tuple[Any, Any, Any, Any, Any]  # loss, weight, gradient, aux, spread
 
 
 def _by_definition(loss_fn: Any, params: Any, batch: Any) -> tuple[jax.Array, Any]:
@@ -40,7 +40,7 @@ def _shard_map(*, check_vma: bool) -> Callable[..., Result]:
                 lambda *args: mean_gradient(loss_fn, *args, axis_name="data", **options),
                 mesh=data_mesh(DEVICES),
                 in_specs=(P(), P("data")),
-                out_specs=(P(), P(), P(), Aux(replicated=P(), rows=P("data"))),
+                out_specs=(P(), P(), P(), Aux(replicated=P(), rows=P("data")), P()),
                 check_vma=check_vma,
             )
         )(params, batch)
@@ -53,7 +53,7 @@ def _pmap(loss_fn: Any, params: Any, batch: Any, **options: Any) -> Result:
         lambda *args: mean_gradient(loss_fn, *args, axis_name="data", **options),
         "data",
         in_axes=(None, 0),
-        out_axes=(None, None, None, Aux(replicated=None, rows=0)),
+        out_axes=(None, None, None, Aux(replicated=None, rows=0), None),
     )(params, jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch))
 
 
@@ -83,12 +83,12 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
     params: Any, batches: list[Any], loss_fn: Any, micro_batches: int
 ) -> None:
     result = mean_gradient(loss_fn, params, batches[0], micro_batches=micro_batches)
-    loss, weight, gradient, aux = result
+    loss, weight, gradient, aux, spread = result
     assert_same((loss, gradient), _by_definition(loss_fn, params, batches[0]))
     # A loss that is a mean already has weight 1 in every call.
     expected = micro_batches if loss_fn is mean_loss else batches[0]["weight"].sum()
     assert weight == expected
-    assert aux == Aux(None, None)
+    assert (aux, spread) == (Aux(None, None), ())
 
 
 @every_mapping
@@ -97,7 +97,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
 def test_devices_give_the_gradient_of_the_whole_batch(
     params: Any, batches: list[Any], loss_fn: Any, micro_batches: int, mapped: Any
 ) -> None:
-    loss, weight, gradient, _ = mapped(loss_fn, params, batches[0], micro_batches=micro_batches)
+    loss, weight, gradient, *_ = mapped(loss_fn, params, batches[0], micro_batches=micro_batches)
     assert_same((loss, gradient), _by_definition(loss_fn, params, batches[0]))
     calls = DEVICES * micro_batches
     assert weight == (calls if loss_fn is mean_loss else batches[0]["weight"].sum())
@@ -119,7 +119,7 @@ def test_without_weight_loss_and_gradient_are_zero(
     params: Any, batches: list[Any], micro_batches: int
 ) -> None:
     batch = {**batches[0], "weight": np.zeros(16, np.float32)}
-    loss, weight, gradient, _ = mean_gradient(
+    loss, weight, gradient, *_ = mean_gradient(
         weighted_loss, params, batch, micro_batches=micro_batches
     )
     assert loss == weight == 0
@@ -131,7 +131,7 @@ def test_without_weight_on_any_device_loss_and_gradient_are_zero(
     params: Any, batches: list[Any], mapped: Any
 ) -> None:
     batch = {**batches[0], "weight": np.zeros(16, np.float32)}
-    loss, weight, gradient, _ = mapped(weighted_loss, params, batch)
+    loss, weight, gradient, *_ = mapped(weighted_loss, params, batch)
     assert loss == weight == 0
     jax.tree.map(lambda g, x: np.testing.assert_array_equal(g, 0 * x), gradient, params)
 
@@ -150,7 +150,7 @@ def test_micro_batches_are_added_in_float32() -> None:
     """In bfloat16, each of the seven small terms is half an ulp of 1 and would be lost."""
     small = np.full((8, 1), 2.0**-9, np.float32)
     small[0] = 1
-    _, _, gradient, _ = mean_gradient(
+    _, _, gradient, *_ = mean_gradient(
         lambda w, x: jnp.sum(w * x.astype("bfloat16")),
         jnp.zeros((), "bfloat16"),
         small,
@@ -213,7 +213,7 @@ def test_aux_is_that_of_the_whole_batch(
     params: Any, batches: list[Any], mapped: Any, micro_batches: int
 ) -> None:
     batch = batches[0]
-    loss, _, gradient, aux = (mapped or mean_gradient)(
+    loss, _, gradient, aux, _ = (mapped or mean_gradient)(
         _loss_with_aux, params, batch, micro_batches=micro_batches, has_aux=True
     )
     assert_same((loss, gradient), _by_definition(mean_loss, params, batch))
@@ -230,5 +230,5 @@ def test_other_mesh_axes_are_left_to_the_compiler(params: Any, batches: list[Any
     def gradient(params: Any, batch: Any) -> Result:
         return mean_gradient_by_device(mean_loss, params, batch, mesh=mesh, axis_name="data")
 
-    loss, _, actual, _ = jax.jit(gradient)(placed, batches[0])
+    loss, _, actual, *_ = jax.jit(gradient)(placed, batches[0])
     assert_same((loss, actual), _by_definition(mean_loss, params, batches[0]))

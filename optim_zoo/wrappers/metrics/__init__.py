@@ -14,5 +14,6 @@ computes. `flat` turns the result into numbers for a logger::
 from optim_zoo.wrappers.metrics.keeping import with_metrics
 from optim_zoo.wrappers.metrics.reading import flat, read
 from optim_zoo.wrappers.metrics.state import WithMetricsState
+from optim_zoo.wrappers.noise_scale import NoiseScaleState
 
-__all__ = ["WithMetricsState", "flat", "read", "with_metrics"]
+__all__ = ["NoiseScaleState", "WithMetricsState", "flat", "read", "with_metrics"]

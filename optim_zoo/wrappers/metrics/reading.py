@@ -11,17 +11,20 @@ from optim_zoo.tree import Tree
 from optim_zoo.wrappers.counters import SkippedMicroBatches, SkippedSteps, all_of, check_types
 from optim_zoo.wrappers.metrics.state import PIECES, figures
 
-_OF_ALL_LEAVES = ("gradient_norm", "clipped_gradient_norm")
+_OF_ALL_LEAVES = ("gradient_norm", "clipped_gradient_norm", "gradient_noise_scale")
 
 
 def read(state: Tree) -> dict[str, jax.Array]:
     """Returns the metrics of the last step that the pieces of an optimizer kept in its state.
 
-    Nothing is computed: a key is present where a piece of this library keeps the value.
+    No array of the size of a parameter is read: a key is present where a piece of this library
+    keeps the value.
 
     - ``learning_rate``: of the last step, (), float32.
     - ``gradient_norm``, ``clipped_gradient_norm``: the global norm before and after clipping, (),
       float32.
+    - ``gradient_noise_scale``: with ``noise_scale=True`` in `accumulate` or `data_parallel`, see
+      below, (), float32.
     - ``trust_ratio/<path>``: of each layer-adapted leaf, float32, (), or (layers,) where the leaf
       holds several layers.
     - ``parameter_norm/<path>``: before the step, in the same shape.
@@ -30,12 +33,30 @@ def read(state: Tree) -> dict[str, jax.Array]:
     - ``skipped_steps``: of all guards and accumulations since the start, (), int32.
     - ``skipped_micro_batches``: left out of a mean since the start, (), int32.
 
+    **Gradient noise scale** (arXiv 1812.06162, equation 2.8). It is ``tr(Sigma) / |G|^2``, where
+    ``G`` is the expected gradient and ``Sigma`` the covariance of the gradient of one example: the
+    batch size up to which a larger batch saves nearly as many steps as it costs examples. From the
+    ``n`` micro-batches of a step, with mean gradients ``g_i``, weights ``w_i``, ``W = sum(w_i)``
+    and the mean ``gbar`` of the step, come two unbiased estimates::
+
+        tr(Sigma) = (sum(w_i |g_i|^2) - W |gbar|^2) / (n - 1)
+        |G|^2     = |gbar|^2 - tr(Sigma) / W
+
+    The value is the ratio of their exponential averages. Both have the decay rate ``noise_decay``
+    and start at 0, so that the bias of the start cancels. It is in units of the weights: examples
+    or tokens where the weights count them; micro-batches, each with its size, where no weights are
+    passed. It is NaN before the first estimate, and infinite where the average of ``|G|^2`` is not
+    positive: the gradient is then too small for its noise to be measured by this many steps, and
+    a larger ``noise_decay`` helps. It is measured before guards inside and clipping, in float32,
+    for gradients whose norm is between 1e-18 and 1e18.
+
     **Parameter groups.** Where several groups of ``optax.partition`` keep a learning rate, each is
     named by its label: ``learning_rate/<label>``, and ``learning_rate/<outer label>/<inner label>``
     where partitions are nested. A group that is made with ``optax.masked`` is named by its index in
     the chain: ``learning_rate/0`` and ``learning_rate/1`` in ``chain(masked(a, x), masked(b, y))``.
-    A learning rate that is kept only once has no label. The gradient norms of a group always have
-    it, because they are not those of all parameters. The paths of leaves do not depend on groups.
+    A learning rate that is kept only once has no label. Gradient norms and noise scales of a
+    group always have it, because they are not those of all parameters. The paths of leaves do not
+    depend on groups.
 
     Args:
       state: The state of an optimizer, or any tree that holds one: a ``TrainState``, an

@@ -14,6 +14,7 @@ from optim_zoo.transforms import (
     ScaleByTrustRatioState,
 )
 from optim_zoo.tree import Tree, leaves_with_path
+from optim_zoo.wrappers.noise_scale import NoiseScaleState, ratio
 
 
 class WithMetricsState(NamedTuple):
@@ -30,6 +31,7 @@ class WithMetricsState(NamedTuple):
 
 PIECES = (
     ClipByGlobalNormState,
+    NoiseScaleState,
     ScaleByLarsTrustRatioState,
     ScaleByLearningRateState,
     ScaleByTrustRatioState,
@@ -62,6 +64,10 @@ def figures(
                 yield "clipped_gradient_norm", group, _array(node.clipped_norm)
             case ScaleByTrustRatioState() | ScaleByLarsTrustRatioState():
                 yield from _of_leaves(node._asdict(), group)
+            case NoiseScaleState():
+                averages = _array(node.trace), _array(node.squared_norm)
+                yield "gradient_noise_scale", group, ratio(*averages)
+                yield from figures(node.inner, group)
             case WithMetricsState():
                 if node.gradient_norm is not None:
                     yield "gradient_norm", group, _array(node.gradient_norm)
