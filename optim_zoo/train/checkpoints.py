@@ -49,7 +49,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder.absolute() / CHECKPOINTS
-        with self._writing():
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self.folder,
@@ -73,7 +73,7 @@ class Checkpoints:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None and jax.process_count() > 1 and not isinstance(error, Stopped):
             return  # Closing would wait for the other processes, which may still be training.
-        with self._writing() if error is None else contextlib.suppress(Exception):
+        with writing(self.folder) if error is None else contextlib.suppress(Exception):
             self._manager.close()
 
     @property
@@ -98,7 +98,7 @@ class Checkpoints:
         if step == self.last_step:
             return
         training = {"params": params, "state": state}
-        with self._writing():
+        with writing(self.folder):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -113,7 +113,7 @@ class Checkpoints:
         Raises:
           UserError: a save could not be written.
         """
-        with self._writing():
+        with writing(self.folder):
             self._manager.wait_until_finished()
 
     def restore(
@@ -220,18 +220,22 @@ class Checkpoints:
             f"remove it to {instead}"
         )
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # Orbax and TensorStore raise many types here.
-            # Read from the disk, because Orbax lists a step before it is written.
-            whole = saved_steps(self.folder.parent)
-            saved = (
-                f"the last complete one is of step {whole[-1]}" if whole else "none is saved yet"
-            )
-            raise UserError(
-                f"cannot write a checkpoint to {self.folder}: "
-                f"{foreign_errors.why_not_written_or_read(error)}; {saved}: make room, or make "
-                f"the folder writable, and start again"
-            ) from error
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns errors of saving into ``folder``, which is in a run folder, into a `UserError`.
+
+    Raises:
+      UserError: the block has raised an error. The message names the last complete checkpoint.
+    """
+    try:
+        yield
+    except Exception as error:  # Orbax and TensorStore raise many types here.
+        # Read from the disk, because Orbax lists a step before it is written.
+        whole = saved_steps(folder.parent)
+        saved = f"the last complete one is of step {whole[-1]}" if whole else "none is saved yet"
+        raise UserError(
+            f"cannot write a checkpoint to {folder}: "
+            f"{foreign_errors.why_not_written_or_read(error)}; {saved}: make room, or make "
+            f"the folder writable, and start again"
+        ) from error

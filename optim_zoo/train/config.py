@@ -134,13 +134,27 @@ class Output:
     evaluation_batches: int = 8  # at most, in batches of the first stage's size
     checkpoint_every: int = 200  # steps between two checkpoints
     keep_checkpoints: int = 3  # how many of the last checkpoints are kept
+    # The held-out metric whose best parameters are kept in the folder best, such as "f1"; "" keeps
+    # none. Lower is better if the name ends in loss, error or perplexity, or with "-" before it;
+    # higher otherwise, or with "+" before it.
+    keep_best: str = ""
+    stop_after: int = 0  # evaluations in a row without a better keep_best that end the run; 0: none
     # Names in optim_zoo.train.sinks.SINKS, or import paths. metrics.jsonl is always written.
     sinks: tuple[str, ...] = ("progress", "plots", "report")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if field.name != "sinks":
+            if field.name not in ("sinks", "keep_best", "stop_after"):
                 ranges.check_count(field.name, getattr(self, field.name), 1)
+        ranges.check_count("stop_after", self.stop_after)
+        if self.stop_after and not self.keep_best:
+            raise ArgumentValueError(
+                "stop_after",
+                "be 0 where keep_best is not set",
+                self.stop_after,
+                'set keep_best to a held-out metric, such as "loss"',
+                related=["keep_best"],
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from optim_zoo import sharding
+from optim_zoo import ranges, sharding
 from optim_zoo.errors import UserError
-from optim_zoo.train import config_file, distributed, machine, optimization, saved_config
+from optim_zoo.train import (
+    config_file,
+    config_values,
+    distributed,
+    machine,
+    optimization,
+    saved_config,
+    stopping,
+)
 from optim_zoo.train.config import Config
 from optim_zoo.train.random_numbers import KEYS
 from optim_zoo.train.tasks.base import Task
@@ -87,6 +95,7 @@ def prepare(config: Config, folder: Path) -> Job:
     distributed.check_same({"config": saved_config.to_toml(config), **task.identity})
     mesh = Mesh(np.array(jax.devices()), ("data",))
     steps = _make_steps(config, task, mesh)
+    _check_metric(config, task)
     return Job(config, folder, task, steps, _evaluation(task, mesh), machine.describe())
 
 
@@ -167,6 +176,20 @@ def _make_steps(config: Config, task: Task, mesh: Mesh) -> list[sharding.DataPar
         )
         for stage in config.stages
     ]
+
+
+def _check_metric(config: Config, task: Task) -> None:
+    """Checks that the task measures the metric that ``output.keep_best`` names.
+
+    Raises:
+      UserError: it does not.
+    """
+    goal = config.output.keep_best
+    if goal:
+        params = jax.eval_shape(lambda: initial_params(config, task))
+        measured = jax.eval_shape(task.measure, params, task.held_out()[0])
+        with config_values.user_errors("output.keep_best"):
+            ranges.check_choice("held-out metric", stopping.metric_of(goal), measured)
 
 
 def _check_memory(params: Tree) -> None:

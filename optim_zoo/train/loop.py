@@ -15,6 +15,7 @@ import jax
 from optim_zoo import metrics
 from optim_zoo.errors import UserError
 from optim_zoo.train import distributed, foreign_errors, resume, saved_config, sinks
+from optim_zoo.train.best import Best
 from optim_zoo.train.checkpoints import Checkpoints
 from optim_zoo.train.config import Config
 from optim_zoo.train.distributed import SharedSignals, Signals, Stopped
@@ -62,11 +63,12 @@ def run(config: Config, folder: Path, notes: Sequence[str] = ()) -> Mapping[str,
 
 def _train(job: Job, signals: Signals, checkpoints: Checkpoints, notes: Sequence[str]) -> RunInfo:
     """Makes the remaining steps, and logs, evaluates and saves when due."""
-    done, params, state, more = resume.start(job, checkpoints)
+    done, params, state, more, before = resume.start(job, checkpoints)
     info, outputs = _info(job, done, params, [*notes, *job.task.notes, *more]), _outputs(job)
     health, speed = Health(job, checkpoints), Throughput(job.units_after)
+    best = Best(job.folder, job.config.output, checkpoints, done, before.get("best"))
     with opened(outputs, info):
-        while done < info.total_steps:
+        while done < info.total_steps and not best.gives_up:
             params, state, loss = job.step(done, params, state)
             done += 1
             speed.start(done, loss)
@@ -82,16 +84,18 @@ def _train(job: Job, signals: Signals, checkpoints: Checkpoints, notes: Sequence
                 health.check_skipped(done, state)
             with speed.paused():
                 if due.evaluate:
-                    _evaluate(job, done, params, health, outputs)
-                if due.save:
+                    _evaluate(job, done, params, health, best, outputs)
+                if due.save or best.gives_up:
                     health.check_parameters(done, job.plain(params))
-                    checkpoints.save(done, job.plain(params), job.plain(state), job.info)
-            if stop is not None and done < info.total_steps:
+                    now = {**job.info, "best": best.history.record()}
+                    checkpoints.save(done, job.plain(params), job.plain(state), now)
+            if stop is not None and done < info.total_steps and not best.gives_up:
                 checkpoints.wait()
                 raise Stopped(stop, done, job.folder)
         if distributed.broadcast_from_first(_lacks_evaluation(job)):
-            _evaluate(job, done, params, health, outputs)
+            _evaluate(job, done, params, health, best, outputs)
         checkpoints.wait()
+        best.finish()
     return info
 
 
@@ -118,10 +122,14 @@ def _figures(job: Job, done: int, loss: jax.Array, state: Tree) -> dict[str, Any
     return {job.task.unit: job.units_after(done), **jax.device_get(seen)}
 
 
-def _evaluate(job: Job, done: int, params: Tree, health: Health, outputs: list[sinks.Sink]) -> None:
-    """Evaluates the parameters and passes the held-out metrics to the sinks."""
-    held_out = job.evaluate(job.plain(params))
+def _evaluate(
+    job: Job, done: int, params: Tree, health: Health, best: Best, outputs: list[sinks.Sink]
+) -> None:
+    """Evaluates the parameters, keeps the best, and passes the held-out metrics to the sinks."""
+    evaluated = job.plain(params)
+    held_out = job.evaluate(evaluated)
     health.check_evaluation(done, held_out)
+    best.see(done, held_out, evaluated, job.info)
     for sink in outputs:
         sink.evaluate(done, held_out)
 

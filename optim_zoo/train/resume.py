@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from optim_zoo.errors import UserError
@@ -21,6 +22,7 @@ class Start(NamedTuple):
     params: Tree  # in the layout of `Job.step`
     state: Tree  # the optimizer state, in the same layout
     notes: list[str]  # sentences for the user
+    info: Mapping[str, Any] = MappingProxyType({})  # what the checkpoint has recorded
 
 
 def start(job: Job, checkpoints: Checkpoints) -> Start:
@@ -40,7 +42,7 @@ def start(job: Job, checkpoints: Checkpoints) -> Start:
     params, state = job.steps[0].place(found.params, found.state)
     notes = [*found.notes, *_changes(found.info["machine"], job.machine)]
     notes.append(f"resuming from the checkpoint of step {found.step} in {job.folder}")
-    return Start(found.step, params, state, notes)
+    return Start(found.step, params, state, notes, found.info)
 
 
 def check_config(config: Config, folder: Path) -> None:
