@@ -114,20 +114,6 @@ def _gathered(x: jax.Array) -> jax.Array:
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
-def plain_norm(x: jax.Array, axis_names: Sequence[str] = ()) -> jax.Array:
-    """Returns the Euclidean norm of ``x`` for monitoring; see `wide_range.plain_roots`.
-
-    Args:
-      x: an array.
-      axis_names: mesh axes that ``x`` is sharded over, besides those that its type records.
-    """
-
-    def sums(arrays: Sequence[jax.Array], factors: Sequence[jax.Array] | None) -> list[jax.Array]:
-        return [_sum_of_squares(each, None, (), axis_names) for each in arrays]
-
-    return wide_range.plain_roots(sums, [jnp.asarray(x)])[0]
-
-
 def global_norm(tree: Tree, axis_name: AxisName = None, *, whole_range: bool = True) -> jax.Array:
     """Returns the Euclidean norm of all leaves together: (), float32 or wider.
 

@@ -26,9 +26,6 @@ def with_metrics(
     ``every`` is above 1; in between, `read` returns the last norms and the step costs nothing
     extra. On a CPU the norms are computed in every update, and take about as long as the step.
 
-    The norms that are computed here are right for entries from 1e-18 to 1e18, those that the state
-    of ``inner`` holds from 1e-28 to 1e25.
-
     Put it inside `optim_zoo.accumulation.accumulate`: outside, every update is a micro-batch, and
     most of them change nothing.
 
@@ -96,15 +93,14 @@ def with_metrics(
         def taken(steps: Tree) -> tuple[Any, ...]:
             gradient_norm = state.gradient_norm
             if gradient_norm is not None:
-                whole = norms.global_norm(updates, axis_name, whole_range=False)
-                gradient_norm = whole.astype(jnp.float32)
+                gradient_norm = norms.global_norm(updates, axis_name).astype(jnp.float32)
             return gradient_norm, norms_by_path(params), norms_by_path(steps)
 
         def norms_by_path(tree: Tree) -> dict[str, jax.Array]:
             def of_leaf(path: str, x: jax.Array, names: tuple[str, ...]) -> jax.Array | None:
                 if path not in state.update_norm:
                     return None
-                return norms.plain_norm(x, names).astype(jnp.float32)
+                return norms.norm(x, (), names).astype(jnp.float32)
 
             arrays = rows.summed(tree)
             names = mesh_axes.assign_axis_names(axis_name, arrays)
