@@ -53,6 +53,11 @@ class Spread(NamedTuple):
         )
 
 
+def _square(tree: Tree, axis_name: mesh_axes.AxisName) -> jax.Array:
+    norm = norms.global_norm(tree, axis_name, whole_range=False)  # its square is float32, too
+    return jnp.square(norm.astype(jnp.float32))
+
+
 def spread_of(
     gradient: Tree, weight: jax.Array, params: Tree | None, axis_name: mesh_axes.AxisName
 ) -> Spread:
@@ -70,7 +75,7 @@ def spread_of(
     """
     if params is not None:
         map_with_path(mesh_axes.check_averaged, gradient, params)
-    return Spread.of(weight, jnp.square(norms.global_norm(gradient, axis_name)))
+    return Spread.of(weight, _square(gradient, axis_name))
 
 
 class NoiseScaleState(NamedTuple):
@@ -112,7 +117,7 @@ def with_noise_scale(
     def update(
         updates: Tree, state: NoiseScaleState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, NoiseScaleState]:
-        square = jnp.square(norms.global_norm(updates, axis_name).astype(jnp.float32))
+        square = _square(updates, axis_name)
         trace, squared_norm = estimates(state.spread, square)
         counts = (state.spread.micro_batches > 1) & jnp.isfinite(trace) & jnp.isfinite(squared_norm)
 

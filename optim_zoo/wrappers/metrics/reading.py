@@ -47,8 +47,9 @@ def read(state: Tree) -> dict[str, jax.Array]:
     or tokens where the weights count them; micro-batches, each with its size, where no weights are
     passed. It is NaN before the first estimate, and infinite where the average of ``|G|^2`` is not
     positive: the gradient is then too small for its noise to be measured by this many steps, and
-    a larger ``noise_decay`` helps. It is measured before guards inside and clipping, in float32,
-    for gradients whose norm is between 1e-18 and 1e18.
+    a larger ``noise_decay`` helps. It is measured in float32, for gradients whose norm is between
+    1e-18 and 1e18, and before guards and clipping inside: a step that such a guard skips because
+    of a spike counts, and one whose gradient is not finite does not.
 
     **Parameter groups.** Where several groups of ``optax.partition`` keep a learning rate, each is
     named by its label: ``learning_rate/<label>``, and ``learning_rate/<outer label>/<inner label>``
