@@ -20,7 +20,7 @@ from optim_zoo import (
 from optim_zoo.layers import layerwise_decay, split, stacked
 from optim_zoo.registry import *  # noqa: F403 - the optimizers and the pieces
 from optim_zoo.rows import SparseRows, apply_updates
-from optim_zoo.wrappers import accumulation, guards, metrics, precision
+from optim_zoo.wrappers import accumulation, averaging, guards, metrics, precision
 
 __version__ = "0.2.0"
 
@@ -28,6 +28,7 @@ __all__ = [
     "SparseRows",
     "accumulation",
     "apply_updates",
+    "averaging",
     "errors",
     "guards",
     "layers",

@@ -183,6 +183,18 @@ def wide(x: jax.typing.ArrayLike) -> jax.Array:
     return x.astype(wide_dtype(x))
 
 
+def wide_copy(x: Any) -> Any:
+    """Returns a copy in float32 or wider; for a ``jax.ShapeDtypeStruct``, one of that dtype.
+
+    A state must not share memory with parameters, because a training step may donate both.
+    """
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(
+            x.shape, wide_dtype(jnp.zeros((), x.dtype)), sharding=x.sharding
+        )
+    return jnp.array(x, wide_dtype(x), copy=True)
+
+
 @jax.custom_jvp
 def root(x: jax.Array) -> jax.Array:
     """Returns the square root, with a derivative of 0 instead of infinity at 0.

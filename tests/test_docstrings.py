@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import optim_zoo
-from optim_zoo import accumulation, guards, metrics, precision, registry, schedules
+from optim_zoo import accumulation, averaging, guards, metrics, precision, registry, schedules
 
 SECTIONS = ("Args", "Returns", "Raises", "Example")
 PARAMS = {"stack": jnp.ones((2, 3, 4)), "norm": jnp.ones(4), "bias": jnp.ones(4)}
@@ -25,6 +25,8 @@ PUBLIC = {name: getattr(optim_zoo, name) for name in registry.__all__}
 PUBLIC |= {f"schedules.{schedule.__name__}": schedule for schedule in SCHEDULES}
 PUBLIC |= {
     "accumulation.accumulate": accumulation.accumulate,
+    "averaging.average_parameters": averaging.average_parameters,
+    "averaging.average_uniformly": averaging.average_uniformly,
     "guards.skip_nonfinite": guards.skip_nonfinite,
     "guards.skip_spikes": guards.skip_spikes,
     "metrics.with_metrics": metrics.with_metrics,

@@ -18,6 +18,7 @@ import pytest
 import optim_zoo as oz
 from optim_zoo import (
     accumulation,
+    averaging,
     errors,
     guards,
     layers,
@@ -240,6 +241,8 @@ def test_too_many_refusals_carries_its_counts() -> None:
 
 WRAPPERS: tuple[Callable[..., Any], ...] = (
     accumulation.accumulate,
+    averaging.average_parameters,
+    averaging.average_uniformly,
     guards.skip_nonfinite,
     guards.skip_spikes,
     metrics.with_metrics,

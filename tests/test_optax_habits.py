@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optim_zoo import accumulation, guards, lamb, metrics, precision, registry, sharding
+from optim_zoo import accumulation, averaging, guards, lamb, metrics, precision, registry, sharding
 from tests import quick
 from tests.test_contract import CONSTRUCTORS
 
@@ -30,6 +30,7 @@ WRAPPERS: dict[str, Callable[[Any], Tx]] = {
     "accumulate": lambda rate: accumulation.accumulate(lamb(rate), 2),
     "skip_nonfinite": lambda rate: guards.skip_nonfinite(lamb(rate), 3),
     "skip_spikes": lambda rate: guards.skip_spikes(lamb(rate)),
+    "average_parameters": lambda rate: averaging.average_parameters(lamb(rate)),
     "with_metrics": lambda rate: metrics.with_metrics(lamb(rate)),
 }
 EVERY: dict[str, Callable[..., Tx]] = {**CONSTRUCTORS, **WRAPPERS}

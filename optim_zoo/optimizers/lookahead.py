@@ -11,7 +11,7 @@ from optim_zoo import ranges, rows
 from optim_zoo.errors import parameters_missing
 from optim_zoo.optax_arguments import accepts_optax_arguments
 from optim_zoo.transforms.leafwise import zeros
-from optim_zoo.tree import Tree, check_floating, map_to_several, promoting, wide, wide_dtype
+from optim_zoo.tree import Tree, check_floating, map_to_several, promoting, wide, wide_copy
 
 
 class LookaheadState(NamedTuple):
@@ -104,7 +104,7 @@ def synchronize(
 
     def init(params: Tree) -> LookaheadState:
         check_floating(params)
-        slow = jax.tree.map(zeros if slow_starts_at_zero else _copied, params)
+        slow = jax.tree.map(zeros if slow_starts_at_zero else wide_copy, params)
         return LookaheadState(jnp.zeros((), jnp.int32), slow, inner.init(params))
 
     @promoting
@@ -135,18 +135,6 @@ def synchronize(
         return steps, LookaheadState(t, slow, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _copied(x: Any) -> Any:
-    """Returns a copy in float32 or wider; for a ``jax.ShapeDtypeStruct``, one of that dtype.
-
-    A state must not share memory with parameters, because a training step may donate both.
-    """
-    if isinstance(x, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(
-            x.shape, wide_dtype(jnp.zeros((), x.dtype)), sharding=x.sharding
-        )
-    return jnp.array(x, wide_dtype(x), copy=True)
 
 
 def _next_step(count: jax.Array, period: int | None) -> jax.Array:

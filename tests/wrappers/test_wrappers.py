@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from optim_zoo import (
     accumulation,
     adamw,
+    averaging,
     guards,
     lamb,
     lazy_adam,
@@ -50,6 +51,7 @@ WRAPPERS: dict[str, Wrap] = {
     "accumulate-1": lambda tx: accumulation.accumulate(tx, 1),
     "skip_nonfinite": guards.skip_nonfinite,
     "skip_spikes": lambda tx: guards.skip_spikes(tx, window=2, factor=1e6),
+    "average_parameters": averaging.average_parameters,
     "master_weights": precision.master_weights,
     "stochastic_rounding": _rounding,
     "store_state": _stored,
