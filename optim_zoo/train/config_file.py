@@ -107,7 +107,7 @@ def build(
     return config
 
 
-def setup(config: Config, cache: Path) -> Setup:
+def setup(config: Config, cache: Path, *, reads_data: bool = True) -> Setup:
     """Returns what the task of a config is made from."""
     return Setup(
         sections=config.task_sections,
@@ -115,12 +115,19 @@ def setup(config: Config, cache: Path) -> Setup:
         seed=config.run.seed,
         evaluation_batches=config.output.evaluation_batches,
         cache=cache,
+        reads_data=reads_data,
     )
 
 
-def make_task(config: Config, cache: Path) -> Task:
-    """Returns the task of a config, whose data is cached in the folder ``cache``."""
-    return tasks.find(config.task.name)(setup(config, cache))
+def make_task(config: Config, cache: Path, *, reads_data: bool = True) -> Task:
+    """Returns the task of a config.
+
+    Args:
+      config: the config.
+      cache: the folder for what the task makes once from its data.
+      reads_data: whether the task reads its data; without it the task can only use a trained model.
+    """
+    return tasks.find(config.task.name)(setup(config, cache, reads_data=reads_data))
 
 
 def _check_arguments(config: Config, sources: Sources) -> None:

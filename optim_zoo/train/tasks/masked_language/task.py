@@ -14,8 +14,10 @@ from optim_zoo.sharding import WeightedLoss
 from optim_zoo.train.config import Stage
 from optim_zoo.train.random_numbers import KEYS, generator
 from optim_zoo.train.tasks.base import Baseline, Batch, Setup, Task, WeightedSum
+from optim_zoo.train.tasks.bert.loaded import LoadedBert, user_tokenizer
 from optim_zoo.train.tasks.bert.model import Bert, layer_rules
 from optim_zoo.train.tasks.bert.sections import Model
+from optim_zoo.train.tasks.bert.vocabulary import read_vocabulary
 from optim_zoo.train.tasks.masked_language import batches, corpus
 from optim_zoo.train.tasks.masked_language.sections import Data
 from optim_zoo.tree import Tree
@@ -41,12 +43,24 @@ class MaskedLanguage(Task):
     def __init__(self, setup: Setup) -> None:
         """Reads and tokenizes the text, or reads the tokens that an earlier run has saved.
 
+        Without `Setup.reads_data` it reads only the vocabulary.
+
         Raises:
           UserError: the text or the vocabulary cannot be used.
         """
         super().__init__(setup)
         data: Data = setup.sections["data"]
         self.model_sizes: Model = setup.sections["model"]
+        self.vocabulary = read_vocabulary(data.vocabulary)
+        self.model = Bert(self.model_sizes, self.vocabulary.size)
+        self.layers = layer_rules(self.model_sizes)
+        self.identity = {"vocabulary": self.vocabulary.digest}
+        if setup.reads_data:
+            self._read_text(data)
+
+    def _read_text(self, data: Data) -> None:
+        """Reads the text, and makes the held-out batches from it."""
+        setup = self.setup
         self.corpus = corpus.load(
             data.text,
             data.vocabulary,
@@ -61,10 +75,7 @@ class MaskedLanguage(Task):
             f"{len(self.corpus.held_out):,} held out",
             "unknown tokens": f"{self.corpus.unknown:.2%} of the text",
         }
-        self.vocabulary = self.corpus.vocabulary
-        self.model = Bert(self.model_sizes, self.vocabulary.size)
-        self.layers = layer_rules(self.model_sizes)
-        self.identity = {"vocabulary": self.vocabulary.digest, "text": self.corpus.digest}
+        self.identity = {**self.identity, "text": self.corpus.digest}
         first = setup.stages[0]
         self._held_out = list(
             batches.held_out_batches(
@@ -99,6 +110,11 @@ class MaskedLanguage(Task):
     def init(self, key: jax.Array) -> Tree:
         """Returns the initial parameters of BERT."""
         return init_bert(self.model, sequence_length(self.setup.stages[0]), key)
+
+    def loaded(self, params: Tree, step: int) -> LoadedBert:
+        """Returns the model with methods to apply it to text."""
+        words = user_tokenizer(self.vocabulary, self.model_sizes.max_positions)
+        return LoadedBert(self, self.model, params, words, step)
 
     def loss(self, params: Tree, batch: Tree) -> WeightedLoss:
         """Returns the loss of a batch with dropout, if the model has any."""
