@@ -24,7 +24,12 @@ from optim_zoo.train.config_values import (
 from optim_zoo.train.tasks.base import Setup, Task
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), notes: list[str] | None = None) -> Config:
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    notes: list[str] | None = None,
+    origin: str = "command line",
+) -> Config:
     """Returns the config of a TOML file with ``section.key=value`` overrides applied.
 
     Args:
@@ -34,13 +39,14 @@ def load(path: str | Path, overrides: Sequence[str] = (), notes: list[str] | Non
         override of a key counts.
       notes: receives a sentence about each key of the file that is ignored, because the optimizer,
         schedule or task that an override names does not have it.
+      origin: where the overrides come from, for messages.
 
     Raises:
       UserError: the file cannot be read, or a section, key, type or value is not allowed. The
         message names the key, where it was set, and the nearest known names.
     """
     tree = read(path)
-    overridden, dropped = apply_overrides(tree, str(path), overrides)
+    overridden, dropped = apply_overrides(tree, str(path), overrides, origin)
     if notes is not None:
         notes += dropped
     return build(tree, str(path), overridden)
