@@ -72,6 +72,19 @@ def read_vocabulary(path: str) -> Vocabulary:
             f"vocabulary: expected UTF-8, but {name} has an invalid byte at offset {error.start}; "
             "name a text file with one WordPiece token per line."
         ) from error
+    return of_tokens(tokens, name)
+
+
+def of_tokens(tokens: Sequence[str], name: str) -> Vocabulary:
+    """Returns the vocabulary with these tokens, whose ids are their indices.
+
+    Args:
+      tokens: the tokens.
+      name: the file that they come from, for messages.
+
+    Raises:
+      UserError: a special token is missing, a token occurs twice, or there are only special ones.
+    """
     place = {token: number for number, token in enumerate(tokens)}
     missing = [token for token in SPECIAL_TOKENS if token not in place]
     if missing:
@@ -90,7 +103,7 @@ def read_vocabulary(path: str) -> Vocabulary:
             f"vocabulary: expected more than the special tokens, but {name} has no other; add some."
         )
     pad, unk, cls, sep, mask = (place[token] for token in SPECIAL_TOKENS)
-    return Vocabulary(tokens, pad, unk, cls, sep, mask, digest_of(tokens))
+    return Vocabulary(tuple(tokens), pad, unk, cls, sep, mask, digest_of(tokens))
 
 
 def tokenizer(vocabulary: Vocabulary) -> "Tokenizer":
