@@ -43,6 +43,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "model.activation": "relu",
     "model.dropout": 1.0,
     "model.dtype": "float16",
+    "model.resize_positions": True,
     "train.steps": 0,
     "train.batch_size": 0,
     "train.micro_batches": 0,
@@ -70,6 +71,7 @@ OUT_OF_RANGE: dict[str, Any] = {
 WITHOUT_RANGE = {"run.dir", "run.accept_changes", "data.text", "data.vocabulary"} | {
     "data.field",
     "model.scan_layers",
+    "model.init_from",
     "parallel.zero1",
     "guards.nonfinite",
     "guards.spikes",

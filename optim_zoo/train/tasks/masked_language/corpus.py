@@ -14,7 +14,6 @@ from optim_zoo.train.tasks.bert.vocabulary import (
     Vocabulary,
     digest_of,
     encode,
-    read_vocabulary,
 )
 from optim_zoo.train.tasks.masked_language import batches, sections, text
 
@@ -36,7 +35,7 @@ class Corpus:
 
 def load(
     text_pattern: str,
-    vocabulary_path: str,
+    vocabulary: Vocabulary,
     held_out: float,
     cache_folder: str | os.PathLike[str],
     *,
@@ -47,8 +46,7 @@ def load(
 
     Args:
       text_pattern: see `text.read`.
-      vocabulary_path: a WordPiece vocabulary; "" for the bundled one, which was made from the
-        standard library.
+      vocabulary: the WordPieces to encode it with.
       held_out: the fraction of the tokens to hold out, in (0, 1).
       cache_folder: is created if necessary. The text is tokenized once.
       field: see `text.read`.
@@ -56,7 +54,7 @@ def load(
         at least 8.
 
     Raises:
-      UserError: text, vocabulary, fraction or folder cannot be used, or a part is too short.
+      UserError: text, fraction or folder cannot be used, or a part is too short.
       ValueError: ``sequence_length`` is below 8.
     """
     if not 0 < held_out < 1:
@@ -64,7 +62,6 @@ def load(
             f"held_out: expected a fraction of the tokens between 0 and 1, got {held_out}; 0.05 is "
             "usual."
         )
-    vocabulary = read_vocabulary(vocabulary_path)
     documents = text.read(text_pattern, field)
     digest = digest_of([str(_FORMAT), repr(float(held_out)), vocabulary.digest, *documents])
     path = Path(cache_folder) / f"{digest[:32]}.tokens"

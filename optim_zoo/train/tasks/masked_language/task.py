@@ -14,10 +14,9 @@ from optim_zoo.sharding import WeightedLoss
 from optim_zoo.train.config import Stage
 from optim_zoo.train.random_numbers import KEYS, generator
 from optim_zoo.train.tasks.base import Baseline, Batch, Setup, Task, WeightedSum
-from optim_zoo.train.tasks.bert.loaded import LoadedBert, user_tokenizer
+from optim_zoo.train.tasks.bert import init_from
 from optim_zoo.train.tasks.bert.model import Bert, layer_rules
-from optim_zoo.train.tasks.bert.sections import Model
-from optim_zoo.train.tasks.bert.vocabulary import read_vocabulary
+from optim_zoo.train.tasks.bert.sections import Model, check_positions
 from optim_zoo.train.tasks.masked_language import batches, corpus
 from optim_zoo.train.tasks.masked_language.sections import Data
 from optim_zoo.tree import Tree
@@ -34,7 +33,7 @@ class MaskedLanguage(Task):
 
     sections = MappingProxyType({"data": Data, "model": Model})
     stage_keys = MappingProxyType({"sequence_length": "data"})
-    paths = ("data.text", "data.vocabulary")
+    paths = ("data.text", "data.vocabulary", "model.init_from")
     earlier_values = MappingProxyType({"model.activation": "gelu_tanh"})
     unit = "tokens"  # padding and special tokens included
     loss_unit = "nats"
@@ -43,39 +42,36 @@ class MaskedLanguage(Task):
     def __init__(self, setup: Setup) -> None:
         """Reads and tokenizes the text, or reads the tokens that an earlier run has saved.
 
-        Without `Setup.reads_data` it reads only the vocabulary.
-
         Raises:
           UserError: the text or the vocabulary cannot be used.
         """
         super().__init__(setup)
         data: Data = setup.sections["data"]
-        self.model_sizes: Model = setup.sections["model"]
-        self.vocabulary = read_vocabulary(data.vocabulary)
+        self.start = init_from.resolve(setup.sections["model"], data.vocabulary, setup.cache)
+        self.model_sizes, self.vocabulary = self.start.model, self.start.vocabulary
+        check_positions(self.model_sizes, max(map(sequence_length, setup.stages)))
         self.model = Bert(self.model_sizes, self.vocabulary.size)
         self.layers = layer_rules(self.model_sizes)
-        self.identity = {"vocabulary": self.vocabulary.digest}
-        if setup.reads_data:
-            self._read_text(data)
-
-    def _read_text(self, data: Data) -> None:
-        """Reads the text, and makes the held-out batches from it."""
-        setup = self.setup
+        self.start.match(jax.eval_shape(self.init, jax.random.key(0)))
         self.corpus = corpus.load(
             data.text,
-            data.vocabulary,
+            self.vocabulary,
             data.held_out,
             setup.cache,
             field=data.field,
             sequence_length=max(map(sequence_length, setup.stages)),
         )
-        self.notes = _check_unknown(self.corpus.unknown)
+        self.notes = (*self.start.notes, *_check_unknown(self.corpus.unknown))
         self.facts = {
             "text": f"{len(self.corpus.train):,} tokens to train on, "
             f"{len(self.corpus.held_out):,} held out",
             "unknown tokens": f"{self.corpus.unknown:.2%} of the text",
         }
-        self.identity = {**self.identity, "text": self.corpus.digest}
+        self.identity = {
+            "vocabulary": self.vocabulary.digest,
+            "text": self.corpus.digest,
+            **self.start.identity,
+        }
         first = setup.stages[0]
         self._held_out = list(
             batches.held_out_batches(
@@ -99,22 +95,15 @@ class MaskedLanguage(Task):
     @classmethod
     def check(cls, setup: Setup) -> None:
         """Checks that the position table has a row for every position of the longest sequence."""
-        longest = max(map(sequence_length, setup.stages))
-        positions = setup.sections["model"].max_positions
-        if longest > positions:
-            raise UserError(
-                f"model.max_positions must be at least the sequence length {longest}, "
-                f"got {positions}: raise it, or shorten the sequences"
-            )
+        check_positions(setup.sections["model"], max(map(sequence_length, setup.stages)))
 
     def init(self, key: jax.Array) -> Tree:
         """Returns the initial parameters of BERT."""
         return init_bert(self.model, sequence_length(self.setup.stages[0]), key)
 
-    def loaded(self, params: Tree, step: int) -> LoadedBert:
-        """Returns the model with methods to apply it to text."""
-        words = user_tokenizer(self.vocabulary, self.model_sizes.max_positions)
-        return LoadedBert(self, self.model, params, words, step)
+    def pretrained(self, params: Tree) -> Tree:
+        """Returns the parameters of ``model.init_from``, where it has them."""
+        return self.start.params(params)
 
     def loss(self, params: Tree, batch: Tree) -> WeightedLoss:
         """Returns the loss of a batch with dropout, if the model has any."""

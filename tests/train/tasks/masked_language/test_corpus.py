@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 def load(folder: Path, **changes: object) -> corpus.Corpus:
     arguments: dict[str, object] = {
         "text_pattern": f"{folder}/*.txt",
-        "vocabulary_path": str(folder / "vocabulary"),
+        "vocabulary": read_vocabulary(str(folder / "vocabulary")),
         "held_out": 0.2,
         "cache_folder": folder / "cache",
     }
