@@ -28,6 +28,7 @@ ROWS = (
     ("catalogue",),
     ("verify",),
     ("train",),
+    ("lab",),
     ("cli",),
 )
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}

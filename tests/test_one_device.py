@@ -33,6 +33,7 @@ def test_the_process_has_one_device() -> None:
     assert done.stdout.strip() == "1"
 
 
+@pytest.mark.slow
 def test_layerwise_optimizers_on_one_device() -> None:
     """Tests the optimizers that finish one leaf before they start the next on a CPU."""
     _run_with_one_device(
@@ -41,6 +42,7 @@ def test_layerwise_optimizers_on_one_device() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_leafwise_chains_on_one_device() -> None:
     _run_with_one_device(
         "tests/transforms/test_leafwise.py",

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 
 import optim_zoo
-from optim_zoo.cli import ending, listing, show, train, verify
+from optim_zoo.cli import ending, listing, show, sweep, train, verify
 from optim_zoo.errors import UserError
 
-_COMMANDS = (train, listing, show, verify)  # in the order of the help
+_COMMANDS = (train, listing, show, verify, sweep)  # in the order of the help
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,7 +24,12 @@ from optim_zoo.train.config_values import (
 from optim_zoo.train.tasks.base import Setup, Task
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), notes: list[str] | None = None) -> Config:
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    notes: list[str] | None = None,
+    origin: str = "command line",
+) -> Config:
     """Returns the config of a TOML file with ``section.key=value`` overrides applied.
 
     Args:
@@ -34,13 +39,14 @@ def load(path: str | Path, overrides: Sequence[str] = (), notes: list[str] | Non
         override of a key counts.
       notes: receives a sentence about each key of the file that is ignored, because the optimizer,
         schedule or task that an override names does not have it.
+      origin: where the overrides come from, for messages.
 
     Raises:
       UserError: the file cannot be read, or a section, key, type or value is not allowed. The
         message names the key, where it was set, and the nearest known names.
     """
     tree = read(path)
-    overridden, dropped = apply_overrides(tree, str(path), overrides)
+    overridden, dropped = apply_overrides(tree, str(path), overrides, origin)
     if notes is not None:
         notes += dropped
     return build(tree, str(path), overridden)
@@ -107,7 +113,7 @@ def build(
     return config
 
 
-def setup(config: Config, cache: Path) -> Setup:
+def setup(config: Config, cache: Path, *, reads_data: bool = True) -> Setup:
     """Returns what the task of a config is made from."""
     return Setup(
         sections=config.task_sections,
@@ -115,12 +121,19 @@ def setup(config: Config, cache: Path) -> Setup:
         seed=config.run.seed,
         evaluation_batches=config.output.evaluation_batches,
         cache=cache,
+        reads_data=reads_data,
     )
 
 
-def make_task(config: Config, cache: Path) -> Task:
-    """Returns the task of a config, whose data is cached in the folder ``cache``."""
-    return tasks.find(config.task.name)(setup(config, cache))
+def make_task(config: Config, cache: Path, *, reads_data: bool = True) -> Task:
+    """Returns the task of a config.
+
+    Args:
+      config: the config.
+      cache: the folder for what the task makes once from its data.
+      reads_data: whether the task reads its data; without it the task can only use a trained model.
+    """
+    return tasks.find(config.task.name)(setup(config, cache, reads_data=reads_data))
 
 
 def _check_arguments(config: Config, sources: Sources) -> None:

@@ -29,15 +29,16 @@ class Override(NamedTuple):
     key: str
     value: str  # not yet parsed
     text: str  # the whole argument
+    origin: str  # "command line"
 
     @property
     def source(self) -> str:
         """The name of this override in messages."""
-        return f"command line ({self.text})"
+        return f"{self.origin} ({self.text})"
 
 
 def apply_overrides(
-    tree: dict[str, Any], file: str, arguments: Sequence[str]
+    tree: dict[str, Any], file: str, arguments: Sequence[str], origin: str = "command line"
 ) -> tuple[Mapping[tuple[str, str], str], list[str]]:
     """Applies overrides to the tree of a config file, in place.
 
@@ -45,6 +46,7 @@ def apply_overrides(
       tree: section -> key -> value.
       file: the name of the file, for messages.
       arguments: such as ``train.steps=100``. The last override of a key counts.
+      origin: where the arguments come from, for messages.
 
     Returns:
       ``(section, key)`` of every override -> where it comes from; and a sentence about each key
@@ -53,7 +55,7 @@ def apply_overrides(
     Raises:
       UserError: an override is malformed, or its section does not exist.
     """
-    overrides = [_split(argument) for argument in arguments]
+    overrides = [_split(argument, origin) for argument in arguments]
     before = _names(tree)
     named = {(o.section, o.key): o for o in overrides if o.key == "name" and o.section in _NAMED}
     sources = Sources(file, {place: override.source for place, override in named.items()})
@@ -69,7 +71,7 @@ def apply_overrides(
     return overridden, notes
 
 
-def _split(argument: str) -> Override:
+def _split(argument: str, origin: str) -> Override:
     """Returns the parts of an override; the section of a stage is ``stages.1``, for example."""
     name, equals, value = argument.partition("=")
     section, dot, key = name.strip().partition(".")
@@ -81,7 +83,7 @@ def _split(argument: str) -> Override:
     if not (equals and dot and section and key):
         example = "stages.1.steps=100" if section.startswith("stages") else "train.steps=100"
         raise UserError(f"expected section.key=value, got {argument!r}; for example {example}")
-    return Override(section, key, value.strip(), argument)
+    return Override(section, key, value.strip(), argument, origin)
 
 
 def _names(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,9 +72,10 @@ def read(folder: Path, like: Tree, *, step: int | None = None, best: bool = Fals
             info, params = _read(folder / name / str(left[-1]), like)
         except Damaged as error:
             if step is not None:
+                others = ", ".join(str(each) for each in steps if each != step) or "none"
                 raise UserError(
                     f"cannot read {folder / name / str(step)}, it is damaged ({error.reason}): "
-                    f"choose another step"
+                    f"choose another step (saved: {others})"
                 ) from error
             refused[left[-1]] = error.reason
         else:

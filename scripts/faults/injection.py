@@ -98,8 +98,8 @@ def main(arguments: Sequence[str]) -> int:
     injection, *rest = arguments
     faults, make_task = Injection(**json.loads(injection)), config_file.make_task
 
-    def make_faulty(config: Config, cache: Path) -> Task:
-        return faults.inject(make_task(config, cache))
+    def make_faulty(config: Config, cache: Path, *, reads_data: bool = True) -> Task:
+        return faults.inject(make_task(config, cache, reads_data=reads_data))
 
     config_file.make_task = make_faulty
     return cli.main(rest)

@@ -791,7 +791,8 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run_with_one_sentence(
     assert lines(folder) == lines(long_run)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, 5])
 def test_a_run_killed_at_random_moments_resumes_with_the_same_bits(
     kills: int, tiny: Path, tmp_path: Path, long_run: Path
 ) -> None:

@@ -99,7 +99,9 @@ def test_a_damaged_step_is_passed_over_and_stays_where_it_is(
     assert_same_bits(read.params, parameters(4))
     assert len(read.notes) == 1
     assert read.notes[0].startswith("the checkpoint of step 6 is damaged (")
-    with pytest.raises(UserError, match=r"/checkpoints/6, it is damaged \(.*choose another step"):
+    with pytest.raises(
+        UserError, match=r"/checkpoints/6, it is damaged \(.*another step \(saved: 4\)$"
+    ):
         saved_params.read(folder, shapes(), step=6)
     assert contents(folder) == before
 

@@ -100,7 +100,8 @@ MEANS: dict[str, tuple[Any, Any]] = {
 )
 def test_the_average_is_the_weighted_mean_of_the_definition(kind: str, arguments: Any) -> None:
     make, mean = MEANS[kind]
-    seen, states = _steps(make(sgd(0.1), **arguments), GRADIENTS)
+    with jax.debug_nans(True), jax.debug_infs(True):
+        seen, states = _steps(make(sgd(0.1), **arguments), GRADIENTS)
     plain, _ = _steps(sgd(0.1), GRADIENTS)
     jax.tree.map(np.testing.assert_array_equal, seen, plain)
     for t, state in enumerate(states):

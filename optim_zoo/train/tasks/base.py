@@ -36,6 +36,10 @@ class Setup:
     seed: int  # run.seed
     evaluation_batches: int  # output.evaluation_batches, in batches of the first stage
     cache: Path  # a folder for files that are made once, such as tokens
+    # Whether the task trains or evaluates. Without data it reads only what its parameters need,
+    # such as a vocabulary; `batch` and `held_out` are not called, and `identity` may lack what is
+    # not `essential`.
+    reads_data: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,21 @@ class Baseline:
 
     name: str  # how it predicts, such as "token frequency"; shown after "loss by"
     metrics: Mapping[str, float]  # metric -> the value that it reaches
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A trained model, ready to be used: what `optim_zoo.train.load` returns.
+
+    A task whose model can be called returns a subclass with methods for it, such as
+    `optim_zoo.train.tasks.bert.loaded.LoadedBert`.
+    """
+
+    task: "Task"  # made without training data, see `Setup.reads_data`
+    model: Any  # the task's attribute ``model``, such as a Flax module; None if it has none
+    params: Tree  # plain arrays on one device, in the dtypes of the run
+    tokenizer: Any  # turns text into ids; None for a task without text
+    step: int  # the number of steps after which the parameters were saved
 
 
 class Task(abc.ABC):
@@ -126,6 +145,15 @@ class Task(abc.ABC):
         ``notes``.
         """
         return params
+
+    def loaded(self, params: Tree, step: int) -> Loaded:
+        """Returns the record that `optim_zoo.train.load` gives to the user.
+
+        Args:
+          params: the parameters of a saved step, on one device.
+          step: the number of steps after which they were saved.
+        """
+        return Loaded(self, getattr(self, "model", None), params, None, step)
 
     @abc.abstractmethod
     def loss(self, params: Tree, batch: Tree) -> WeightedLoss:

@@ -104,7 +104,8 @@ def average_parameters(
         if not debias:
             return follows, jnp.bool_(True), jnp.asarray(keep, float)
         steps = jnp.maximum(t - start, 1).astype(float)
-        logarithm = jnp.log1p(-jnp.asarray(keep, float))  # of the decay; -inf where that is 0
+        # The logarithm of the decay, or of 6e-8 where that is 0: its powers are lost next to 1.
+        logarithm = jnp.log1p(-jnp.minimum(jnp.asarray(keep, float), 1 - 2.0**-24))
         return follows, jnp.bool_(True), keep / -jnp.expm1(steps * logarithm)
 
     return _averaging("average_parameters", inner, weight)
@@ -149,8 +150,8 @@ def average_uniformly(
     ranges.check_count("every", every, 1)
 
     def weight(t: jax.Array) -> tuple[jax.Array, jax.Array, jax.typing.ArrayLike]:
-        since = t - start
-        return since <= 0, since % every == 0, 1 / (1 + since // every).astype(float)
+        since = jnp.maximum(t - start, 0)
+        return since == 0, since % every == 0, 1 / (1 + since // every).astype(float)
 
     return _averaging("average_uniformly", inner, weight)
 

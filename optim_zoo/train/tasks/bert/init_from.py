@@ -6,7 +6,6 @@ run resumes, and is loaded, after what it started from is gone.
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -237,8 +236,9 @@ def _open(path: str) -> Source:
 
 def _of_run(folder: Path) -> Source:
     """Returns the last checkpoint of another run."""
-    # Imported lazily: it imports the tasks.
-    loaded = importlib.import_module("optim_zoo.train").load(folder)
+    from optim_zoo.train import load  # Imported lazily: it imports the tasks.
+
+    loaded = load(folder)
     start = getattr(loaded.task, "start", None)
     if not isinstance(start, Start):
         raise UserError(

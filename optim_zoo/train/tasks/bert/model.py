@@ -200,6 +200,15 @@ class BertEncoder(nn.Module):
         x = self.embeddings(input_ids, type_ids, deterministic)
         return self.encoder(x, deterministic, attention_mask, all_layers=all_layers)
 
+    def logits(
+        self, input_ids: jax.Array, type_ids: jax.Array, attention_mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns the float32 logits of every position, ``(T, classes)``, without dropout.
+
+        Each model with a head implements this. The arguments are those of `encode`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no head")
+
 
 class Bert(BertEncoder):
     """BERT for masked-language pretraining, applied to one sequence."""
@@ -222,6 +231,12 @@ class Bert(BertEncoder):
         """Returns float32 logits of the masked positions: ``(T,), (T,), (K,), (T,) -> (K, V)``."""
         x = self.encode(input_ids, type_ids, attention_mask, deterministic=deterministic)
         return self.decode(x[masked_positions])
+
+    def logits(
+        self, input_ids: jax.Array, type_ids: jax.Array, attention_mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns the float32 logits of every position: ``(T,), (T,), (T,) -> (T, V)``."""
+        return self.decode(self.encode(input_ids, type_ids, attention_mask, deterministic=True))
 
     def decode(self, x: jax.Array) -> jax.Array:
         """Returns the float32 logits of hidden states of the last layer: ``(K, D) -> (K, V)``."""

@@ -15,6 +15,7 @@ from optim_zoo.train.config import Stage
 from optim_zoo.train.random_numbers import KEYS, generator
 from optim_zoo.train.tasks.base import Baseline, Batch, Setup, Task, WeightedSum
 from optim_zoo.train.tasks.bert import init_from
+from optim_zoo.train.tasks.bert.loaded import LoadedBert, user_tokenizer
 from optim_zoo.train.tasks.bert.model import Bert, layer_rules
 from optim_zoo.train.tasks.bert.sections import Model, check_positions
 from optim_zoo.train.tasks.masked_language import batches, corpus
@@ -42,6 +43,8 @@ class MaskedLanguage(Task):
     def __init__(self, setup: Setup) -> None:
         """Reads and tokenizes the text, or reads the tokens that an earlier run has saved.
 
+        Without `Setup.reads_data` it reads only the vocabulary.
+
         Raises:
           UserError: the text or the vocabulary cannot be used.
         """
@@ -52,7 +55,14 @@ class MaskedLanguage(Task):
         check_positions(self.model_sizes, max(map(sequence_length, setup.stages)))
         self.model = Bert(self.model_sizes, self.vocabulary.size)
         self.layers = layer_rules(self.model_sizes)
-        self.start.match(jax.eval_shape(self.init, jax.random.key(0)))
+        self.identity = {"vocabulary": self.vocabulary.digest, **self.start.identity}
+        if setup.reads_data:
+            self.start.match(jax.eval_shape(self.init, jax.random.key(0)))
+            self._read_text(data)
+
+    def _read_text(self, data: Data) -> None:
+        """Reads the text, and makes the held-out batches from it."""
+        setup = self.setup
         self.corpus = corpus.load(
             data.text,
             self.vocabulary,
@@ -67,11 +77,7 @@ class MaskedLanguage(Task):
             f"{len(self.corpus.held_out):,} held out",
             "unknown tokens": f"{self.corpus.unknown:.2%} of the text",
         }
-        self.identity = {
-            "vocabulary": self.vocabulary.digest,
-            "text": self.corpus.digest,
-            **self.start.identity,
-        }
+        self.identity = {**self.identity, "text": self.corpus.digest}
         first = setup.stages[0]
         self._held_out = list(
             batches.held_out_batches(
@@ -104,6 +110,11 @@ class MaskedLanguage(Task):
     def pretrained(self, params: Tree) -> Tree:
         """Returns the parameters of ``model.init_from``, where it has them."""
         return self.start.params(params)
+
+    def loaded(self, params: Tree, step: int) -> LoadedBert:
+        """Returns the model with methods to apply it to text."""
+        words = user_tokenizer(self.vocabulary, self.model_sizes.max_positions)
+        return LoadedBert(self, self.model, params, words, step)
 
     def loss(self, params: Tree, batch: Tree) -> WeightedLoss:
         """Returns the loss of a batch with dropout, if the model has any."""
