@@ -8,35 +8,18 @@ Foundation licence (PSF-2.0), and differ a little between versions of Python.
 """
 
 import ast
-import glob
-import gzip
 import inspect
 import io
 import json
-import os
 import re
 import sysconfig
 import tokenize
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from optim_zoo.errors import UserError
+from optim_zoo.train.tasks import text_files
 
-# Folders without prose of the library: installed packages, tests, and programs whose comments are
-# mostly test data.
-_EXCLUDED_FOLDERS = {
-    "site-packages",
-    "dist-packages",
-    "test",
-    "tests",
-    "idlelib",
-    "lib2to3",
-    "turtledemo",
-    "pydoc_data",
-    "__pycache__",
-}
-_GZIP = b"\x1f\x8b"  # how a file compressed with gzip begins
 _LAYOUT_TOKENS = {tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
 _IGNORED_TOKENS = {tokenize.COMMENT, tokenize.NL}
 # Lines under headings and in tables: no word, and the same sign four times in a row.
@@ -60,7 +43,7 @@ def read(pattern: str, field: str = "") -> list[str]:
     """
     if pattern == "":
         return standard_library()
-    paths = _matches(pattern)
+    paths = text_files.matches(pattern)
     if not paths:
         raise UserError(
             f"text: expected a file name or a glob of text files, but no file matches {pattern!r}; "
@@ -91,7 +74,7 @@ def standard_library() -> list[str]:
     from pydoc_data.topics import topics  # Imported lazily: it takes half a megabyte.
 
     root = Path(sysconfig.get_path("stdlib"))
-    modules = [_prose(path) for path in _modules(root)]
+    modules = [_prose(path) for path in text_files.library_modules(root)]
     if not any(modules):
         raise UserError(
             f"text: expected the standard library's source files in {root}, but found none that "
@@ -105,16 +88,9 @@ def standard_library() -> list[str]:
     return [document for document in documents if document]
 
 
-def _matches(pattern: str) -> list[str]:
-    """Returns the files that a pattern matches, sorted. A file name may contain brackets."""
-    pattern = os.path.expanduser(pattern)
-    found = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
-    return sorted(path for path in set(found) if os.path.isfile(path))
-
-
 def _documents(path: str, field: str) -> list[str]:
     """Returns the documents of one file."""
-    content = _read_file(path)
+    content = text_files.read(path)
     if field:
         return [
             _text_of(line, field, f"line {number} of {path}")
@@ -160,34 +136,6 @@ def _text_of(line: str, field: str, place: str) -> str:
         )
     # JSON can escape a lone surrogate, which UTF-8 cannot encode.
     return value.encode("utf-8", "replace").decode("utf-8")
-
-
-def _read_file(path: str) -> str:
-    """Returns the text of one file, decompressed if necessary."""
-    try:
-        content = Path(path).read_bytes()
-        return (gzip.decompress(content) if content.startswith(_GZIP) else content).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"text: expected UTF-8, but {path} has an invalid byte at offset {error.start}; "
-            "convert the file or leave it out of the pattern."
-        ) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"text: expected a whole file compressed with gzip, but {path} is damaged ({error}); "
-            "write it again or leave it out of the pattern."
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"text: expected a readable file, but {path} cannot be read ({error.strerror}); "
-            "change its permissions or leave it out of the pattern."
-        ) from error
-
-
-def _modules(root: Path) -> list[Path]:
-    """Returns the source files of the library under ``root``, sorted by their relative paths."""
-    paths = [path.relative_to(root) for path in root.rglob("*.py")]
-    return [root / path for path in sorted(paths) if _EXCLUDED_FOLDERS.isdisjoint(path.parts)]
 
 
 def _prose(path: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from optim_zoo.errors import UserError
+from optim_zoo.train.tasks import text_files
 from optim_zoo.train.tasks.masked_language import text
 
 SOURCE = '''#!/usr/bin/env python
@@ -70,7 +71,7 @@ def test_modules_exclude_tests_and_packages_and_are_sorted(tmp_path: Path) -> No
     names = ["b.py", "a/z.py", "test/c.py", "a/tests/d.py", "site-packages/e.py", "idlelib/f.py"]
     for name in names:
         write(tmp_path / name, "")
-    assert text._modules(tmp_path) == [tmp_path / "a/z.py", tmp_path / "b.py"]
+    assert text_files.library_modules(tmp_path) == [tmp_path / "a/z.py", tmp_path / "b.py"]
 
 
 def test_standard_library_has_megabytes_of_documents_without_repetition(
