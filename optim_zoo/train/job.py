@@ -225,8 +225,9 @@ def _evaluation(task: Task, mesh: Mesh) -> Callable[[Tree], Mapping[str, float]]
         sums = jax.device_get([measure(params, sharded(batch)) for batch in batches])
         metrics = {}
         for name in sorted(sums[0], key=lambda name: (name != "loss", name)):
-            totals, weights = np.array([each[name] for each in sums], np.float64).T
-            metrics[name] = float(totals.sum() / weights.sum())
+            total, weight = np.array([each[name] for each in sums], np.float64).sum(axis=0)
+            counted = weight != 0 or name == "loss"
+            metrics[name] = float(total / weight) if counted else 0.0
         return metrics
 
     return evaluate

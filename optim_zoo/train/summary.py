@@ -22,7 +22,7 @@ def summarize(run: RunInfo) -> dict[str, str]:
     seen = records.read(run.folder / "metrics.jsonl")
     if not seen.held_out:
         return {}
-    last = {name: values[-1] for name, (_, values) in seen.held_out.items()}
+    last = {name: values[-1] for name, (_, values) in seen.held_out.items() if "/" not in name}
     step = int(seen.held_out["loss"][0][-1])
     figures = {f"held-out {name}": _with_unit(run, name, value) for name, value in last.items()}
     best, last_saved = _recorded(run, BEST), _recorded(run, CHECKPOINTS).get("best", {})

@@ -55,7 +55,11 @@ class Sink(Protocol):
         """
 
     def evaluate(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Receives the held-out metrics of the task. Called after every evaluation."""
+        """Receives the held-out metrics of the task. Called after every evaluation.
+
+        A name with a slash belongs to one class (``f1/<class>``), and a name with two slashes to a
+        pair of classes (``confusion/<class>/<predicted class>``).
+        """
 
     def close(self, finished: bool) -> None:
         """Finishes the sink. Called once; ``finished`` is false if the run ends early."""

@@ -46,6 +46,7 @@ class Progress:
         values = (
             f"held-out {name} {value:.4f}{unit if name == 'loss' else ''}"
             for name, value in metrics.items()
+            if "/" not in name
         )
         self._display.say(f"step {step}: {', '.join(values)}")
 

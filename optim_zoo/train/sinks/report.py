@@ -30,7 +30,8 @@ class Report:
         """Writes the report again, with the current plots and figures."""
         run, self._written = self._run, True
         names = map(run_plots.held_out_file, metrics)
-        plots = [run.folder / name for name in (*run_plots.CAPTIONS, *names)]
+        files = dict.fromkeys((*run_plots.CAPTIONS, *names))  # each once
+        plots = [run.folder / name for name in files]
         write(
             run.folder,
             title=f"{run.task}: {run.folder.name}",
@@ -109,7 +110,7 @@ def _plot(path: pathlib.Path) -> str:
         ) from error
     width, height = (round(pixels * 96 / run_plots.DPI) for pixels in _png_size(content))
     name = html.escape(path.stem.replace("_", " "))
-    caption = html.escape(run_plots.CAPTIONS.get(path.name, path.stem.replace("_", " ")))
+    caption = html.escape(run_plots.caption(path.name))
     image = base64.b64encode(content).decode()
     return (
         f'<figure style="--width: {width}px">'

@@ -176,8 +176,13 @@ class Task(abc.ABC):
     def measure(self, params: Tree, batch: Tree) -> Mapping[str, WeightedSum]:
         """Returns the held-out metrics of a batch as ``(sum, weight)``; traced by ``jax.jit``.
 
-        The metric is the total sum over the total weight of all batches. ``loss`` must be among
-        them. The default is the training loss alone.
+        The metric is the total sum over the total weight of all batches; where that weight is 0, a
+        metric other than the loss is 0. ``loss`` must be among them. The default is the training
+        loss alone.
+
+        A name with one slash, ``<metric>/<class>``, is a metric of one class, and a name with two,
+        ``<metric>/<row>/<column>``, a cell of a matrix. Each of the two kinds is drawn in one plot
+        for all classes, and printed nowhere.
         """
         return {"loss": self.loss(params, batch)}
 

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 import pathlib
 
 import matplotlib
@@ -16,7 +17,7 @@ from matplotlib.text import Text
 
 from optim_zoo.train import records
 from optim_zoo.train.sinks import plots
-from optim_zoo.train.sinks.plots import heat_maps, lines
+from optim_zoo.train.sinks.plots import classes, heat_maps, lines
 from optim_zoo.train.tasks.base import Baseline
 
 Array = npt.NDArray[np.float64]
@@ -319,3 +320,33 @@ def test_plots_do_not_change_the_global_state_of_matplotlib(tmp_path: pathlib.Pa
     write_all(run(SMALL), tmp_path)
     assert dict(matplotlib.rcParams) == before
     assert pyplot.get_fignums() == []
+
+
+def test_metrics_of_classes_are_drawn_together(tmp_path: pathlib.Path) -> None:
+    evaluations = [
+        {"loss": 1.0, "f1": value, "f1/a": value, "f1/b": 0.0}
+        | {"confusion/a/a": value, "confusion/a/b": 1 - value}
+        | {"confusion/b/a": 0.0, "confusion/b/b": 0.0}
+        for value in (0.25, 0.75)
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"kind": "held_out", "step": step, **line}) + "\n"
+            for step, line in enumerate(evaluations, 1)
+        )
+    )
+    read = records.read(path)
+    bars = classes.by_class(read, "f1", tmp_path / "bars.png")
+    assert bars is not None
+    assert [bar.get_width() for bar in bars.axes[0].patches] == [0.75, 0]  # the last evaluation
+    assert [label.get_text() for label in bars.axes[0].get_yticklabels()] == ["a", "b"]
+    matrix = classes.matrix(read, "confusion", tmp_path / "matrix.png")
+    assert matrix is not None
+    assert [text.get_text() for text in matrix.axes[0].texts] == ["75", "25"]
+    assert classes.matrix(read, "f1", tmp_path / "none.png") is None
+    assert classes.by_class(read, "confusion", tmp_path / "none.png") is None
+    written = plots.write_all(read, tmp_path, baseline=None, loss_unit="")
+    assert [path.name for path in written] == [
+        "loss.png", "held_out_f1.png", "held_out_f1_by_class.png", "held_out_confusion.png"
+    ]  # fmt: skip

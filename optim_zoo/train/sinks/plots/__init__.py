@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from optim_zoo.train import records
 from optim_zoo.train.records import Records
 from optim_zoo.train.sinks.base import RunInfo
-from optim_zoo.train.sinks.plots import heat_maps, lines
+from optim_zoo.train.sinks.plots import classes, heat_maps, lines
 from optim_zoo.train.sinks.plots.figure import DPI as DPI
 from optim_zoo.train.tasks.base import Baseline
 
@@ -27,7 +27,11 @@ CAPTIONS: Mapping[str, str] = {
     "update_norm.png": "Norm of the update of every layer. For layers with a trust ratio it is the"
     " norm of the direction, before trust ratio and learning rate. If no layer has a trust ratio,"
     " it is the norm of the whole update.",
+    "held_out_confusion.png": "What the words of each class are predicted to be, at the last"
+    " evaluation, in percent of the words of the class.",
 }
+
+_BY_CLASS = "_by_class"  # the end of the file name of a plot with a value for each class
 
 
 class Plots:
@@ -71,7 +75,11 @@ def write_all(
         return lines.loss(records, path, baseline=baseline, unit=loss_unit)
 
     def held_out(name: str) -> Callable[[Records, pathlib.Path], Figure | None]:
-        return lambda records, path: lines.held_out(records, name, path, baseline=baseline)
+        metric = name.partition("/")[0]
+        if name.count("/") == 0:
+            return lambda records, path: lines.held_out(records, name, path, baseline=baseline)
+        kind = classes.by_class if name.count("/") == 1 else classes.matrix
+        return lambda records, path: kind(records, metric, path)
 
     draw: dict[str, Callable[[Records, pathlib.Path], Figure | None]] = {
         "loss.png": loss,
@@ -88,5 +96,17 @@ def write_all(
 
 
 def held_out_file(metric: str) -> str:
-    """Returns the file name of the plot of a held-out metric."""
-    return f"held_out_{metric.replace('/', '_')}.png"
+    """Returns the file name of the plot that has a held-out metric.
+
+    The metrics of all classes are in one plot, and so are the cells of a matrix.
+    """
+    name, *of_class = metric.split("/")
+    return f"held_out_{name}{_BY_CLASS if len(of_class) == 1 else ''}.png"
+
+
+def caption(file: str) -> str:
+    """Returns the caption of the plot with a file name."""
+    name = pathlib.PurePath(file).stem.replace("_", " ")
+    if file.endswith(f"{_BY_CLASS}.png"):
+        return f"{name.capitalize()}, at the last evaluation."
+    return CAPTIONS.get(file, name)
