@@ -12,6 +12,7 @@ TASKS: Mapping[str, str] = MappingProxyType(
     {
         "digits": "optim_zoo.train.tasks.digits:Digits",
         "masked_language": "optim_zoo.train.tasks.masked_language.task:MaskedLanguage",
+        "token_tagging": "optim_zoo.train.tasks.token_tagging.task:TokenTagging",
     }
 )
 """Name -> import path. A task is imported only when it is used, as each needs other libraries."""

@@ -1,0 +1,1 @@
+"""Token tagging: a label for every word of a text."""
