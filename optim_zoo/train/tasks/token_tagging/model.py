@@ -44,3 +44,9 @@ class Tagger(BertEncoder):
         x = self.encode(input_ids, type_ids, attention_mask, deterministic=deterministic)
         x = x if positions is None else x[positions]
         return self.tagger(self.dropout(x, deterministic=deterministic))
+
+    def logits(
+        self, input_ids: jax.Array, type_ids: jax.Array, attention_mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns the float32 logits of every position: ``(T,), (T,), (T,) -> (T, labels)``."""
+        return self(input_ids, attention_mask, type_ids=type_ids, deterministic=True)

@@ -14,6 +14,7 @@ from optim_zoo.sharding import WeightedLoss
 from optim_zoo.train.config import Stage
 from optim_zoo.train.random_numbers import KEYS, generator
 from optim_zoo.train.tasks.base import Baseline, Batch, Setup, Task, WeightedSum
+from optim_zoo.train.tasks.bert.loaded import LoadedBert, user_tokenizer
 from optim_zoo.train.tasks.bert.model import layer_rules
 from optim_zoo.train.tasks.bert.sections import Model
 from optim_zoo.train.tasks.bert.vocabulary import digest_of, read_vocabulary
@@ -42,8 +43,10 @@ class TokenTagging(Task):
     def __init__(self, setup: Setup) -> None:
         """Reads the text, or makes that of Python's standard library.
 
+        Without `Setup.reads_data` it reads only the vocabulary and the labels of the run.
+
         Raises:
-          UserError: the text or the vocabulary cannot be used.
+          UserError: the text or the vocabulary cannot be used, or the labels are missing.
         """
         super().__init__(setup)
         data: Data = setup.sections["data"]
@@ -51,18 +54,17 @@ class TokenTagging(Task):
         self.sequence_length = data.sequence_length
         self.vocabulary = read_vocabulary(data.vocabulary)
         self.layers = layer_rules(self.model_sizes)
-        self._prepare(data)
-        self.model = Tagger(self.model_sizes, self.vocabulary.size, len(self.scheme.labels))
+        text = corpus.load(data, setup.cache) if setup.reads_data else None
+        labels = text.labels if text else corpus.saved_labels(setup.cache)
+        self.scheme = entities.scheme(labels)
+        self.identity = {"vocabulary": self.vocabulary.digest, "labels": digest_of(labels)}
+        self.model = Tagger(self.model_sizes, self.vocabulary.size, len(labels))
+        if text:
+            self._encode(text)
 
-    def _prepare(self, data: Data) -> None:
-        """Reads the text and encodes it."""
-        text = corpus.load(data, self.setup.cache)
-        self.scheme = entities.scheme(text.labels)
-        self.identity = {
-            "vocabulary": self.vocabulary.digest,
-            "labels": digest_of(text.labels),
-            "text": text.digest,
-        }
+    def _encode(self, text: corpus.Corpus) -> None:
+        """Makes the examples, the held-out batches and what to know about them."""
+        self.identity = {**self.identity, "text": text.digest}
         ids = {label: number for number, label in enumerate(text.labels)}
         train, rest = (
             batches.encode(part, ids, self.vocabulary, self.sequence_length)
@@ -107,6 +109,11 @@ class TokenTagging(Task):
         ids = jnp.zeros(self.sequence_length, jnp.int32)
         variables: Any = self.model.init(key, ids, deterministic=True)
         return variables["params"]
+
+    def loaded(self, params: Tree, step: int) -> LoadedBert:
+        """Returns the model with methods to apply it to text."""
+        words = user_tokenizer(self.vocabulary, self.model_sizes.max_positions)
+        return LoadedBert(self, self.model, params, words, step)
 
     def loss(self, params: Tree, batch: Tree) -> WeightedLoss:
         """Returns the loss of a batch with dropout, if the model has any."""

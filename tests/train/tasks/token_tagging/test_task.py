@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from optim_zoo import train
 from optim_zoo.train import config_file, loop, records
 from optim_zoo.train.tasks.token_tagging.task import TokenTagging
 from tests.train.one_device import OneDevice, use_devices
@@ -126,6 +127,11 @@ def test_a_run_keeps_its_labels_without_its_data(config: Path, tmp_path: Path) -
     changed = (f"data.text={fewer}", "data.held_out_text=unset")
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
     assert make(config, tmp_path, *changed).scheme.labels == labels
+    bare = config_file.make_task(
+        config_file.load(config, ["data.text=gone"]), tmp_path / "tokens", reads_data=False
+    )
+    assert isinstance(bare, TokenTagging)
+    assert bare.scheme.labels == labels
     shutil.rmtree(tmp_path / "checkpoints")
     assert make(config, tmp_path, *changed).scheme.labels == ("B-PER", "O")
 
@@ -150,6 +156,8 @@ def test_a_resumed_run_has_the_same_numbers_to_the_bit(
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
     assert run(config, tmp_path / "run") == expected
     assert checksums(tmp_path / "run") == before
+    loaded = train.load(tmp_path / "run")
+    assert loaded.apply([[2, 5, 3], [2, 3, 0]], [[1, 1, 1], [1, 1, 0]]).shape == (2, 3, 4)
 
 
 def checksums(folder: Path) -> dict[str, int]:
