@@ -11,6 +11,7 @@ from typing import Any
 from optim_zoo import ranges, schedules
 from optim_zoo.errors import ArgumentError, ArgumentTypeError, ArgumentValueError, UserError
 from optim_zoo.train import optimization, tasks
+from optim_zoo.train.by_path import ByPath
 from optim_zoo.train.config import MOST, MOST_SEED, Choice, Config, Stage, TaskChoice, Train
 from optim_zoo.train.tasks.base import Task
 
@@ -133,7 +134,7 @@ def find_task(name: Any) -> type[Task]:
 
 
 def arguments_of(section: str, name: Any) -> Mapping[str, inspect.Parameter]:
-    """Returns the arguments of a constructor that a config may set.
+    """Returns the arguments of a constructor that a config may set, and the keys of the job.
 
     Args:
       section: ``optimizer`` or ``schedule``.
@@ -143,9 +144,10 @@ def arguments_of(section: str, name: Any) -> Mapping[str, inspect.Parameter]:
       ArgumentValueError: there is no such constructor, or a config cannot use it.
     """
     parameters = inspect.signature(_constructor(section, name)).parameters
+    own = inspect.signature(ByPath).parameters if section == "optimizer" else {}
     return {
         key: parameter
-        for key, parameter in parameters.items()
+        for key, parameter in {**parameters, **own}.items()
         if key not in _SET_BY_JOB[section] and parameter.kind is not parameter.VAR_KEYWORD
     }
 

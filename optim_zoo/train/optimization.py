@@ -20,6 +20,7 @@ from optim_zoo import (
     schedules,
 )
 from optim_zoo.errors import ArgumentValueError
+from optim_zoo.train import by_path
 from optim_zoo.train.config import Config, Stage
 
 
@@ -96,15 +97,19 @@ def _learning_rate_name(constructor: Callable[..., Any]) -> str | None:
 
 
 def make_optimizer(config: Config, layers: rules.Rules) -> optax.GradientTransformation:
-    """Returns the optimizer after clipping. It receives ``layers`` if it has that argument."""
-    choice = config.optimizer
+    """Returns the optimizer after clipping, with its learning rates by path and frozen parameters.
+
+    The optimizer receives ``layers`` if it has that argument.
+    """
+    choice, arguments = config.optimizer, dict(config.optimizer.arguments)
+    keys = by_path.ByPath(**{key: arguments.pop(key) for key in by_path.KEYS if key in arguments})
     constructor = find_optimizer(choice.name)
     known = {"layers": layers} if "layers" in inspect.signature(constructor).parameters else {}
     rate = {str(_learning_rate_name(constructor)): make_schedule(config)}
-    return optax.chain(
-        clip_by_global_norm(config.train.clip_norm),
-        constructor(**rate, **choice.arguments, **known),
+    tx = optax.chain(
+        clip_by_global_norm(config.train.clip_norm), constructor(**rate, **arguments, **known)
     )
+    return by_path.apply(tx, keys, layers)
 
 
 def wrapped(config: Config, tx: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -13,6 +13,7 @@ import tomli_w
 from optim_zoo import ranges, registry, schedules
 from optim_zoo.errors import ArgumentValueError, UserError
 from optim_zoo.train import config, config_file, optimization, saved_config, tasks
+from optim_zoo.train.by_path import ByPath
 from optim_zoo.train.config import Config
 from optim_zoo.train.tasks.masked_language.task import MaskedLanguage, sequence_length
 
@@ -60,6 +61,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "output.evaluation_batches": 0,
     "output.checkpoint_every": 0,
     "output.keep_checkpoints": 0,
+    "output.stop_after": -1,
     "output.sinks": ["prgress"],
     "parallel.mode": "threads",
     "distributed.coordinator": "here",
@@ -75,6 +77,7 @@ WITHOUT_RANGE = {"run.dir", "run.accept_changes", "data.text", "data.vocabulary"
     "parallel.zero1",
     "guards.nonfinite",
     "guards.spikes",
+    "output.keep_best",  # the task is asked whether it measures the metric
 }
 SECTIONS: dict[str, Any] = {
     name: kind
@@ -136,7 +139,10 @@ def test_defaults_are_those_of_the_dataclasses(path: Path) -> None:
         assert section_of(loaded, name) == kind()
     assert loaded.optimizer.name == "lamb"
     assert loaded.schedule.name == "warmup_polynomial"
-    parameters = inspect.signature(registry.get("lamb").constructor).parameters
+    parameters = {
+        **inspect.signature(registry.get("lamb").constructor).parameters,
+        **inspect.signature(ByPath).parameters,
+    }
     for key, value in loaded.optimizer.arguments.items():
         assert value == parameters[key].default
 
