@@ -40,6 +40,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "model.hidden_size": 0,
     "model.num_heads": 0,
     "model.intermediate_size": 0,
+    "data.masking_rate": 0.0,
     "model.max_positions": 7,
     "model.activation": "relu",
     "model.dropout": 1.0,
@@ -71,6 +72,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "distributed.start_seconds": 0,
 }
 WITHOUT_RANGE = {"run.dir", "run.accept_changes", "data.text", "data.vocabulary"} | {
+    "data.whole_word_masking",
     "data.field",
     "model.scan_layers",
     "model.init_from",

@@ -1,5 +1,6 @@
 """WordPiece vocabularies, and text encoded with them."""
 
+import functools
 import hashlib
 import importlib.resources
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,6 +44,11 @@ class Vocabulary:
     def special(self) -> tuple[int, ...]:
         """The ids of the five special tokens, in ascending order."""
         return tuple(sorted((self.pad, self.unk, self.cls, self.sep, self.mask)))
+
+    @functools.cached_property
+    def continues(self) -> npt.NDArray[np.bool_]:
+        """Whether a token continues a word, as ``##s`` does: ``(size,)``."""
+        return np.array([token.startswith("##") for token in self.tokens])
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:

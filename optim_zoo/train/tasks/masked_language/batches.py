@@ -12,6 +12,7 @@ from optim_zoo.train.random_numbers import generator
 from optim_zoo.train.tasks.base import Batch
 from optim_zoo.train.tasks.bert.sections import MIN_SEQUENCE_LENGTH
 from optim_zoo.train.tasks.bert.vocabulary import Tokens, Vocabulary
+from optim_zoo.train.tasks.masked_language import words
 
 MASKED_FRACTION = 0.15  # this and the next two: BERT, arXiv 1810.04805, section 3.1
 REPLACED_BY_MASK = 0.8
@@ -31,14 +32,21 @@ def masked_batch(
     step: int,
     batch_size: int,
     sequence_length: int,
+    masking_rate: float = MASKED_FRACTION,
+    whole_words: bool = False,
 ) -> Batch:
     """Returns training batch number ``step``.
 
     A row is a window of consecutive tokens that starts at a random position. It is split at a
     random position into A and B, and written as ``[CLS] A [SEP] B [SEP]``. Exactly
-    ``num_masked = max(1, round(0.15 * sequence_length))`` positions that hold no special token are
-    chosen. Of these, 80 % become [MASK], 10 % become a random token that is not special, and 10 %
-    stay unchanged.
+    ``num_masked = max(1, round(masking_rate * sequence_length))`` positions that hold no special
+    token are chosen. Of these, 80 % become [MASK], 10 % become a random token that is not special,
+    and 10 % stay unchanged, each independently of the others.
+
+    With ``whole_words`` words are chosen in a random order, each with all of its pieces, and a word
+    that would exceed ``num_masked`` is passed over, as in ``create_pretraining_data.py`` of
+    google-research/bert. The row may thus have a few positions of weight 0. A word is a token with
+    the ``##`` tokens that follow it; a special token ends it.
 
     Args:
       tokens: the training tokens, ``(num_tokens,)``.
@@ -48,6 +56,8 @@ def masked_batch(
       step: the number of the batch, in [0, 2**64).
       batch_size: the number of rows.
       sequence_length: the number of tokens of a row, at least 8.
+      masking_rate: the share of the tokens that are masked, in (0, 1).
+      whole_words: whether all pieces of a word are masked together.
 
     Returns:
       The arrays of the batch, by name:
@@ -56,8 +66,8 @@ def masked_batch(
       - ``type_ids``: ``(batch, sequence)`` int32, 0 for ``[CLS] A [SEP]`` and 1 for ``B [SEP]``.
       - ``masked_positions``: ``(batch, num_masked)`` int32, in ascending order.
       - ``masked_targets``: ``(batch, num_masked)`` int32, the tokens before masking.
-      - ``masked_weights``: ``(batch, num_masked)`` float32; 1, or 0 for a special token, which is
-        chosen only where a row has too few others.
+      - ``masked_weights``: ``(batch, num_masked)`` float32; 1, or 0 where the token is not masked,
+        because a row has too few that may be.
 
     Raises:
       ValueError: seed, step or sequence length is out of range, or there are fewer tokens than one
@@ -66,7 +76,7 @@ def masked_batch(
     width = _window(tokens, sequence_length)
     random = generator(seed, step, TRAINING_STREAM)
     starts = random.integers(0, len(tokens) - width + 1, size=batch_size)
-    return _masked(tokens, vocabulary, starts, sequence_length, random)
+    return _masked(tokens, vocabulary, starts, sequence_length, random, masking_rate, whole_words)
 
 
 def held_out_batches(
@@ -77,6 +87,8 @@ def held_out_batches(
     batch_size: int,
     sequence_length: int,
     num_batches: int,
+    masking_rate: float = MASKED_FRACTION,
+    whole_words: bool = False,
 ) -> Iterator[Batch]:
     """Yields the batches of an evaluation, shaped and masked as by `masked_batch`.
 
@@ -92,6 +104,8 @@ def held_out_batches(
       batch_size: the number of rows of a batch.
       sequence_length: the number of tokens of a row, at least 8.
       num_batches: the largest number of batches.
+      masking_rate: see `masked_batch`.
+      whole_words: see `masked_batch`.
 
     Raises:
       ValueError: see `masked_batch`.
@@ -106,6 +120,8 @@ def held_out_batches(
                 np.array([window * width]),
                 sequence_length,
                 generator(seed, window, HELD_OUT_STREAM),
+                masking_rate,
+                whole_words,
             )
             for window in range(first, min(first + batch_size, windows))
         ]
@@ -170,10 +186,12 @@ def _masked(
     starts: npt.NDArray[np.int64],
     sequence_length: int,
     random: np.random.Generator,
+    masking_rate: float,
+    whole_words: bool,
 ) -> Batch:
     """Returns the batch of the windows that begin at ``starts``, ``(batch,)``."""
     input_ids, type_ids = _rows(tokens, vocabulary, starts, sequence_length, random)
-    num_masked = max(1, round(MASKED_FRACTION * sequence_length))
+    num_masked = max(1, round(masking_rate * sequence_length))
     special = np.zeros(vocabulary.size, bool)
     special[list(vocabulary.special)] = True
     ineligible = special[input_ids]
@@ -182,6 +200,10 @@ def _masked(
     # tokens have larger keys than all others, so that they are chosen last.
     keys = random.random(input_ids.shape)
     keys += ineligible
+    if whole_words:
+        begins = words.starts(input_ids, ineligible, vocabulary)
+        ineligible = ~words.chosen(begins, keys, num_masked)
+        keys += 2 * ineligible
     positions = np.argpartition(keys, num_masked - 1, axis=1)[:, :num_masked]
     positions.sort(axis=1)
     targets = np.take_along_axis(input_ids, positions, axis=1)

@@ -88,6 +88,8 @@ class MaskedLanguage(Task):
                 batch_size=first.batch_size // first.micro_batches,
                 sequence_length=sequence_length(first),
                 num_batches=setup.evaluation_batches * first.micro_batches,
+                masking_rate=data.masking_rate,
+                whole_words=data.whole_word_masking,
             )
         )
         if not any(batch["masked_weights"].any() for batch in self._held_out):
@@ -126,13 +128,16 @@ class MaskedLanguage(Task):
 
     def batch(self, number: int, stage: Stage) -> Batch:
         """Returns windows of the text at random positions, and if needed a dropout key for each."""
+        data: Data = stage.sections["data"]
         made = batches.masked_batch(
             self.corpus.train,
             self.vocabulary,
             seed=self.setup.seed,
             step=number,
             batch_size=stage.batch_size,
-            sequence_length=sequence_length(stage),
+            sequence_length=data.sequence_length,
+            masking_rate=data.masking_rate,
+            whole_words=data.whole_word_masking,
         )
         if not self.model_sizes.dropout:
             return made

@@ -227,3 +227,16 @@ def test_unigram_loss_equals_a_computation_by_hand(tmp_path: Path) -> None:
     assert unigram_loss(train, vocabulary, batches) == pytest.approx(expected, rel=1e-12)
     with pytest.raises(ValueError, match="at least one masked target"):
         unigram_loss(train, vocabulary, [])
+
+
+@pytest.mark.parametrize(("rate", "masked"), [(0.15, 10), (0.4, 26), (0.001, 1)])
+def test_the_masking_rate_sets_the_number_of_masked_tokens(
+    rate: float, masked: int, tokens: Tokens, vocabulary: Vocabulary
+) -> None:
+    sizes = {"seed": 0, "step": 1, "batch_size": 3, "sequence_length": 64}
+    batch = masked_batch(tokens, vocabulary, **sizes, masking_rate=rate)
+    assert batch["masked_positions"].shape == (3, masked)
+    assert (batch["masked_weights"] == 1).all()
+    if rate == 0.15:
+        default = masked_batch(tokens, vocabulary, **sizes)
+        assert all(np.array_equal(array, default[name]) for name, array in batch.items())
