@@ -48,7 +48,8 @@ def layerwise_decay(
 
         - a path pattern (a regular expression, searched for in a path): its leaves are one layer;
         - a pair ``(pattern, stacked(axis))``: its leaves hold several layers, stacked along that
-          axis as by ``nn.scan``, which have consecutive depths.
+          axis as by ``nn.scan``, which have consecutive depths. Of several stacked axes, as in
+          ``(stacked(0), stacked(1))`` for experts in a stack, the first counts.
 
         The first entry that matches a leaf counts. The rules that other functions take as
         ``layers`` are accepted too: a rule with ``split`` only says nothing about depths and is

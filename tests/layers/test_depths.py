@@ -32,6 +32,7 @@ STACKS: dict[str, Any] = {
         ("layers/qkv", (stacked(0), split(-1, 3))),
         ("encoder/layers/", stacked(0)),
     ],
+    "the first stack of several": [("encoder/layers/", (stacked(0), stacked(1)))],
     "a rule that only splits": [("layers/", stacked(0)), ("embeddings/word", split(1, 2))],
 }
 

@@ -60,12 +60,13 @@ def test_a_factor_of_0_freezes_a_leaf_whatever_its_gradient_is(factor: Any) -> N
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_updates_keep_their_dtype_and_are_scaled_in_float32(dtype: str) -> None:
-    """0.01 is not a number of bfloat16: the product of the rounded factor would be another one."""
-    updates = {"stack": jnp.asarray([[300.0], [700.0]], dtype)}
-    for factor in (0.01, [0.01, 0.01]):
+    """0.7 is not a number of these dtypes: it must not be rounded before it is multiplied."""
+    updates = {"stack": jnp.arange(1.0, 513.0).astype(dtype).reshape(2, 256)}
+    exact = np.float32(updates["stack"]) * np.float32(0.7)
+    for factor in (0.7, [0.7, 0.7]):
         scaled = _scaled([("stack", factor)], updates, updates)["stack"]
         assert scaled.dtype == dtype
-        np.testing.assert_array_equal(scaled, jnp.asarray([[3.0], [7.0]], dtype))
+        np.testing.assert_array_equal(scaled, jnp.asarray(exact, dtype))
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,15 @@ def test_a_decay_near_1_keeps_its_digits() -> None:
         np.testing.assert_allclose(averaging.read(state)["x"], mean, rtol=1e-6)
 
 
+def test_an_average_without_bias_forgets_the_parameters_before_it() -> None:
+    params = {"x": jnp.asarray(1e8)}
+    tx = averaging.average_parameters(sgd(1.0), 0.99, debias=True)
+    updates, state = tx.update(params, tx.init(params), params)
+    _, state = tx.update({"x": jnp.asarray(-1.0)}, state, optax.apply_updates(params, updates))
+    # The mean of x_1 = 0 and x_2 = 1; a weight of 1e-7 for x_0 would add 10.
+    np.testing.assert_allclose(averaging.read(state)["x"], 1 / 1.99, rtol=1e-6)
+
+
 def _average(tx: Any) -> Any:
     return averaging.average_parameters(tx, 0.5)
 
@@ -174,6 +183,14 @@ def test_one_step_of_the_optimizer_is_one_step_of_the_average(name: str, outside
             before, after = averaging.read(states[t - 1]), averaging.read(states[t])
             jax.tree.map(np.testing.assert_array_equal, before, after)
         _assert_average(states[t], history, functools.partial(_exponential, decay=0.5))
+    counts = [
+        node.count
+        for node in jax.tree.leaves(
+            states[-1], is_leaf=lambda node: isinstance(node, averaging.AverageParametersState)
+        )
+        if isinstance(node, averaging.AverageParametersState)
+    ]
+    assert counts == [len(made)]
 
 
 def test_a_group_that_is_skipped_alone_does_not_stop_the_average() -> None:

@@ -179,17 +179,14 @@ def _averaging(
         t = optax.safe_increment(state.count)
         follows, changes, w = weight(t)
         made = _made(inner_state)
-        count = t
-        if made is not None:
-            made = materialized(made)
-            count = jnp.where(made, t, state.count)
-            changes &= made
-            follows &= made
+        made = jnp.bool_(True) if made is None else materialized(made)
+        count = jnp.where(made, t, state.count)
+        changes &= made
 
         def averaged(average: jax.Array, x: jax.Array) -> jax.Array:
             x = wide(x)
-            blend = jnp.where(changes, (average + w * (x - average)).astype(average.dtype), average)
-            return jnp.where(follows, x, blend)
+            new = jnp.where(follows, x, average + w * (x - average)).astype(average.dtype)
+            return jnp.where(changes, new, average)
 
         average = jax.tree.map(averaged, state.average, moved)
         return updates, AverageParametersState(count, average, inner_state)
