@@ -99,6 +99,17 @@ class Precision:
 
 
 @dataclasses.dataclass(frozen=True)
+class Averaging:
+    """An exponential moving average of the parameters: averaging.average_parameters, debiased."""
+
+    decay: float = 0.0  # its decay rate per step, such as 0.999; 0 keeps no average
+    evaluate: bool = True  # evaluate the average instead of the parameters, also for keep_best
+
+    def __post_init__(self) -> None:
+        ranges.check("decay", self.decay, 0.0, 1.0, open_high=True)
+
+
+@dataclasses.dataclass(frozen=True)
 class Guards:
     """Which steps are skipped. A skipped step changes neither parameters nor optimizer state."""
 
@@ -262,6 +273,7 @@ class Config:
     stages: tuple[Stage, ...]
     precision: Precision
     accumulation: Accumulation
+    averaging: Averaging
     guards: Guards
     output: Output
     parallel: Parallel

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from optim_zoo import ranges, sharding
+from optim_zoo import averaging, ranges, sharding
 from optim_zoo.errors import UserError
 from optim_zoo.train import (
     config_file,
@@ -69,6 +69,15 @@ class Job:
             loss = total / weight
         return params, state, loss
 
+    def evaluated(self, params: Tree, state: Tree) -> Tree:
+        """Returns the parameters to evaluate: plain ones, or their average if it is chosen."""
+        params = self.plain(params)
+        if not self._evaluates_average:
+            return params
+        average = averaging.read(self.plain(state), like=params)
+        # ZeRO-1 shards it, and an evaluation adds up in the same order without ZeRO-1.
+        return jax.device_put(average, jax.tree.map(lambda x: x.sharding, params))
+
     def units_after(self, steps: int) -> int:
         """Returns the units of the task (such as tokens) used after ``steps`` steps."""
         used = zip(self.config.batches_after(steps), self.config.stages, strict=True)
@@ -76,8 +85,16 @@ class Job:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What a checkpoint records about the machine and the data."""
-        return {"machine": dict(self.machine), "identity": dict(self.task.identity)}
+        """What a checkpoint records about the machine, the data and the evaluations."""
+        return {
+            "machine": dict(self.machine),
+            "identity": dict(self.task.identity),
+            "evaluated": "average" if self._evaluates_average else "parameters",
+        }
+
+    @property
+    def _evaluates_average(self) -> bool:
+        return self.config.averaging.decay > 0 and self.config.averaging.evaluate
 
 
 def prepare(config: Config, folder: Path) -> Job:

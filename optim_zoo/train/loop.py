@@ -84,7 +84,7 @@ def _train(job: Job, signals: Signals, checkpoints: Checkpoints, notes: Sequence
                 health.check_skipped(done, state)
             with speed.paused():
                 if due.evaluate:
-                    _evaluate(job, done, params, health, best, outputs)
+                    _evaluate(job, done, job.evaluated(params, state), health, best, outputs)
                 if due.save or best.gives_up:
                     health.check_parameters(done, job.plain(params))
                     now = {**job.info, "best": best.history.record()}
@@ -93,7 +93,7 @@ def _train(job: Job, signals: Signals, checkpoints: Checkpoints, notes: Sequence
                 checkpoints.wait()
                 raise Stopped(stop, done, job.folder)
         if distributed.broadcast_from_first(_lacks_evaluation(job)):
-            _evaluate(job, done, params, health, best, outputs)
+            _evaluate(job, done, job.evaluated(params, state), health, best, outputs)
         checkpoints.wait()
         best.finish()
     return info
@@ -125,11 +125,10 @@ def _figures(job: Job, done: int, loss: jax.Array, state: Tree) -> dict[str, Any
 def _evaluate(
     job: Job, done: int, params: Tree, health: Health, best: Best, outputs: list[sinks.Sink]
 ) -> None:
-    """Evaluates the parameters, keeps the best, and passes the held-out metrics to the sinks."""
-    evaluated = job.plain(params)
-    held_out = job.evaluate(evaluated)
+    """Evaluates parameters, keeps the best ones, and passes the held-out metrics to the sinks."""
+    held_out = job.evaluate(params)
     health.check_evaluation(done, held_out)
-    best.see(done, held_out, evaluated, job.info)
+    best.see(done, held_out, params, job.info)
     for sink in outputs:
         sink.evaluate(done, held_out)
 

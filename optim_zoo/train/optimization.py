@@ -9,6 +9,7 @@ import optax
 
 from optim_zoo import (
     accumulation,
+    averaging,
     catalogue,
     clip_by_global_norm,
     guards,
@@ -113,10 +114,11 @@ def make_optimizer(config: Config, layers: rules.Rules) -> optax.GradientTransfo
 
 
 def wrapped(config: Config, tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns ``tx`` inside the wrappers of [precision], [guards] and [accumulation].
+    """Returns ``tx`` inside the wrappers of [precision], [averaging], [guards] and [accumulation].
 
-    Accumulation is outermost: a guard sees the mean gradient of a step's batches, and a skipped
-    step changes neither the master weights nor the random numbers of stochastic rounding.
+    The average is that of the float32 master weights where there are any. Accumulation is
+    outermost: a guard sees the mean gradient of a step's batches, and a skipped step changes
+    neither the master weights nor the average nor the random numbers of stochastic rounding.
 
     Raises:
       ArgumentValueError: a dtype in ``precision.state`` is not allowed for its field.
@@ -135,6 +137,8 @@ def wrapped(config: Config, tx: optax.GradientTransformation) -> optax.GradientT
             ),
             "none": lambda tx: tx,
         }[config.precision.wrapper](tx)
+    if config.averaging.decay:
+        tx = averaging.average_parameters(tx, config.averaging.decay, debias=True)
     guard = config.guards
     if guard.spikes:
         tx = guards.skip_spikes(

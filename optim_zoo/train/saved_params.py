@@ -6,11 +6,12 @@ uses what a run has learned, also while the run is training.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from optim_zoo import saved_state
@@ -18,6 +19,7 @@ from optim_zoo.errors import ArgumentValueError, UserError
 from optim_zoo.train.checkpoint_records import Damaged, check_arrays, checked, reading
 from optim_zoo.train.run_folder import BEST, CHECKPOINTS, saved_steps
 from optim_zoo.tree import Tree
+from optim_zoo.wrappers.averaging.state import AverageParametersState
 
 
 class SavedParams(NamedTuple):
@@ -29,7 +31,9 @@ class SavedParams(NamedTuple):
     notes: list[str]  # a sentence about each damaged checkpoint that was passed over
 
 
-def read(folder: Path, like: Tree, *, step: int | None = None, best: bool = False) -> SavedParams:
+def read(
+    folder: Path, like: Tree, *, step: int | None = None, best: bool = False, averaged: bool = False
+) -> SavedParams:
     """Returns the parameters of a step of a run, after their checksums are compared.
 
     This takes no lock, writes nothing, and reads no optimizer state. It also works while another
@@ -43,6 +47,9 @@ def read(folder: Path, like: Tree, *, step: int | None = None, best: bool = Fals
       step: the number of steps made; None for the last step that is not damaged.
       best: whether to read from the parameters that ``output.keep_best`` has kept, ``<run>/best``,
         instead of from the checkpoints. Their ``info`` has ``metric``, ``value`` and ``step``.
+      averaged: whether to read the average that ``averaging.decay`` keeps, in the dtypes of
+        ``like``, instead of the parameters. The best parameters are the average if the run
+        evaluates it, as ``info["evaluated"]`` says.
 
     Returns:
       A `SavedParams` with the fields ``step``, ``params`` (with the containers, shapes, dtypes and
@@ -51,7 +58,8 @@ def read(folder: Path, like: Tree, *, step: int | None = None, best: bool = Fals
 
     Raises:
       UserError: nothing is saved, the step is not, it is damaged, or all steps are; the
-        parameters are of another model; or an earlier version of the package has saved them.
+        parameters are of another model; there is no average; or an earlier version of the package
+        has saved them.
     """
     name = BEST if best else CHECKPOINTS
     like = jax.tree.map(_placed, like)
@@ -69,7 +77,7 @@ def read(folder: Path, like: Tree, *, step: int | None = None, best: bool = Fals
             tried = "; ".join(f"step {each}: {reason}" for each, reason in refused.items())
             raise UserError(f"no step in {folder / name} can be read ({tried})")
         try:
-            info, params = _read(folder / name / str(left[-1]), like)
+            info, params = _read(folder / name / str(left[-1]), like, best, averaged)
         except Damaged as error:
             if step is not None:
                 others = ", ".join(str(each) for each in steps if each != step) or "none"
@@ -104,39 +112,75 @@ def _record(path: Path) -> Mapping[str, Any]:
     return checked(record, path)
 
 
-def _read(path: Path, like: Tree) -> tuple[Mapping[str, Any], Tree]:
+def _read(path: Path, like: Tree, best: bool, averaged: bool) -> tuple[Mapping[str, Any], Tree]:
     """Returns info and parameters of a saved step; raises `Damaged` or `UserError`."""
-    record = _record(path)
-    description = _of_params(record["description"])
+    record, place = _record(path), ["params"]
+    if averaged and best and record["info"].get("evaluated") != "average":
+        raise UserError(f"{path} has parameters, not their average: the run evaluates the former")
+    if averaged and not best:
+        place = _place_of_average(record["description"], path)
+    wanted = jax.tree.map(_widened, like) if len(place) > 1 else like
+    description = _at(place, record["description"])
     try:
-        saved_state.check(description, {"params": like})
+        saved_state.check(description, {"params": wanted})
     except ArgumentValueError as error:
-        lines = saved_state.differences(description, {"params": like})
+        lines = saved_state.differences(description, {"params": wanted})
         shown = "; ".join(lines[:5] + ([f"and {len(lines) - 5} more"] if len(lines) > 5 else []))
         raise UserError(f"the parameters saved in {path} are of another model: {shown}") from error
     with reading(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        item = {"params": wanted}
+        if len(place) > 1:
+            metadata = checkpointer.metadata(path / "training").item_metadata.tree
+            item = jax.tree.map(lambda _: ocp.PLACEHOLDER, metadata)
+            _node(item, place[:-1])[place[-1]] = wanted
         restore = ocp.args.PyTreeRestore(
-            item={"params": like},
-            restore_args=ocp.checkpoint_utils.construct_restore_args({"params": like}),
-            partial_restore=True,  # without the optimizer state
+            item=item,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+            partial_restore=len(place) == 1,  # without the optimizer state
         )
-        restored = checkpointer.restore(path / "training", args=restore)
-        saved_state.check(description, restored)
-    check_arrays(record, restored)
-    return record["info"], restored["params"]
+        restored = _node(checkpointer.restore(path / "training", args=restore), place)
+        saved_state.check(description, {"params": restored})
+    check_arrays({"checksums": _below(place, record["checksums"])}, {"params": restored})
+    return record["info"], jax.tree.map(lambda x, y: x.astype(y.dtype), restored, like)
 
 
-def _of_params(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the part of a description that is about the parameters."""
-    kept = {
-        kind: {
-            path: text
-            for path, text in description[kind].items()
-            if path in ("", "params") or path.startswith("params/")
-        }
-        for kind in ("arrays", "containers")
+def _place_of_average(description: Mapping[str, Any], path: Path) -> list[str]:
+    """Returns the keys from the root of a checkpoint to the average of the parameters."""
+    name = AverageParametersState.__name__
+    places = [place for place, kind in description["containers"].items() if kind == name]
+    if not places:
+        raise UserError(f"{path} has no average of the parameters: the run has no averaging.decay")
+    return [*places[0].split("/"), "average"]
+
+
+def _node(tree: Any, place: Sequence[str]) -> Any:
+    for key in place:
+        tree = tree[int(key)] if isinstance(tree, list | tuple) else tree[key]
+    return tree
+
+
+def _at(place: Sequence[str], description: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a description of the tree at ``place``, as if its path were ``params``."""
+    return {
+        "version": description["version"],
+        "arrays": _below(place, description["arrays"]),
+        "containers": {"": "dict", **_below(place, description["containers"])},
     }
-    return {"version": description["version"], **kept}
+
+
+def _below(place: Sequence[str], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entries whose path is at or below ``place``, with ``params`` for it."""
+    start = "/".join(place)
+    return {
+        "params" + path.removeprefix(start): value
+        for path, value in entries.items()
+        if path == start or path.startswith(start + "/")
+    }
+
+
+def _widened(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    dtype = jnp.promote_types(x.dtype, jnp.float32)  # as `averaging` keeps it
+    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
 
 
 def _placed(x: Any) -> jax.ShapeDtypeStruct:

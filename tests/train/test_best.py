@@ -55,7 +55,7 @@ class Wave(Task):
     """A vector that moves away from 0, and a metric that rises and falls on its way."""
 
     def init(self, key: jax.Array) -> Tree:
-        return {"x": 0.01 * jax.random.normal(key, (6,)), "y": jnp.zeros((2, 2))}
+        return {"x": 0.01 * jax.random.normal(key, (6,)), "y": jnp.zeros((8, 2))}
 
     def loss(self, params: Tree, batch: Tree) -> WeightedLoss:
         distance = (params["x"] - 5.0) ** 2 + jnp.sum(params["y"] ** 2)
@@ -170,8 +170,7 @@ def test_the_best_parameters_are_those_of_the_best_evaluation(unbroken: Path) ->
     assert (step, metric, value) == (at, "wave", values[at])
     assert saved_steps(unbroken, BEST) == [at]
     params = saved_params.read(unbroken, wave(), best=True).params
-    measured = Wave.measure(None, params, {"a": jnp.ones(2)})["wave"][0]  # type: ignore[arg-type]
-    assert measured == pytest.approx(value, rel=1e-5)  # compiled in another way
+    assert wave_of(params) == pytest.approx(value, rel=1e-5)  # compiled in another way
 
 
 def test_for_a_loss_the_lowest_value_is_the_best(tmp_path: Path) -> None:
@@ -332,6 +331,70 @@ def test_a_resumed_run_may_compare_another_metric(stopped: Path, tmp_path: Path)
     train(folder, "output.keep_best=-wave", "run.accept_changes=true")
     after = {s: m["wave"] for s, m in held_out(folder).items() if s > max(held_out(stopped))}
     assert best_of(folder)[0] == min(after, key=lambda step: after[step])
+
+
+# The average of the parameters
+
+AVERAGES = ("averaging.decay=0.9", "train.steps=20", "output.checkpoint_every=10")
+
+
+def wave_of(params: Tree) -> float:
+    return float(Wave.measure(None, params, {"a": jnp.ones(2)})["wave"][0])  # type: ignore[arg-type]
+
+
+def test_the_average_is_evaluated_and_kept_as_the_best(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(folder, *AVERAGES)
+    read = [saved_params.read(folder, wave(), averaged=averaged) for averaged in (False, True)]
+    assert read[1].step == 20
+    average, params = wave_of(read[1].params), wave_of(read[0].params)
+    assert held_out(folder)[20]["wave"] == pytest.approx(average, rel=1e-5)  # compiled otherwise
+    assert abs(average - params) > 0.01  # or this test could not fail
+    best = saved_params.read(folder, wave(), best=True, averaged=True)
+    assert held_out(folder)[best.step]["wave"] == pytest.approx(wave_of(best.params), rel=1e-5)
+
+
+def test_the_parameters_are_evaluated_where_the_average_is_not(
+    unbroken: Path, tmp_path: Path
+) -> None:
+    """The average changes no parameter."""
+    folder = tmp_path / "run"
+    train(folder, *AVERAGES, "averaging.evaluate=false")
+    expected = {step: each for step, each in held_out(unbroken).items() if step < 20}
+    assert held_out(folder).items() >= expected.items()
+    saved_params.read(folder, wave(), averaged=True)
+    with pytest.raises(UserError, match="has parameters, not their average"):
+        saved_params.read(folder, wave(), best=True, averaged=True)
+
+
+def test_a_run_with_an_average_resumes_to_the_bit(tmp_path: Path) -> None:
+    train(tmp_path / "whole", *AVERAGES)
+    killed_after_evaluation(tmp_path / "run", 15, *AVERAGES)
+    train(tmp_path / "run", *AVERAGES)
+    assert held_out(tmp_path / "run") == held_out(tmp_path / "whole")
+    assert best_of(tmp_path / "run") == best_of(tmp_path / "whole")
+
+
+def test_skipped_and_accumulated_batches_leave_the_average_alone(tmp_path: Path) -> None:
+    """Every batch has the same gradient, so that accumulation changes no step."""
+    same = ("train.steps=6", "output.evaluate_every=1", "averaging.decay=0.9")
+    train(tmp_path / "plain", *same)
+    train(tmp_path / "accumulated", *same, "accumulation.every=2")
+    plain, accumulated = held_out(tmp_path / "plain"), held_out(tmp_path / "accumulated")
+    for step in range(1, 7):
+        # The sums over two batches are rounded.
+        assert plain[step]["wave"] == pytest.approx(accumulated[step]["wave"], rel=1e-4)
+
+
+def test_a_sharded_average_is_evaluated_as_an_unsharded_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_devices(monkeypatch, jax)  # all eight
+    short = ("averaging.decay=0.9", "train.steps=4", "train.batch_size=8")
+    train(tmp_path / "plain", *short)
+    train(tmp_path / "zero1", *short, "parallel.zero1=true")
+    assert held_out(tmp_path / "zero1") == held_out(tmp_path / "plain")
+    assert best_of(tmp_path / "zero1") == best_of(tmp_path / "plain")
 
 
 # Bad input

@@ -54,6 +54,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "precision.wrapper": "master",
     "precision.state": {"mu": "float64"},
     "accumulation.every": 0,
+    "averaging.decay": 1.0,
     "guards.window": 1,
     "guards.factor": 1.0,
     "guards.max_consecutive": 0,
@@ -79,6 +80,7 @@ WITHOUT_RANGE = {"run.dir", "run.accept_changes", "data.text", "data.vocabulary"
     "parallel.zero1",
     "guards.nonfinite",
     "guards.spikes",
+    "averaging.evaluate",
     "output.keep_best",  # the task is asked whether it measures the metric
 }
 SECTIONS: dict[str, Any] = {

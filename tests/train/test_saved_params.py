@@ -1,5 +1,6 @@
 """Parameters are read from a run folder without its optimizer state, and nothing is changed."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 import optim_zoo
 from optim_zoo.errors import UserError
-from optim_zoo.train import saved_params
+from optim_zoo.train import checkpoint_records, saved_params
 from optim_zoo.train.checkpoints import Checkpoints
 from optim_zoo.tree import Tree
 
@@ -130,10 +131,10 @@ def test_a_step_that_is_removed_while_it_is_read_is_passed_over(
     folder = shutil.copytree(two_steps, tmp_path / "run")
     read_step = saved_params._read
 
-    def removed_first(path: Path, like: Tree) -> Any:
+    def removed_first(path: Path, *arguments: Any) -> Any:
         if path.name == "6" and path.exists():
             path.rename(path.with_name("8"))
-        return read_step(path, like)
+        return read_step(path, *arguments)
 
     monkeypatch.setattr(saved_params, "_read", removed_first)
     read = saved_params.read(folder, shapes())
@@ -167,3 +168,49 @@ def test_if_every_step_is_damaged_the_error_says_why(two_steps: Path, tmp_path: 
     (folder / "checkpoints" / "4" / "info" / "metadata").unlink()
     with pytest.raises(UserError, match=r"can be read \(step 6: .*; step 4: "):
         saved_params.read(folder, shapes())
+
+
+# The average of the parameters
+
+
+@pytest.fixture(scope="module")
+def averages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a run folder whose state has an average inside a guard and an accumulation."""
+    folder = tmp_path_factory.mktemp("averages")
+    with Checkpoints(folder, 2) as checkpoints:
+        checkpoints.save(3, parameters(3), averaging_state(), INFO)
+    return folder
+
+
+def averaging_state() -> Tree:
+    tx = optax.chain(optim_zoo.clip_by_global_norm(1.0), optim_zoo.lamb(0.1))
+    tx = optim_zoo.averaging.average_parameters(tx, 0.9)
+    tx = optim_zoo.accumulation.accumulate(optim_zoo.guards.skip_nonfinite(tx, 9), 2)
+    return tx.init(parameters(2))
+
+
+def test_the_average_is_read_from_the_state_in_the_dtypes_of_the_parameters(
+    averages: Path,
+) -> None:
+    read = saved_params.read(averages, shapes(), averaged=True)
+    assert_same_bits(read.params, parameters(2))
+    assert_same_bits(saved_params.read(averages, shapes()).params, parameters(3))
+
+
+def test_a_damaged_average_is_not_read(averages: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(averages, tmp_path / "run")
+    path = folder / "checkpoints" / "3" / "info" / "metadata"
+    record = json.loads(path.read_text())
+    record["checksums"] = {
+        key: value + ("average/dense" in key) for key, value in record["checksums"].items()
+    }
+    del record["sha256"]
+    path.write_text(json.dumps({**record, "sha256": checkpoint_records._digest(record)}))
+    with pytest.raises(UserError, match="the values of params/dense/bias and 1 more have changed"):
+        saved_params.read(folder, shapes(), averaged=True)
+    saved_params.read(folder, shapes())
+
+
+def test_a_run_without_an_average_is_one_sentence(two_steps: Path) -> None:
+    with pytest.raises(UserError, match=r"has no average of .*averaging\.decay"):
+        saved_params.read(two_steps, shapes(), averaged=True)
