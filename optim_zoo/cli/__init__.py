@@ -11,10 +11,11 @@ import sys
 from collections.abc import Sequence
 
 import optim_zoo
-from optim_zoo.cli import ending, listing, show, sweep, train, verify
+from optim_zoo.cli import ending, evaluate, listing, predict, show, sweep, train, verify
 from optim_zoo.errors import UserError
 
-_COMMANDS = (train, listing, show, verify, sweep)  # in the order of the help
+# In the order of the help.
+_COMMANDS = (train, evaluate, predict, listing, show, verify, sweep)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,15 +1,11 @@
 """``optim-zoo train CONFIG [section.key=value ...]``."""
 
 import argparse
-import logging
-import os
-import sys
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from optim_zoo.cli import ending
+from optim_zoo.cli import ending, starting
 from optim_zoo.errors import UserError
 
 
@@ -37,12 +33,12 @@ def run(parsed: argparse.Namespace) -> int:
     # Imported lazily: the other commands work without the extra `train`.
     from optim_zoo.train import config_file, distributed, loop
 
-    _quiet_orbax()
-    sys.path.append(os.getcwd())  # to find the user's own tasks and sinks, as `python -m` does
+    starting.quiet_orbax()
+    starting.find_user_modules()
     notes: list[str] = []
     path: Path = parsed.config
     overrides: Sequence[str] = parsed.overrides
-    _check_text(str(path), *overrides)
+    starting.check_text(str(path), *overrides)
     config = config_file.load(path, overrides, notes)
     folder = _run_folder(path, config.run.dir, overrides)
     with distributed.start(config.distributed, folder) as processes:
@@ -71,22 +67,6 @@ def _run_folder(path: Path, configured: str, overrides: Sequence[str]) -> Path:
     return Path(configured or Path("runs") / path.stem).expanduser()
 
 
-def _check_text(*arguments: str) -> None:
-    """Checks that arguments are Unicode, as the files of a run folder are written in UTF-8.
-
-    Raises:
-      UserError: one has bytes that are not UTF-8.
-    """
-    for argument in arguments:
-        raw = os.fsencode(argument)
-        try:
-            argument.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"expected arguments in UTF-8, got {raw!r}; rename the file or the folder"
-            ) from error
-
-
 def _ending(run: Callable[[], object]) -> tuple[int, str]:
     """Calls a function that trains; returns the exit code and the last line, which may be empty."""
     from optim_zoo.train import distributed
@@ -100,11 +80,3 @@ def _ending(run: Callable[[], object]) -> tuple[int, str]:
     except distributed.Lost as lost:
         return distributed.LOST, ending.line(lost)
     return 0, ""
-
-
-def _quiet_orbax() -> None:
-    """Silences the tracebacks of Orbax's threads. The main thread raises the same errors."""
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    sys.unraisablehook = lambda _: None

@@ -113,7 +113,7 @@ def prepare(config: Config, folder: Path) -> Job:
     mesh = Mesh(np.array(jax.devices()), ("data",))
     steps = _make_steps(config, task, mesh)
     _check_metric(config, task)
-    return Job(config, folder, task, steps, _evaluation(task, mesh), machine.describe())
+    return Job(config, folder, task, steps, evaluation(task, mesh), machine.describe())
 
 
 def check_batches(config: Config, devices: int) -> None:
@@ -227,7 +227,7 @@ def _check_memory(params: Tree) -> None:
         )
 
 
-def _evaluation(task: Task, mesh: Mesh) -> Callable[[Tree], Mapping[str, float]]:
+def evaluation(task: Task, mesh: Mesh) -> Callable[[Tree], Mapping[str, float]]:
     """Returns a function from parameters to the held-out metrics."""
     batches = task.held_out()
     # Replicated, because every process reads the result.

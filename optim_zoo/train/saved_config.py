@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import tomli_w
 from optim_zoo.errors import ArgumentTypeError, ArgumentValueError
 from optim_zoo.train import config_file, config_values
 from optim_zoo.train.config import Choice, Config
+from optim_zoo.train.config_overrides import apply_overrides
 
 CONFIG_FILE = "config.toml"  # the name of the config in a run folder
 _UNCOMPARED = ("run.dir", "run.accept_changes", "output.sinks")
@@ -66,13 +67,20 @@ def folder_of(path: Path) -> Path | None:
     return folder if is_saved else None
 
 
-def load(path: Path) -> Config:
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Returns a config that `to_toml` has written, also if an earlier version wrote it.
 
+    Args:
+      path: the file.
+      overrides: see `config_file.load`.
+
     Raises:
-      UserError: the file cannot be read, or this version cannot run its config.
+      UserError: the file cannot be read, this version cannot run its config, or an override is not
+        allowed.
     """
-    return config_file.build(_updated(config_file.read(path)), str(path))
+    tree = _updated(config_file.read(path))
+    overridden, _ = apply_overrides(tree, str(path), overrides)
+    return config_file.build(tree, str(path), overridden)
 
 
 def _updated(tree: dict[str, Any]) -> dict[str, Any]:

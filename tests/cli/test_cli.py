@@ -102,7 +102,7 @@ def error_message(
 ) -> Callable[..., str]:
     """Returns a function that runs `train` with overrides and returns its error message."""
     monkeypatch.setattr(
-        cli.train, "_quiet_orbax", lambda: None
+        cli.starting, "quiet_orbax", lambda: None
     )  # it changes global logging settings
     monkeypatch.setattr(loop.jax, "device_count", lambda: 1)
 
@@ -212,7 +212,7 @@ def run_folders(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Replaces training, and returns a list of the run folders that commands would use."""
     folders: list[Path] = []
     monkeypatch.setattr(
-        cli.train, "_quiet_orbax", lambda: None
+        cli.starting, "quiet_orbax", lambda: None
     )  # it changes global logging settings
     monkeypatch.setattr(loop, "run", lambda config, folder, notes: folders.append(folder))
     return folders

@@ -373,7 +373,7 @@ def error_message(
 ) -> Callable[..., str]:
     """Returns a function that runs the command with overrides and returns its error message."""
     monkeypatch.setattr(
-        cli.train, "_quiet_orbax", lambda: None
+        cli.starting, "quiet_orbax", lambda: None
     )  # it changes global logging settings
 
     def sentence(*overrides: str) -> str:

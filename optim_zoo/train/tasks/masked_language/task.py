@@ -1,6 +1,6 @@
 """Masked-language pretraining of BERT (arXiv 1810.04805, section 3.1) as a task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -13,12 +13,12 @@ from optim_zoo.errors import UserError
 from optim_zoo.sharding import WeightedLoss
 from optim_zoo.train.config import Stage
 from optim_zoo.train.random_numbers import KEYS, generator
-from optim_zoo.train.tasks.base import Baseline, Batch, Setup, Task, WeightedSum
+from optim_zoo.train.tasks.base import Baseline, Batch, Loaded, Setup, Task, WeightedSum
 from optim_zoo.train.tasks.bert import init_from
 from optim_zoo.train.tasks.bert.loaded import LoadedBert, user_tokenizer
 from optim_zoo.train.tasks.bert.model import Bert, layer_rules
 from optim_zoo.train.tasks.bert.sections import Model, check_positions
-from optim_zoo.train.tasks.masked_language import batches, corpus
+from optim_zoo.train.tasks.masked_language import batches, corpus, predict
 from optim_zoo.train.tasks.masked_language.sections import Data
 from optim_zoo.tree import Tree
 
@@ -148,6 +148,17 @@ class MaskedLanguage(Task):
     def held_out(self) -> Sequence[Batch]:
         """Returns consecutive windows of the held-out text."""
         return self._held_out
+
+    def predict(self, loaded: Loaded, lines: Sequence[str], top: int = 0) -> Iterable[str]:
+        """Returns the lines with their masked tokens filled in; see `predict.fill`."""
+        return predict.fill(
+            self.model,
+            loaded.params,
+            self.vocabulary,
+            lines,
+            longest=max(map(sequence_length, self.setup.stages)),
+            top=top,
+        )
 
     def units(self, stage: Stage) -> int:
         """Returns the number of tokens of a batch."""

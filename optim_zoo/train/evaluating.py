@@ -1,0 +1,103 @@
+"""Evaluates what a run has trained, without training; see ``optim-zoo evaluate``."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from optim_zoo import train
+from optim_zoo.errors import UserError
+from optim_zoo.train import config_file, job, saved_config
+from optim_zoo.train.config import Config
+from optim_zoo.train.tasks.base import Task
+
+
+class Metrics(NamedTuple):
+    """What `evaluate` returns."""
+
+    values: Mapping[str, float]  # metric -> value, as in metrics.jsonl
+    loss_unit: str  # such as "nats", or ""
+
+
+def evaluate(
+    folder: Path, overrides: Sequence[str] = (), *, step: int | None = None, best: bool = False
+) -> Metrics:
+    """Returns the held-out metrics of the parameters that a run has saved.
+
+    The task reads its data as in training. What it makes once from the data, such as tokens, is
+    read from the run folder if it is there, and made in a temporary folder otherwise: nothing is
+    written to the run folder, which may be in use.
+
+    Args:
+      folder: the run folder.
+      overrides: ``section.key=value`` for the task's own sections other than ``model``, such as
+        ``data.text=other/*.txt``.
+      step: the number of steps made; None for the last step that is saved.
+      best: whether to evaluate the parameters that ``output.keep_best`` has kept.
+
+    Raises:
+      UserError: `optim_zoo.train.load` refuses the run or the step; a key is unknown, of another
+        section, or has a value that is not allowed; or the data cannot be used with this run.
+    """
+    loaded = train.load(folder, step, best)
+    folder = folder.expanduser()
+    config = _config(folder, overrides)
+    with tempfile.TemporaryDirectory(prefix="optim-zoo-") as cache:
+        for path in (folder / "tokens").glob("*"):
+            (Path(cache) / path.name).symlink_to(path.absolute())
+        task = config_file.make_task(config, Path(cache))
+        _check_same_meaning(loaded.task, task, folder)
+        # One device, where the parameters are.
+        mesh = Mesh(np.array(jax.local_devices()[:1]), ("data",))
+        return Metrics(job.evaluation(task, mesh)(loaded.params), task.loss_unit)
+
+
+def lines(metrics: Metrics) -> list[str]:
+    """Returns the metrics as lines, the loss first: ``loss: 4.4123 nats``, ``F1: 0.9123``.
+
+    The cells of a matrix, which have two slashes in their names, are left out.
+    """
+    unit = f" {metrics.loss_unit}" if metrics.loss_unit else ""
+    return [
+        f"{shown_name(name)}: {value:.4f}{unit if name == 'loss' else ''}"
+        for name, value in metrics.values.items()
+        if name.count("/") < 2
+    ]
+
+
+def shown_name(metric: str) -> str:
+    """Returns the name of a metric for people: F1 for ``f1``, and ``f1/string`` as ``F1/string``.
+
+    Other names are spelt alike in the files and for people.
+    """
+    name, slash, more = metric.partition("/")
+    return {"f1": "F1"}.get(name, name) + slash + more
+
+
+def _config(folder: Path, overrides: Sequence[str]) -> Config:
+    """Returns the config of a run with overrides of its data."""
+    path = folder / saved_config.CONFIG_FILE
+    task = saved_config.load(path).task.name
+    sections = [name for name in config_file.find_task(task).sections if name != "model"]
+    for override in overrides:
+        if override.partition(".")[0].strip() not in sections:
+            known = " and ".join(f"[{name}]" for name in sections) or "no section"
+            raise UserError(
+                f"command line ({override}): an evaluation may override keys of {known} only, "
+                f"because all others are those that the run was trained with"
+            )
+    return saved_config.load(path, overrides)
+
+
+def _check_same_meaning(before: Task, now: Task, folder: Path) -> None:
+    """Raises `UserError` unless the data gives the parameters the meaning that they have."""
+    changed = [name for name in now.essential if now.identity[name] != before.identity.get(name)]
+    if changed:
+        raise UserError(
+            f"the {' and '.join(changed)} of this data is not the one that the run in {folder} "
+            f"was trained with, so its parameters have another meaning: choose other data"
+        )
