@@ -18,45 +18,11 @@ import optim_zoo
 from optim_zoo import catalogue, cli, recorded, verify
 from optim_zoo.train import config_file, loop, saved_config
 from optim_zoo.train.run_folder import saved_steps
-from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = [
     pytest.mark.xdist_group("command line"),  # one worker, because the fixtures are whole runs
     pytest.mark.usefixtures("compiled"),
 ]
-
-TINY = """
-[data]
-text = "{folder}/*.txt"
-vocabulary = "{folder}/vocabulary"
-held_out = 0.2
-sequence_length = 16
-[model]
-num_layers = 1
-hidden_size = 16
-num_heads = 2
-intermediate_size = 32
-max_positions = 2000
-[schedule]
-learning_rate = 0.003
-warmup_steps = 2
-[train]
-steps = 6
-batch_size = 8
-[output]
-log_every = 1
-evaluate_every = 100
-checkpoint_every = 3
-"""
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a config file, in a folder that also has a little text and a vocabulary."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_random_text(folder)
-    (folder / "tiny.toml").write_text(TINY.format(folder=folder))
-    return folder / "tiny.toml"
 
 
 def environment() -> dict[str, str]:
@@ -189,7 +155,7 @@ def test_invalid_arguments_print_the_usage(
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = ("train", "list", "show", "verify")
+    commands = ("train", "evaluate", "predict", "list", "show", "verify")
     for arguments in (["--help"], *([command, "--help"] for command in commands)):
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)
