@@ -62,6 +62,7 @@ class Train:
     batch_size: int = 256  # examples per batch, over all devices
     micro_batches: int = 1  # parts of a batch, computed one after another to save memory
     clip_norm: float = 1.0  # gradients are clipped to this global norm; inf disables clipping
+    noise_scale: bool = False  # measure the gradient noise scale, the estimated critical batch size
 
     def __post_init__(self) -> None:
         ranges.check_count("steps", self.steps, 1)

@@ -17,6 +17,7 @@ from optim_zoo.errors import UserError
 from optim_zoo.train import (
     config_file,
     config_values,
+    critical_batch_size,
     distributed,
     machine,
     optimization,
@@ -120,7 +121,8 @@ def check_batches(config: Config, devices: int) -> None:
     """Checks that the batch of each stage can be divided among devices and micro-batches.
 
     Raises:
-      UserError: a batch size is not a multiple of their product.
+      UserError: a batch size is not a multiple of their product, or there is one device and one
+        micro-batch where ``train.noise_scale`` needs several.
     """
     for index, stage in enumerate(config.stages):
         divisor = devices * stage.micro_batches
@@ -131,6 +133,7 @@ def check_batches(config: Config, devices: int) -> None:
                 f"{section}.batch_size must be divisible by {devices} devices x "
                 f"{stage.micro_batches} micro-batches = {divisor}, got {stage.batch_size}"
             )
+    critical_batch_size.check(config, devices)
 
 
 def initial_params(config: Config, task: Task) -> Tree:
@@ -190,6 +193,8 @@ def _make_steps(config: Config, task: Task, mesh: Mesh) -> list[sharding.DataPar
             mode=config.parallel.mode,
             micro_batches=stage.micro_batches,
             zero1="data" if config.parallel.zero1 else None,
+            # With accumulation, `optimization.wrapped` measures it, from whole batches.
+            noise_scale=config.train.noise_scale and config.accumulation.every == 1,
         )
         for stage in config.stages
     ]

@@ -14,7 +14,14 @@ import jax
 
 from optim_zoo import metrics
 from optim_zoo.errors import UserError
-from optim_zoo.train import distributed, foreign_errors, resume, saved_config, sinks
+from optim_zoo.train import (
+    critical_batch_size,
+    distributed,
+    foreign_errors,
+    resume,
+    saved_config,
+    sinks,
+)
 from optim_zoo.train.best import Best
 from optim_zoo.train.checkpoints import Checkpoints
 from optim_zoo.train.config import Config
@@ -118,7 +125,8 @@ def _due(config: Config, done: int, *, stopping: bool) -> _Due:
 
 def _figures(job: Job, done: int, loss: jax.Array, state: Tree) -> dict[str, Any]:
     """Returns the units used, the loss, and the metrics in the optimizer state."""
-    seen = {"loss": loss, **job.plain(metrics.read(state))}
+    kept = {**metrics.read(state), **critical_batch_size.in_examples(job.config, done, state)}
+    seen = {"loss": loss, **job.plain(kept)}
     return {job.task.unit: job.units_after(done), **jax.device_get(seen)}
 
 
@@ -160,6 +168,7 @@ def _info(job: Job, start: int, params: Tree, notes: list[str]) -> RunInfo:
         total_steps=job.config.total_steps,
         unit=job.task.unit,
         loss_unit=job.task.loss_unit,
+        weight_unit=job.task.weight_unit,
         baseline=job.task.baseline,
         notes=notes,
         facts=job.task.facts,

@@ -149,6 +149,10 @@ def wrapped(config: Config, tx: optax.GradientTransformation) -> optax.GradientT
     every = config.accumulation.every
     if every > 1:
         tx = accumulation.accumulate(
-            tx, every, skip_nonfinite=guard.nonfinite, max_consecutive=guard.max_consecutive
+            tx,
+            every,
+            skip_nonfinite=guard.nonfinite,
+            max_consecutive=guard.max_consecutive,
+            noise_scale=config.train.noise_scale,
         )
     return tx

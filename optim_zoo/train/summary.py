@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from optim_zoo.errors import UserError
-from optim_zoo.train import records, saved_params
+from optim_zoo.train import critical_batch_size, records, saved_params
 from optim_zoo.train.checkpoint_records import Damaged
 from optim_zoo.train.run_folder import BEST, CHECKPOINTS, saved_steps
 from optim_zoo.train.sinks.base import RunInfo
@@ -39,6 +39,8 @@ def summarize(run: RunInfo) -> dict[str, str]:
     stop_after = run.config.get("output", {}).get("stop_after", 0)
     stopped = 0 < stop_after <= last_saved.get("without_better", 0)
     why = f" (stopped: {stop_after} evaluations without a better value)" if stopped else ""
+    if batch_size := critical_batch_size.describe(seen, run.weight_unit):
+        figures["estimated critical batch size"] = batch_size
     figures["steps"] = f"{step:,} of {run.total_steps:,}{why}"
     units = seen.train.get(run.unit, (np.empty(0), np.empty(0)))[1]
     if units.size:

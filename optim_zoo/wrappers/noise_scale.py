@@ -90,6 +90,17 @@ class NoiseScaleState(NamedTuple):
     squared_norm: jax.Array  # (), float32: exponential average of the estimates of |G|^2
     inner: optax.OptState
 
+    @property
+    def noise_scale(self) -> jax.Array:
+        """The noise scale, ``tr(Sigma) / |G|^2``: (), float32; see `optim_zoo.metrics.read`."""
+        return ratio(self.trace, self.squared_norm)
+
+
+def noise_scale_states(state: Tree) -> list[NoiseScaleState]:
+    """Returns the outermost states of noise scales in ``state``."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, NoiseScaleState))
+    return [node for node in nodes if isinstance(node, NoiseScaleState)]
+
 
 def with_noise_scale(
     inner: optax.GradientTransformationExtraArgs,

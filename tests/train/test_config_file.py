@@ -78,6 +78,7 @@ WITHOUT_RANGE = {"run.dir", "run.accept_changes", "data.text", "data.vocabulary"
     "model.scan_layers",
     "model.init_from",
     "parallel.zero1",
+    "train.noise_scale",
     "guards.nonfinite",
     "guards.spikes",
     "averaging.evaluate",

@@ -29,6 +29,7 @@ class RunInfo:
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the data: name -> text
     parameters: int = 0  # the number of parameters
     total_units: int = 0  # the units of all steps
+    weight_unit: str = ""  # what the weights of the loss count: "masked tokens", or ""
 
 
 class Sink(Protocol):

@@ -95,6 +95,10 @@ class Task(abc.ABC):
     loss_unit: ClassVar[str] = ""
     """The unit of the loss, such as ``nats``."""
 
+    weight_unit: ClassVar[str] = ""
+    """What the weights of the loss count, in the plural, such as ``masked tokens``. It is the unit
+    of ``gradient_noise_scale`` in the metrics."""
+
     layers: rules.Rules = ()
     """Layer rules for the parameters, passed to an optimizer that has an argument ``layers``."""
 

@@ -60,6 +60,7 @@ class Digits(Task):
     sections = MappingProxyType({"model": Model})
     unit = "images"
     loss_unit = "nats"
+    weight_unit = "examples"
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)

@@ -22,7 +22,8 @@ from optim_zoo.train.tasks.base import Baseline
 
 Array = npt.NDArray[np.float64]
 BY_FREQUENCY = Baseline("token frequency", {"loss": 7.3, "accuracy": 0.1})
-NAMES = [f"{name}.png" for name in ("loss", "learning_rate", "gradient_norm", "trust_ratio")]
+NAMES = ["loss.png", "learning_rate.png", "gradient_norm.png", "critical_batch_size.png"]
+NAMES += ["trust_ratio.png"]
 
 
 def run(leaves: dict[str, Array], steps: Array | None = None) -> records.Records:
@@ -35,6 +36,7 @@ def run(leaves: dict[str, Array], steps: Array | None = None) -> records.Records
         "loss": (steps, 3 + 7 * np.exp(-rows / count) + rng.normal(0, 0.1, count)),
         "learning_rate": (steps, rows * 1e-4),
         "gradient_norm": (steps, rng.lognormal(size=count)),
+        "critical_batch_size": (steps, 1e3 * rng.lognormal(size=count)),
     }
     by_path = {
         f"trust_ratio/{path}": records.Leaf(rows, values.reshape(count, -1), values.ndim == 2)
@@ -206,6 +208,7 @@ def test_every_axis_has_a_label(tmp_path: pathlib.Path) -> None:
         (draw_loss(recorded, tmp_path / "a.png"), "loss (nats)"),
         (lines.learning_rate(recorded, tmp_path / "b.png"), "learning rate"),
         (lines.gradient_norm(recorded, tmp_path / "c.png"), "gradient norm"),
+        (lines.critical_batch_size(recorded, tmp_path / "e.png"), "examples"),
         (heat_maps.trust_ratio(recorded, tmp_path / "d.png"), "layer"),
     ):
         axes = drawn(figure).axes[0]
@@ -218,6 +221,7 @@ def test_texts_of_the_line_plots_do_not_overlap(tmp_path: pathlib.Path) -> None:
         draw_loss(recorded, tmp_path / "a.png"),
         lines.learning_rate(recorded, tmp_path / "b.png"),
         lines.gradient_norm(recorded, tmp_path / "c.png"),
+        lines.critical_batch_size(recorded, tmp_path / "d.png"),
     ):
         assert_readable(drawn(figure))
 
@@ -260,7 +264,7 @@ def test_write_all_writes_only_readable_pictures(tmp_path: pathlib.Path) -> None
 
 def test_without_trust_ratios_there_is_no_heat_map(tmp_path: pathlib.Path) -> None:
     recorded = run({"a": np.full(3, np.nan)})
-    assert [path.name for path in write_all(recorded, tmp_path, None)] == NAMES[:3]
+    assert [path.name for path in write_all(recorded, tmp_path, None)] == NAMES[:-1]
     assert len(list(tmp_path.iterdir())) == 3
 
 

@@ -21,6 +21,8 @@ CAPTIONS: Mapping[str, str] = {
     " of the run.",
     "learning_rate.png": "Learning rate of each step.",
     "gradient_norm.png": "Norm of the whole gradient, on a log scale.",
+    "critical_batch_size.png": "Estimated critical batch size: the gradient noise scale, converted"
+    " to examples. A batch far below it wastes steps, one far above it wastes examples.",
     "trust_ratio.png": "Trust ratio of every adapted layer: the factor by which the optimizer"
     " scaled its update. Rows are layers; the layers of one stacked array are next to one another.",
     "parameter_norm.png": "Norm of the parameters of every layer, before the step.",
@@ -86,6 +88,7 @@ def write_all(
         "skipped.png": lines.skipped,
         "learning_rate.png": lines.learning_rate,
         "gradient_norm.png": lines.gradient_norm,
+        "critical_batch_size.png": lines.critical_batch_size,
         "trust_ratio.png": heat_maps.trust_ratio,
         "parameter_norm.png": heat_maps.parameter_norm,
         "update_norm.png": heat_maps.update_norm,

@@ -118,12 +118,25 @@ def learning_rate(records: Records, path: pathlib.Path) -> Figure | None:
 
 def gradient_norm(records: Records, path: pathlib.Path) -> Figure | None:
     """Draws the norm of the gradient by step on a log scale, without steps where it is 0."""
-    steps, values = finite(records.train, "gradient_norm")
+    return _positive(records, "gradient_norm", path, "Gradient norm", "gradient norm")
+
+
+def critical_batch_size(records: Records, path: pathlib.Path) -> Figure | None:
+    """Draws the estimated critical batch size by step on a log scale, where it is measured."""
+    title = "Estimated critical batch size"
+    return _positive(records, "critical_batch_size", path, title, "examples")
+
+
+def _positive(
+    records: Records, name: str, path: pathlib.Path, title: str, label: str
+) -> Figure | None:
+    """Draws the values of a quantity that are above 0 on a log scale."""
+    steps, values = finite(records.train, name)
     steps, values = steps[values > 0], values[values > 0]
     if not steps.size:
         return None
-    figure, axes = line_figure("Gradient norm", "gradient norm", width=5.6, height=3.2)
-    _raw_and_smoothed(axes, steps, values, "gradient norm")
+    figure, axes = line_figure(title, label, width=5.6, height=3.2)
+    _raw_and_smoothed(axes, steps, values, label)
     low, high = widened(values.min(), values.max())
     ticks = log_ticks(low, high)
     axes.set_yscale("log")

@@ -38,6 +38,7 @@ class MaskedLanguage(Task):
     earlier_values = MappingProxyType({"model.activation": "gelu_tanh"})
     unit = "tokens"  # padding and special tokens included
     loss_unit = "nats"
+    weight_unit = "masked tokens"
     essential = ("vocabulary",)
 
     def __init__(self, setup: Setup) -> None:

@@ -38,6 +38,7 @@ class TokenTagging(Task):
     paths = ("data.text", "data.held_out_text", "data.vocabulary")
     unit = "tokens"  # padding and special tokens included
     loss_unit = "nats"
+    weight_unit = "words"
     essential = ("vocabulary", "labels")
 
     def __init__(self, setup: Setup) -> None:
