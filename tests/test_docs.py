@@ -31,6 +31,7 @@ from optim_zoo.train.config import Config
 from optim_zoo.train.sinks import base as sinks
 from optim_zoo.train.tasks import base as tasks
 from tests.scripts.importing import imported
+from tests.train.saved_run import write_run
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -91,8 +92,13 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
         yield
 
 
+WITH_TESTS_OF_THEIR_OWN = {"README.md", "using_a_run.md"}
+
+
 @pytest.mark.parametrize(
-    "page", [p for p in with_python("") if p.name != "README.md"], ids=lambda page: page.name
+    "page",
+    [p for p in with_python("") if p.name not in WITH_TESTS_OF_THEIR_OWN],
+    ids=lambda page: page.name,
 )
 def test_python_blocks_run(page: Path, empty_folder: None) -> None:
     run(page, page.read_text(), slow=False)
@@ -108,6 +114,18 @@ def test_the_readmes_example_trains(empty_folder: None) -> None:
     before, after, trust_ratio = map(float, run(README, README.read_text(), slow=False).split())
     assert after < 0.1 * before
     assert trust_ratio > 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_a_run_fills_in_masked_words_and_extracts_sentence_vectors(empty_folder: None) -> None:
+    sizes = ("model.num_layers=1", "model.hidden_size=8", "model.intermediate_size=8")
+    write_run(Path("runs/smoke"), *sizes, "schedule.learning_rate=1", "schedule.warmup_steps=0")
+    page = DOCS / "using_a_run.md"
+    after, *filled, vectors = run(page, page.read_text(), slow=False).split("\n", 3)
+    assert after == "MaskedLanguage after 6 steps"
+    assert [line.count("', '") for line in filled] == [2, 2]  # three words each
+    assert len(re.findall(r"\b1\. ", vectors)) >= 3  # a vector is similar to itself
 
 
 def test_the_examples_of_the_gallery_run(empty_folder: None) -> None:

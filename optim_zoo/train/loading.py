@@ -17,7 +17,7 @@ from optim_zoo.train.tasks.base import Loaded, Task
 
 def load(folder: Path, step: int | None, best: bool, averaged: bool) -> Loaded:
     """Returns the record of a run; see `optim_zoo.train.load`."""
-    folder = folder.expanduser()
+    folder = folder.expanduser().absolute()  # as Orbax demands
     path = folder / saved_config.CONFIG_FILE
     if not path.exists():
         raise UserError(

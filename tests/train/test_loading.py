@@ -10,12 +10,11 @@ import pytest
 
 from optim_zoo.errors import UserError
 from optim_zoo.train import config_file, load, saved_config
-from optim_zoo.train.checkpoints import Checkpoints
 from optim_zoo.train.config import Config
 from optim_zoo.train.job import initial_params
 from optim_zoo.train.tasks.base import Loaded
 from optim_zoo.train.tasks.bert.loaded import LoadedBert
-from optim_zoo.tree import Tree
+from tests.train.saved_run import scaled, write_run
 from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = [
@@ -36,33 +35,14 @@ SIZES = (
 )
 
 
-def saved(parent: Path, name: str, *overrides: str) -> Path:
-    """Returns a run folder with the parameters of steps 4 and 6, as a run would write it."""
-    (parent / "run.toml").touch()
-    config = config_file.load(parent / "run.toml", overrides)
-    folder = parent / name
-    task = config_file.make_task(config, folder / "tokens")
-    params = initial_params(config, task)
-    with Checkpoints(folder, 2) as checkpoints:
-        for step in (4, 6):
-            info = {"machine": {}, "identity": dict(task.identity)}
-            checkpoints.save(step, scaled(params, step), {"mu": params}, info)
-    (folder / "config.toml").write_text(saved_config.of_run(config, folder))
-    return folder
-
-
-def scaled(params: Tree, step: int) -> Tree:
-    return jax.tree.map(lambda x: x * jnp.asarray(step, x.dtype), params)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns the folder of a masked-language run whose text is gone; tests must not change it."""
     parent = tmp_path_factory.mktemp("loading")
     write_random_text(parent)
     own = (f"data.text={parent}/*.txt", f"data.vocabulary={parent / 'vocabulary'}")
-    folder = saved(parent, "run", *own, *SIZES)
-    for file in [*parent.glob("*.txt"), *(folder / "tokens").iterdir()]:
+    folder = write_run(parent / "run", *own, *SIZES)
+    for file in parent.glob("*.txt"):
         file.unlink()
     return folder
 
@@ -92,7 +72,7 @@ def test_the_parameters_of_a_step_are_loaded_on_one_device(
 
 
 def test_a_task_without_methods_of_its_own_has_the_plain_record(tmp_path: Path) -> None:
-    folder = saved(tmp_path, "run", "task.name=digits", *SIZES[6:8])
+    folder = write_run(tmp_path / "run", "task.name=digits", *SIZES[6:8])
     loaded = load(folder)
     assert type(loaded) is Loaded
     assert (loaded.step, loaded.tokenizer, type(loaded.task).__name__) == (6, None, "Digits")
