@@ -57,6 +57,8 @@ def write(
     figures: Mapping[str, str],
     plots: Sequence[pathlib.Path],
     data: Mapping[str, str] = MappingProxyType({}),
+    captions: Mapping[str, str] = run_plots.CAPTIONS,
+    tables: Mapping[str, Sequence[Mapping[str, object]]] = MappingProxyType({}),
 ) -> pathlib.Path:
     """Writes ``report.html`` into a folder and returns its path.
 
@@ -68,13 +70,16 @@ def write(
       figures: the final figures of the run by name, the most important one first.
       plots: PNG files, which the page shows in this order.
       data: facts about the data, by name.
+      captions: file name of a plot -> its caption.
+      tables: heading -> rows of a table, all with the same columns, shown below the plots.
 
     Raises:
       UserError: a plot cannot be read or the report cannot be written.
     """
     sections = [
         _section("Result", _cards(figures)) if figures else "",
-        _section("Course", _plots(plots)) if plots else "",
+        _section("Course", _plots(plots, captions)) if plots else "",
+        *(_section(heading, _wide_table(rows)) for heading, rows in tables.items() if rows),
         _section("Configuration", _tables(config)) if config else "",
         _section("Data", f'<div class="tables">{_table("", data)}</div>') if data else "",
         _section("Machine", f'<div class="tables">{_table("", machine)}</div>') if machine else "",
@@ -97,11 +102,12 @@ def _cards(figures: Mapping[str, str]) -> str:
     return f'<dl class="cards">\n{_lines(cards)}\n</dl>'
 
 
-def _plots(paths: Sequence[pathlib.Path]) -> str:
-    return f'<div class="plots">\n{_lines(map(_plot, paths))}\n</div>'
+def _plots(paths: Sequence[pathlib.Path], captions: Mapping[str, str]) -> str:
+    plots = (_plot(path, captions) for path in paths)
+    return f'<div class="plots">\n{_lines(plots)}\n</div>'
 
 
-def _plot(path: pathlib.Path) -> str:
+def _plot(path: pathlib.Path, captions: Mapping[str, str]) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -110,13 +116,13 @@ def _plot(path: pathlib.Path) -> str:
         ) from error
     width, height = (round(pixels * 96 / run_plots.DPI) for pixels in _png_size(content))
     name = html.escape(path.stem.replace("_", " "))
-    caption = html.escape(run_plots.caption(path.name))
+    caption = html.escape(captions.get(path.name) or run_plots.caption(path.name))
     image = base64.b64encode(content).decode()
     return (
         f'<figure style="--width: {width}px">'
         f'<div class="paper" tabindex="0" role="group" aria-label="plot of the {name}">'
         f'<img src="data:image/png;base64,{image}" width="{width}" height="{height}"'
-        f' alt="Plot of the {name} by step"></div>'
+        f' alt="Plot of the {name}{" by step" if captions is run_plots.CAPTIONS else ""}"></div>'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 
@@ -139,6 +145,19 @@ def _table(caption: str, rows: Mapping[str, object]) -> str:
         for name, value in rows.items()
     )
     return f"<table>{head}<tbody>\n{_lines(body)}\n</tbody></table>"
+
+
+def _wide_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Returns a table with a heading for each column, which scrolls if it is too wide."""
+    head = "".join(f'<th scope="col">{_breakable(name)}</th>' for name in rows[0])
+    body = (
+        f"<tr>{''.join(f'<td>{html.escape(_text(value))}</td>' for value in row.values())}</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{_lines(body)}\n'
+        "</tbody></table></div>"
+    )
 
 
 def _breakable(name: str) -> str:
@@ -221,6 +240,8 @@ th, td { padding: 0.25rem 0; text-align: left; vertical-align: top; overflow-wra
 th { width: 45%; padding-right: 1rem; font-weight: 400; color: var(--quiet); }
 td { font-variant-numeric: tabular-nums; }
 tr + tr > * { border-top: 1px solid var(--line); }
+.wide { overflow-x: auto; }
+.wide th, .wide td { width: auto; padding: 0.25rem 1rem 0.25rem 0; overflow-wrap: normal; }
 @media print {
   body { max-width: none; padding: 0; background: none; }
   figure, .cards div { break-inside: avoid; }
