@@ -31,7 +31,7 @@ def load(folder: Path, step: int | None, best: bool, averaged: bool) -> Loaded:
     shapes = jax.eval_shape(lambda: initial_params(config, task))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    found = saved_params.read(folder, like, step=step, best=best)
+    found = saved_params.read(folder, like, step=step, best=best, averaged=averaged)
     for note in found.notes:
         warnings.warn(note, stacklevel=3)
     return task.loaded(found.params, found.step)

@@ -16,7 +16,7 @@ import pytest
 from optim_zoo.errors import UserError
 from optim_zoo.sharding import WeightedLoss
 from optim_zoo.train import best as best_module
-from optim_zoo.train import config_file, loop, saved_params
+from optim_zoo.train import config_file, load, loop, saved_params
 from optim_zoo.train.best import Best
 from optim_zoo.train.checkpoints import Checkpoints
 from optim_zoo.train.config import Stage
@@ -350,7 +350,11 @@ def test_the_average_is_evaluated_and_kept_as_the_best(tmp_path: Path) -> None:
     average, params = wave_of(read[1].params), wave_of(read[0].params)
     assert held_out(folder)[20]["wave"] == pytest.approx(average, rel=1e-5)  # compiled otherwise
     assert abs(average - params) > 0.01  # or this test could not fail
+    loaded = load(folder, averaged=True)
+    assert loaded.step == 20
+    assert wave_of(loaded.params) == average
     best = saved_params.read(folder, wave(), best=True, averaged=True)
+    assert wave_of(load(folder, best=True).params) == wave_of(best.params)
     assert held_out(folder)[best.step]["wave"] == pytest.approx(wave_of(best.params), rel=1e-5)
 
 
