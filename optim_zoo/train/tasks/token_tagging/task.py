@@ -1,7 +1,7 @@
 """Token tagging with BERT (arXiv 1810.04805, section 4.3) as a task."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +18,7 @@ from optim_zoo.train.tasks.bert.loaded import LoadedBert, user_tokenizer
 from optim_zoo.train.tasks.bert.model import layer_rules
 from optim_zoo.train.tasks.bert.sections import Model
 from optim_zoo.train.tasks.bert.vocabulary import digest_of, read_vocabulary
-from optim_zoo.train.tasks.token_tagging import batches, corpus, entities, scores
+from optim_zoo.train.tasks.token_tagging import batches, corpus, entities, predictions, scores
 from optim_zoo.train.tasks.token_tagging.model import Tagger
 from optim_zoo.train.tasks.token_tagging.sections import Data
 from optim_zoo.tree import Tree
@@ -152,6 +152,19 @@ class TokenTagging(Task):
     def units(self, stage: Stage) -> int:
         """Returns the number of tokens of a batch."""
         return stage.batch_size * self.sequence_length
+
+    def predict(self, loaded: Any, lines: Sequence[str], top: int = 0) -> Iterable[str]:
+        """Returns a line ``word<TAB>tag`` for each word of a text; see `predictions`."""
+        data: Data = self.setup.sections["data"]
+        labels = self.scheme.labels
+        return predictions.tag(
+            loaded,
+            predictions.read(lines, data, labels),
+            labels,
+            self.vocabulary,
+            sequence_length=self.sequence_length,
+            top=top,
+        )
 
     def _padded(self, examples: Sequence[batches.Example], rows: int) -> Batch:
         return batches.padded(examples, self.vocabulary, self.sequence_length, rows)

@@ -158,6 +158,27 @@ def test_a_resumed_run_has_the_same_numbers_to_the_bit(
     assert checksums(tmp_path / "run") == before
     loaded = train.load(tmp_path / "run")
     assert loaded.apply([[2, 5, 3], [2, 3, 0]], [[1, 1, 1], [1, 1, 0]]).shape == (2, 3, 4)
+    assert_predictions(loaded)
+
+
+def assert_predictions(loaded: Any) -> None:
+    """All formats of the same words give the same tags."""
+    words = "anna sees new york , bert"
+    plain = list(loaded.task.predict(loaded, [words, "", "rain"]))
+    assert [line.split("\t")[0] for line in plain] == [*words.split(), "", "rain"]
+    assert all(line.split("\t")[1] in loaded.task.scheme.labels for line in plain if line)
+    for end in ("", " O", "\tO"):
+        lines = [f"{word}{end}" for word in words.split()]
+        assert list(loaded.task.predict(loaded, [*lines, "", f"rain{end}"])) == plain
+    (line,) = loaded.task.predict(loaded, ["rain"], top=9)
+    word, tag, shares = line.split("\t")
+    numbers = [float(share.split()[1]) for share in shares.split(", ")]
+    assert shares.startswith(f"{tag} ")
+    assert word == "rain"
+    assert sum(numbers) == pytest.approx(1, abs=3e-4)  # four digits of each of four labels
+    assert numbers == sorted(numbers, reverse=True)
+    # More words than a sequence has tokens.
+    assert len(list(loaded.task.predict(loaded, ["rain in " * 20]))) == 40
 
 
 def checksums(folder: Path) -> dict[str, int]:
