@@ -33,7 +33,7 @@ def run(parsed: argparse.Namespace) -> int:
     starting.check_text(str(parsed.run_dir), parsed.file)
     with starting.using_a_run():
         for line in predicting.predict(
-            parsed.run_dir, parsed.file, top=parsed.top, step=parsed.step, best=parsed.best
+            parsed.run_dir, parsed.file, top=parsed.top, **starting.saved_step(parsed)
         ):
             print(line, flush=True)
     return 0

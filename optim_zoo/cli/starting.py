@@ -25,6 +25,16 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--best", action="store_true", help="use the parameters that output.keep_best has kept"
     )
+    parser.add_argument(
+        "--averaged",
+        action="store_true",
+        help="use the averages of the parameters that averaging.decay keeps",
+    )
+
+
+def saved_step(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Returns the keyword arguments that choose what to load, from the arguments of `add_run`."""
+    return {"step": parsed.step, "best": parsed.best, "averaged": parsed.averaged}
 
 
 def check_text(*arguments: str) -> None:

@@ -24,7 +24,12 @@ class Metrics(NamedTuple):
 
 
 def evaluate(
-    folder: Path, overrides: Sequence[str] = (), *, step: int | None = None, best: bool = False
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    step: int | None = None,
+    best: bool = False,
+    averaged: bool = False,
 ) -> Metrics:
     """Returns the held-out metrics of the parameters that a run has saved.
 
@@ -38,12 +43,13 @@ def evaluate(
         ``data.text=other/*.txt``.
       step: the number of steps made; None for the last step that is saved.
       best: whether to evaluate the parameters that ``output.keep_best`` has kept.
+      averaged: whether to evaluate the averages of the parameters of ``averaging.decay``.
 
     Raises:
       UserError: `optim_zoo.train.load` refuses the run or the step; a key is unknown, of another
         section, or has a value that is not allowed; or the data cannot be used with this run.
     """
-    loaded = train.load(folder, step, best)
+    loaded = train.load(folder, step, best, averaged)
     folder = folder.expanduser()
     config = _config(folder, overrides)
     with tempfile.TemporaryDirectory(prefix="optim-zoo-") as cache:

@@ -9,7 +9,13 @@ from optim_zoo.errors import UserError
 
 
 def predict(
-    folder: Path, file: str, *, top: int = 0, step: int | None = None, best: bool = False
+    folder: Path,
+    file: str,
+    *,
+    top: int = 0,
+    step: int | None = None,
+    best: bool = False,
+    averaged: bool = False,
 ) -> Iterable[str]:
     """Returns the lines to print: what the task of a run predicts for a text.
 
@@ -19,6 +25,7 @@ def predict(
       top: how many candidates to show for each prediction; 0 for the predictions alone.
       step: the number of steps made; None for the last step that is saved.
       best: whether to use the parameters that ``output.keep_best`` has kept.
+      averaged: whether to use the averages of the parameters of ``averaging.decay``.
 
     Raises:
       UserError: the text cannot be read, `optim_zoo.train.load` refuses the run or the step, or the
@@ -27,7 +34,7 @@ def predict(
     if top < 0:
         raise UserError(f"--top must be at least 0, got {top}")
     text = read_lines(file)
-    loaded = train.load(folder, step, best)
+    loaded = train.load(folder, step, best, averaged)
     return loaded.task.predict(loaded, text, top)
 
 

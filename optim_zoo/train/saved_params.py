@@ -127,10 +127,11 @@ def _read(path: Path, like: Tree, best: bool, averaged: bool) -> tuple[Mapping[s
         lines = saved_state.differences(description, {"params": wanted})
         shown = "; ".join(lines[:5] + ([f"and {len(lines) - 5} more"] if len(lines) > 5 else []))
         raise UserError(f"the parameters saved in {path} are of another model: {shown}") from error
+    saved = path.absolute() / "training"  # Orbax refuses relative paths
     with reading(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         item = {"params": wanted}
         if len(place) > 1:
-            metadata = checkpointer.metadata(path / "training").item_metadata.tree
+            metadata = checkpointer.metadata(saved).item_metadata.tree
             item = jax.tree.map(lambda _: ocp.PLACEHOLDER, metadata)
             _node(item, place[:-1])[place[-1]] = wanted
         restore = ocp.args.PyTreeRestore(
@@ -138,7 +139,7 @@ def _read(path: Path, like: Tree, best: bool, averaged: bool) -> tuple[Mapping[s
             restore_args=ocp.checkpoint_utils.construct_restore_args(item),
             partial_restore=len(place) == 1,  # without the optimizer state
         )
-        restored = _node(checkpointer.restore(path / "training", args=restore), place)
+        restored = _node(checkpointer.restore(saved, args=restore), place)
         saved_state.check(description, {"params": restored})
     check_arrays({"checksums": _below(place, record["checksums"])}, {"params": restored})
     return record["info"], jax.tree.map(lambda x, y: x.astype(y.dtype), restored, like)

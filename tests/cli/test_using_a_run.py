@@ -196,6 +196,7 @@ RUN_MISTAKES = [
     (("mask.txt",), "expected the folder of a run, but mask.txt"),
     (("run", "--step", "4"), r"has no step 4: the steps saved are 3, 6"),
     (("run", "--best"), "run has no best parameters: .* output.keep_best"),
+    (("run", "--averaged"), "no average of the parameters: the run has no averaging.decay"),
 ]
 
 
