@@ -71,6 +71,16 @@ def test_the_parameters_of_a_step_are_loaded_on_one_device(
         np.testing.assert_array_equal(x, y)
 
 
+def test_the_average_of_the_parameters_is_loaded(run: Path) -> None:
+    config = config_of(run)
+    task = config_file.make_task(config, run / "tokens", reads_data=False)
+    loaded, initial = load(run, averaged=True), initial_params(config, task)
+    assert loaded.step == 6
+    for x, y in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(initial), strict=True):
+        assert x.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(x, y)
+
+
 def test_a_task_without_methods_of_its_own_has_the_plain_record(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", "task.name=digits", *SIZES[6:8])
     loaded = load(folder)
