@@ -236,11 +236,11 @@ def _open(path: str) -> Source:
 
 def _of_run(folder: Path) -> Source:
     """Returns the last checkpoint of another run."""
-    from optim_zoo.train import load  # Imported lazily: it imports the tasks.
+    from optim_zoo.train import load  # Imported lazily: they import the tasks.
+    from optim_zoo.train.tasks.bert.loaded import LoadedBert
 
     loaded = load(folder)
-    start = getattr(loaded.task, "start", None)
-    if not isinstance(start, Start):
+    if not isinstance(loaded, LoadedBert):
         raise UserError(
             f"model.init_from: expected a run whose model is a BERT, but {folder} is a run of the "
             f"task {type(loaded.task).__name__}; name another one."
@@ -252,8 +252,8 @@ def _of_run(folder: Path) -> Source:
         sha.update(np.ascontiguousarray(arrays[name]).tobytes())
     return Source(
         text=f"step {loaded.step} of {folder}",
-        sizes={name: getattr(start.model, name) for name in INHERITED},
-        vocabulary=start.vocabulary,
+        sizes={name: getattr(loaded.model.config, name) for name in INHERITED},
+        vocabulary=loaded.vocabulary,
         tensors={name: Tensor(x.shape, lambda x=x: x) for name, x in arrays.items()},  # type: ignore[misc]
         name_of=lambda path: path,
         transposes=False,

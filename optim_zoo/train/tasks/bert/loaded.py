@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -33,6 +34,9 @@ class LoadedBert(Loaded):
     Each method is compiled once for each shape. ``tokenizer`` is a ``tokenizers.Tokenizer`` that
     adds [CLS] and [SEP] and pads the texts of a batch to the same length; see `user_tokenizer`.
 
+    ``vocabulary`` has the WordPieces, and ``labels`` those of a token tagger in the order of their
+    ids; it is () for masked language.
+
     Example:
       ::
 
@@ -41,6 +45,9 @@ class LoadedBert(Loaded):
         mask = [encoding.attention_mask for encoding in encodings]
         vectors = run.encode(ids, mask).pooled
     """
+
+    vocabulary: Vocabulary
+    labels: Sequence[str] = ()
 
     def apply(
         self,

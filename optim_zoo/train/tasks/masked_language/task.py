@@ -117,7 +117,7 @@ class MaskedLanguage(Task):
     def loaded(self, params: Tree, step: int) -> LoadedBert:
         """Returns the model with methods to apply it to text."""
         words = user_tokenizer(self.vocabulary, self.model_sizes.max_positions)
-        return LoadedBert(self, self.model, params, words, step)
+        return LoadedBert(self, self.model, params, words, step, self.vocabulary)
 
     def loss(self, params: Tree, batch: Tree) -> WeightedLoss:
         """Returns the loss of a batch with dropout, if the model has any."""

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optim_zoo.errors import UserError
 from optim_zoo.sharding import WeightedLoss
 from optim_zoo.train.config import Stage
 from optim_zoo.train.random_numbers import KEYS, generator
 from optim_zoo.train.tasks.base import Baseline, Batch, Setup, Task, WeightedSum
+from optim_zoo.train.tasks.bert import init_from
 from optim_zoo.train.tasks.bert.loaded import LoadedBert, user_tokenizer
 from optim_zoo.train.tasks.bert.model import layer_rules
-from optim_zoo.train.tasks.bert.sections import Model
-from optim_zoo.train.tasks.bert.vocabulary import digest_of, read_vocabulary
+from optim_zoo.train.tasks.bert.sections import Model, check_positions
+from optim_zoo.train.tasks.bert.vocabulary import digest_of
 from optim_zoo.train.tasks.token_tagging import batches, corpus, entities, predictions, scores
 from optim_zoo.train.tasks.token_tagging.model import Tagger
 from optim_zoo.train.tasks.token_tagging.sections import Data
@@ -35,7 +35,7 @@ class TokenTagging(Task):
     """
 
     sections = MappingProxyType({"data": Data, "model": Model})
-    paths = ("data.text", "data.held_out_text", "data.vocabulary")
+    paths = ("data.text", "data.held_out_text", "data.vocabulary", "model.init_from")
     unit = "tokens"  # padding and special tokens included
     loss_unit = "nats"
     weight_unit = "words"
@@ -51,16 +51,22 @@ class TokenTagging(Task):
         """
         super().__init__(setup)
         data: Data = setup.sections["data"]
-        self.model_sizes: Model = setup.sections["model"]
+        self.start = init_from.resolve(setup.sections["model"], data.vocabulary, setup.cache)
+        self.model_sizes, self.vocabulary = self.start.model, self.start.vocabulary
+        check_positions(self.model_sizes, data.sequence_length)
         self.sequence_length = data.sequence_length
-        self.vocabulary = read_vocabulary(data.vocabulary)
         self.layers = layer_rules(self.model_sizes)
         text = corpus.load(data, setup.cache) if setup.reads_data else None
         labels = text.labels if text else corpus.saved_labels(setup.cache)
         self.scheme = entities.scheme(labels)
-        self.identity = {"vocabulary": self.vocabulary.digest, "labels": digest_of(labels)}
+        self.identity = {
+            "vocabulary": self.vocabulary.digest,
+            "labels": digest_of(labels),
+            **self.start.identity,
+        }
         self.model = Tagger(self.model_sizes, self.vocabulary.size, len(labels))
         if text:
+            self.start.match(jax.eval_shape(self.init, jax.random.key(0)))
             self._encode(text)
 
     def _encode(self, text: corpus.Corpus) -> None:
@@ -87,6 +93,7 @@ class TokenTagging(Task):
             f"({', '.join(self.scheme.classes[:12])}{', ...' * (len(self.scheme.classes) > 12)})",
         }
         self.notes = [
+            *self.start.notes,
             *_cut_note([*train, *rest], self.sequence_length),
             *_unknown_note([*self._train, *examples], self.vocabulary.unk),
             *_part_note(len(chosen), len(examples)),
@@ -97,13 +104,7 @@ class TokenTagging(Task):
     @classmethod
     def check(cls, setup: Setup) -> None:
         """Checks that the position table has a row for every position of a sequence."""
-        length = setup.sections["data"].sequence_length
-        positions = setup.sections["model"].max_positions
-        if length > positions:
-            raise UserError(
-                f"model.max_positions must be at least the sequence length {length}, "
-                f"got {positions}: raise it, or lower data.sequence_length"
-            )
+        check_positions(setup.sections["model"], setup.sections["data"].sequence_length)
 
     def init(self, key: jax.Array) -> Tree:
         """Returns the initial parameters of BERT and of the classifier ``tagger``."""
@@ -111,10 +112,15 @@ class TokenTagging(Task):
         variables: Any = self.model.init(key, ids, deterministic=True)
         return variables["params"]
 
+    def pretrained(self, params: Tree) -> Tree:
+        """Returns the parameters of ``model.init_from``, where it has them."""
+        return self.start.params(params)
+
     def loaded(self, params: Tree, step: int) -> LoadedBert:
         """Returns the model with methods to apply it to text."""
         words = user_tokenizer(self.vocabulary, self.model_sizes.max_positions)
-        return LoadedBert(self, self.model, params, words, step)
+        own = (self.vocabulary, self.scheme.labels)
+        return LoadedBert(self, self.model, params, words, step, *own)
 
     def loss(self, params: Tree, batch: Tree) -> WeightedLoss:
         """Returns the loss of a batch with dropout, if the model has any."""

@@ -33,7 +33,7 @@ def make(**changes: Any) -> LoadedBert:
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0.1, 0.3, x.shape), "f"), shapes)
     words = user_tokenizer(VOCABULARY, model.config.max_positions)
-    return LoadedBert(UNUSED, model, params, words, 1)
+    return LoadedBert(UNUSED, model, params, words, 1, VOCABULARY)
 
 
 def test_apply_gives_the_models_logits_at_every_position() -> None:
@@ -127,7 +127,7 @@ REFUSED: list[tuple[type[Exception], str, Any]] = [
 def test_refused_input_is_one_sentence(
     method: str, kind: type[Exception], message: str, changes: dict[str, Any]
 ) -> None:
-    run = LoadedBert(UNUSED, Bert(CONFIG, VOCABULARY.size), {}, None, 1)
+    run = LoadedBert(UNUSED, Bert(CONFIG, VOCABULARY.size), {}, None, 1, VOCABULARY)
     arguments = {"ids": IDS, "mask": None, "types": None, **changes}
     with pytest.raises(kind, match=message):
         getattr(run, method)(*arguments.values())

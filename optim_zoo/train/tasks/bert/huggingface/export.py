@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from optim_zoo import ranges
 from optim_zoo.errors import UserError
 from optim_zoo.train.tasks.bert.huggingface import configs, names
 from optim_zoo.train.tasks.bert.sections import Model
@@ -17,6 +18,47 @@ from optim_zoo.train.tasks.bert.vocabulary import SPECIAL_TOKENS, Vocabulary, to
 from optim_zoo.tree import Tree
 
 FORMATS = ("huggingface",)
+
+
+def export(
+    run_dir: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    format: str = "huggingface",
+    step: int | None = None,
+    best: bool = False,
+    averaged: bool = False,
+) -> Path:
+    """Exports the BERT that a run has trained, and returns the folder.
+
+    Args:
+      run_dir: the run folder of a task with a BERT (masked_language or token_tagging).
+      folder: must not exist, or be empty; see `write` for its files.
+      format: ``huggingface``, which is the only one.
+      step: see `optim_zoo.train.load`.
+      best: see `optim_zoo.train.load`.
+      averaged: see `optim_zoo.train.load`.
+
+    Raises:
+      ArgumentValueError: there is no such format.
+      UserError: the run cannot be loaded or is of another task, or the folder exists or cannot be
+        written. Nothing is overwritten.
+    """
+    # Imported lazily: they import the tasks.
+    from optim_zoo.train import load
+    from optim_zoo.train.tasks.bert.loaded import LoadedBert
+
+    ranges.check_choice("format", format, FORMATS)
+    target = check_free(folder)
+    loaded = load(os.fspath(run_dir), step, best, averaged)
+    if not isinstance(loaded, LoadedBert):
+        raise UserError(
+            f"expected a run whose model is a BERT, but {run_dir} is a run of the task "
+            f"{type(loaded.task).__name__}; export a run of masked_language or token_tagging"
+        )
+    return write(
+        target, loaded.params, loaded.model.config, loaded.vocabulary, tuple(loaded.labels)
+    )
 
 
 def check_free(folder: str | os.PathLike[str]) -> Path:
