@@ -78,8 +78,8 @@ def split(sentences: Sequence[Sentence], held_out: float) -> tuple[list[Sentence
     """Returns the sentences to train on and those to hold out.
 
     A sentence is held out if the hash of its words, as a number in [0, 1), is below ``held_out``,
-    so that equal sentences are in the same part. If this would leave a part empty, the last
-    sentence is held out.
+    so that equal sentences are in the same part. Sentences with a label that the others do not have
+    are moved to the training part. If this leaves a part empty, the last sentence is held out.
 
     Args:
       sentences: at least two.
@@ -88,6 +88,9 @@ def split(sentences: Sequence[Sentence], held_out: float) -> tuple[list[Sentence
     hashes = [int(digest_of(sentence.words)[:13], 16) / 16**13 for sentence in sentences]
     train = [each for each, number in zip(sentences, hashes, strict=True) if number >= held_out]
     rest = [each for each, number in zip(sentences, hashes, strict=True) if number < held_out]
+    known = {tag for sentence in train for tag in sentence.tags}
+    train += [sentence for sentence in rest if not known.issuperset(sentence.tags)]
+    rest = [sentence for sentence in rest if known.issuperset(sentence.tags)]
     return (train, rest) if train and rest else (list(sentences[:-1]), list(sentences[-1:]))
 
 

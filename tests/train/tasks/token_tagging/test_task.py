@@ -1,6 +1,7 @@
 """The tagging task: its numbers computed by hand, its batches, and what every run promises."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from optim_zoo import train
+from optim_zoo import cli, train
 from optim_zoo.train import config_file, loop, records
 from optim_zoo.train.tasks.token_tagging.task import TokenTagging
 from tests.train.one_device import OneDevice, use_devices
@@ -207,3 +208,39 @@ def test_every_layout_gives_the_same_losses(
         # Sums in float32 are taken in another order, and LAMB carries the differences on.
         np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=name)
         assert score == f1, name
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("a X\n\nb X\n", (), "at least two labels .* every word has the label 'X'"),
+        ("a X\nb Y\n", (), "at least two sentences"),
+        ("a X\n\nb Y\n", ("data.held_out_text={folder}/other.conll",), "'c' has the label 'Z'"),
+        ("a X\nb Y\n\nc Y\n", ("data.tag_column=3",), "expected a tag in column 3"),
+        ("", (), "have no words"),
+        ("a X\nb Y\n\nc Y\n", ("data.sequence_length=2",), "sequence_length must be >= 8"),
+        (
+            "a X\nb Y\n\nc Y\n",
+            ("data.tag_column=0",),
+            "tag_column must differ from word",
+        ),
+        ("a X\nb Y\n\nc Y\n", ("data.text=none*",), "no file matches 'none\\*'"),
+    ],
+)
+def test_bad_input_ends_a_run_with_one_sentence(
+    text: str,
+    overrides: tuple[str, ...],
+    message: str,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "text.conll").write_text(text)
+    (tmp_path / "other.conll").write_text("c Z\n")
+    own = (f"data.text={tmp_path}/text.conll", "data.held_out_text=unset", "data.held_out=0.5")
+    changed = [each.format(folder=tmp_path) for each in (*own, *overrides)]
+    assert cli.main(["train", str(config), f"run.dir={tmp_path / 'run'}", *changed]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error)
+    assert not (tmp_path / "run" / "checkpoints").exists()
