@@ -31,7 +31,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(parsed: argparse.Namespace) -> int:
     """Trains, alone or with the other processes of the run; returns the exit code."""
     # Imported lazily: the other commands work without the extra `train`.
-    from optim_zoo.train import config_file, distributed, loop
+    from optim_zoo.train import config_file, distributed, loop, saved_config
 
     starting.quiet_orbax()
     starting.find_user_modules()
@@ -39,7 +39,9 @@ def run(parsed: argparse.Namespace) -> int:
     path: Path = parsed.config
     overrides: Sequence[str] = parsed.overrides
     starting.check_text(str(path), *overrides)
-    config = config_file.load(path, overrides, notes)
+    # A saved config of an earlier version keeps the values that were its defaults.
+    load = saved_config.load if saved_config.folder_of(path) else config_file.load
+    config = load(path, overrides, notes)
     folder = _run_folder(path, config.run.dir, overrides)
     with distributed.start(config.distributed, folder) as processes:
         try:

@@ -67,19 +67,22 @@ def folder_of(path: Path) -> Path | None:
     return folder if is_saved else None
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load(path: Path, overrides: Sequence[str] = (), notes: list[str] | None = None) -> Config:
     """Returns a config that `to_toml` has written, also if an earlier version wrote it.
 
     Args:
       path: the file.
       overrides: see `config_file.load`.
+      notes: see `config_file.load`.
 
     Raises:
       UserError: the file cannot be read, this version cannot run its config, or an override is not
         allowed.
     """
     tree = _updated(config_file.read(path))
-    overridden, _ = apply_overrides(tree, str(path), overrides)
+    overridden, dropped = apply_overrides(tree, str(path), overrides)
+    if notes is not None:
+        notes += dropped
     return config_file.build(tree, str(path), overridden)
 
 

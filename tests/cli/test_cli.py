@@ -206,6 +206,24 @@ def test_a_saved_config_resumes_its_own_run(
         monkeypatch.chdir(tmp_path)
 
 
+def test_a_run_of_an_earlier_version_resumes_with_its_own_activation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its saved config has none, and a config of the user without one has the default."""
+    seen: list[str] = []
+    monkeypatch.setattr(cli.starting, "quiet_orbax", lambda: None)
+    monkeypatch.setattr(
+        loop, "run", lambda config, *_: seen.append(config.task_sections["model"].activation)
+    )
+    path = tmp_path / "config.toml"
+    path.write_text("[schedule]\nlearning_rate = 1.0\nwarmup_steps = 2\n")
+    assert cli.main(["train", str(path)]) == 0
+    (tmp_path / "metrics.jsonl").touch()  # now it is a run folder
+    assert cli.main(["train", str(path)]) == 0
+    assert cli.main(["train", str(path), "model.activation=gelu"]) == 0
+    assert seen == ["gelu", "gelu_tanh", "gelu"]
+
+
 def test_paths_outside_ascii_work_in_an_ascii_locale(tiny: Path, tmp_path: Path) -> None:
     """Python's UTF-8 mode is off too."""
     own = {**environment(), "LC_ALL": "C", "PYTHONUTF8": "0"}
