@@ -11,11 +11,22 @@ import sys
 from collections.abc import Sequence
 
 import optim_zoo
-from optim_zoo.cli import ending, evaluate, listing, predict, report, show, sweep, train, verify
+from optim_zoo.cli import (
+    ending,
+    evaluate,
+    export,
+    listing,
+    predict,
+    report,
+    show,
+    sweep,
+    train,
+    verify,
+)
 from optim_zoo.errors import UserError
 
 # In the order of the help.
-_COMMANDS = (train, evaluate, predict, listing, show, verify, sweep, report)
+_COMMANDS = (train, evaluate, predict, export, listing, show, verify, sweep, report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -155,7 +155,7 @@ def test_invalid_arguments_print_the_usage(
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = ("train", "evaluate", "predict", "list", "show", "verify")
+    commands = ("train", "evaluate", "predict", "export", "list", "show", "verify")
     for arguments in (["--help"], *([command, "--help"] for command in commands)):
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)

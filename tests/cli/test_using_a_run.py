@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from optim_zoo import cli, train
 from optim_zoo.train import evaluating, predicting
+from optim_zoo.train.tasks.bert.huggingface import export
 from tests.cli.test_cli import environment
 
 pytestmark = [
@@ -146,6 +148,21 @@ def test_predict_ends_silently_on_a_closed_pipe(trained: Path, tmp_path: Path) -
     assert process.wait(timeout=100) == 128 + signal.SIGPIPE
 
 
+# export
+
+
+def test_export_writes_the_parameters_of_the_chosen_step(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content(trained)
+    assert cli.main(["export", str(trained), str(tmp_path / "out"), "--step", "3"]) == 0
+    assert capsys.readouterr() == (f"exported to {tmp_path / 'out'}\n", "")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    own = train.load(trained, step=3).params["embeddings"]["word_embeddings"]["embedding"]
+    np.testing.assert_array_equal(weights["bert.embeddings.word_embeddings.weight"], own)
+    assert content(trained) == before
+
+
 # Mistakes
 
 
@@ -189,11 +206,11 @@ def error_message(
 
 
 RUN_MISTAKES = [
-    (("nowhere",), "expected the folder of a run, but nowhere has no config.toml"),
-    (("empty",), "expected the folder of a run, but empty has no config.toml"),
+    (("nowhere",), "expected the folder of a run, but .*/nowhere has no config.toml"),
+    (("empty",), "expected the folder of a run, but .*/empty has no config.toml"),
     (("config",), "config has nothing saved yet"),
     (("broken",), "broken/config.toml is not valid TOML"),
-    (("mask.txt",), "expected the folder of a run, but mask.txt"),
+    (("mask.txt",), "expected the folder of a run, but .*/mask.txt has"),
     (("run", "--step", "4"), r"has no step 4: the steps saved are 3, 6"),
     (("run", "--best"), "run has no best parameters: .* output.keep_best"),
     (("run", "--averaged"), "no average of the parameters: the run has no averaging.decay"),
@@ -201,11 +218,11 @@ RUN_MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "expected"), RUN_MISTAKES)
-@pytest.mark.parametrize("command", ["evaluate", "predict"])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "export"])
 def test_a_run_that_cannot_be_used_is_reported_in_one_sentence(
     command: str, arguments: tuple[str, ...], expected: str, error_message: Callable[..., str]
 ) -> None:
-    more = {"evaluate": [], "predict": ["mask.txt"]}[command]
+    more = {"evaluate": [], "predict": ["mask.txt"], "export": ["exported"]}[command]
     assert re.search(expected, error_message(command, *arguments[:1], *more, *arguments[1:]))
 
 
@@ -258,9 +275,25 @@ def test_a_text_that_cannot_be_used_is_reported_in_one_sentence(
     assert re.search(expected, error_message("predict", *arguments))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("run", "exported", "--format", "onnx"), "format.*'onnx'.*huggingface"),
+        (("run", "config"), "expected a folder that does not exist or is empty"),
+        (("run", "mask.txt"), "expected a folder that does not exist or is empty"),
+        (("digits", "exported"), "expected a run whose model is a BERT, .* task Digits"),
+    ],
+)
+def test_an_export_that_is_not_possible_is_reported_in_one_sentence(
+    arguments: tuple[str, ...], expected: str, error_message: Callable[..., str]
+) -> None:
+    assert re.search(expected, error_message("export", *arguments))
+
+
 COMMANDS: list[tuple[list[str], Any, str]] = [
     (["evaluate", "run"], evaluating, "evaluate"),
     (["predict", "run", "file"], predicting, "predict"),
+    (["export", "run", "exported"], export, "export"),
 ]
 
 
