@@ -17,8 +17,9 @@ PARAMS = {"stack": jnp.ones((2, 3, 4)), "norm": jnp.ones(4), "bias": jnp.ones(4)
 # Words that docs/vocabulary.md and plain English replace.
 UNWANTED = re.compile(r"\b(told|beside|so far|as it is|goes on from|borne|lies in)\b")
 SCHEDULES = [
-    schedules.bert_warmup_polynomial, schedules.constant, schedules.lamb_recipe,
-    schedules.mixed_batch, schedules.scale_by_square_root, schedules.scale_linearly,
+    schedules.bert_warmup_polynomial, schedules.constant, schedules.exponential,
+    schedules.lamb_recipe, schedules.mixed_batch, schedules.scale_by_square_root,
+    schedules.scale_linearly,
     schedules.warmup_cosine, schedules.warmup_polynomial,
 ]  # fmt: skip
 PUBLIC = {name: getattr(optim_zoo, name) for name in registry.__all__}

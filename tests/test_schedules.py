@@ -183,3 +183,10 @@ def test_the_lamb_recipe_gives_the_warmup_in_steps() -> None:
     assert schedules.lamb_recipe(32768).warmup_steps(7813) == 1563
     with pytest.raises(ValueError, match=r"the recipe is for the batch sizes 512, 1024.*got 256"):
         schedules.lamb_recipe(256)
+
+
+def test_exponential_has_a_constant_factor_and_both_ends() -> None:
+    schedule = schedules.exponential(1e-4, 1.0, total_steps=5)
+    rates = [float(schedule(step)) for step in range(7)]
+    # float32: the exponent is rounded to about 1e-6.
+    assert rates == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1.0, 1.0], rel=1e-5)

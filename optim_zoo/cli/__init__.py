@@ -16,6 +16,7 @@ from optim_zoo.cli import (
     evaluate,
     export,
     listing,
+    lr_find,
     predict,
     report,
     show,
@@ -26,7 +27,7 @@ from optim_zoo.cli import (
 from optim_zoo.errors import UserError
 
 # In the order of the help.
-_COMMANDS = (train, evaluate, predict, export, listing, show, verify, sweep, report)
+_COMMANDS = (train, evaluate, predict, export, listing, show, verify, sweep, report, lr_find)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

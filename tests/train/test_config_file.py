@@ -314,10 +314,12 @@ def test_an_optimizer_that_wraps_another_is_refused(name: str, path: Path) -> No
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_every_schedule_can_be_configured(name: str, path: Path) -> None:
     lines = f'[schedule]\nname = "{name}"\nlearning_rate = 0.5\n'
-    loaded = config_file.load(write(path, lines + "warmup_steps = 10\n" * (name != "constant")))
+    others = {"constant": "", "exponential": "end_learning_rate = 0.25\n"}
+    loaded = config_file.load(write(path, lines + others.get(name, "warmup_steps = 10\n")))
     rates = [float(optimization.make_schedule(loaded)(step)) for step in (0, 10, 999)]
     assert rates[1] == pytest.approx(0.5, rel=0.02)
-    assert (rates[0] == 0) == (name != "constant")
+    assert (rates[0] == 0) == (name not in others)
+    assert name != "exponential" or rates[2] == pytest.approx(0.25, rel=1e-5)  # float32
 
 
 def test_a_missing_learning_rate_names_schedule_and_key(path: Path) -> None:

@@ -11,6 +11,9 @@ import optax
 
 from optim_zoo import ranges
 from optim_zoo.errors import ArgumentValueError
+from optim_zoo.schedules.recipes import LAMB_BATCH_SIZES as LAMB_BATCH_SIZES
+from optim_zoo.schedules.recipes import Recipe as Recipe
+from optim_zoo.schedules.recipes import lamb_recipe as lamb_recipe
 
 Step = jax.typing.ArrayLike  # a whole number, known or traced; the first step is 0
 
@@ -168,6 +171,45 @@ def warmup_cosine(
     return _warmup(learning_rate, warmup_steps, decay)
 
 
+def exponential(learning_rate: float, end_learning_rate: float, total_steps: int) -> optax.Schedule:
+    """Changes the learning rate by the same factor at every step.
+
+    ::
+
+        learning_rate (end / learning_rate)^(min(s, N - 1) / (N - 1))
+
+    ``optim-zoo lr-find`` raises the rate in this way, as in the range test of arXiv 1506.01186.
+
+    Args:
+      learning_rate: The rate of the first step, a finite number > 0.
+      end_learning_rate: The rate of step N - 1 and of all later steps, a finite number > 0.
+      total_steps: N, a whole number >= 2.
+
+    Returns:
+      A function from the step to the learning rate.
+
+    Raises:
+      ArgumentTypeError: A rate is not a number, or ``total_steps`` is not a whole number.
+      ArgumentValueError: An argument is out of its range.
+
+    Example:
+      ```python
+      schedule = optim_zoo.schedules.exponential(1e-5, 1.0, total_steps=100)
+      tx = optim_zoo.sgd(schedule)
+      ```
+    """
+    ranges.check("learning_rate", learning_rate, 0.0, open_low=True, open_high=True)
+    ranges.check("end_learning_rate", end_learning_rate, 0.0, open_low=True, open_high=True)
+    ranges.check_count("total_steps", total_steps, 2)
+    start, end = jnp.log(jnp.float32(learning_rate)), jnp.log(jnp.float32(end_learning_rate))
+
+    def schedule(step: Step) -> jax.Array:
+        share = jnp.minimum(step, total_steps - 1) / (total_steps - 1)
+        return jnp.exp(start + (end - start) * share)
+
+    return schedule
+
+
 def _polynomial(
     learning_rate: float, start: int, total_steps: int, power: float, end_learning_rate: float
 ) -> optax.Schedule:
@@ -219,7 +261,13 @@ def _check_decay(
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = MappingProxyType(
     {
         schedule.__name__: schedule
-        for schedule in (constant, warmup_polynomial, bert_warmup_polynomial, warmup_cosine)
+        for schedule in (
+            constant,
+            warmup_polynomial,
+            bert_warmup_polynomial,
+            warmup_cosine,
+            exponential,
+        )
     }
 )
 
@@ -337,58 +385,3 @@ def _batch_ratio(learning_rate: float, batch_size: int, base_batch_size: int) ->
     ranges.check_count("batch_size", batch_size, 1)
     ranges.check_count("base_batch_size", base_batch_size, 1)
     return batch_size / base_batch_size
-
-
-class Recipe(NamedTuple):
-    """The settings of the LAMB paper for one batch size; see `lamb_recipe`."""
-
-    learning_rate: float
-    warmup_ratio: float  # the share of the warmup in all steps
-
-    def warmup_steps(self, total_steps: int) -> int:
-        """Returns the number of steps of the warmup, rounded."""
-        return round(self.warmup_ratio * total_steps)
-
-
-LAMB_BATCH_SIZES = tuple(512 * 2**k for k in range(7))
-
-
-def lamb_recipe(batch_size: int) -> Recipe:
-    """Returns the LAMB paper's settings for BERT at a batch size (arXiv 1904.00962, table 4).
-
-    ::
-
-        batch size 512 2^k, k = 0..6:
-        learning rate = 5 / (2^(3 - k/2) 10^3),   warmup ratio = 2^k / 320
-
-    The paper scales the learning rate by the square root of the batch size, and the warmup
-    linearly, from batch size 512 to 32,768 without further tuning.
-
-    Args:
-      batch_size: One of 512, 1024, 2048, 4096, 8192, 16384 and 32768.
-
-    Returns:
-      The learning rate and the share of the warmup in all steps.
-
-    Raises:
-      ArgumentValueError: ``batch_size`` is not one of the seven.
-
-    Example:
-      ```python
-      recipe = optim_zoo.schedules.lamb_recipe(4096)
-      schedule = optim_zoo.schedules.warmup_polynomial(
-          recipe.learning_rate, recipe.warmup_steps(1000), 1000
-      )
-      tx = optim_zoo.lamb(schedule)
-      ```
-    """
-    if batch_size not in LAMB_BATCH_SIZES:
-        sizes = ", ".join(map(str, LAMB_BATCH_SIZES))
-        raise ArgumentValueError(
-            "batch_size",
-            f"be one of {sizes}",
-            batch_size,
-            sentence=f"the recipe is for the batch sizes {sizes}, got {batch_size}",
-        )
-    k = LAMB_BATCH_SIZES.index(batch_size)
-    return Recipe(5 / (2 ** (3 - k / 2) * 10**3), 2**k / 320)
