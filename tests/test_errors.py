@@ -379,7 +379,7 @@ READS_FOREIGN_TEXT = "train/foreign_errors.py"
 _TEXTS = {"args", "message", "msg", "strerror", "error_message", "sentence", "advice", "expected"}
 _NAMES = {"error", "err", "exc", "exception", "cause"}  # parameters with these names are exceptions
 _CAUSES = {"__cause__", "__context__"}
-_TAKES_TEXT = {"print", "say", "_line", "leave"}  # like the constructors of exceptions
+_TAKES_TEXT = {"print", "say", "line", "leave"}  # like the constructors of exceptions
 
 
 def _called(node: ast.Call) -> str:

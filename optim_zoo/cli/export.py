@@ -39,6 +39,6 @@ def run(parsed: argparse.Namespace) -> int:
                 parsed.run_dir, parsed.folder, format=parsed.format, **starting.saved_step(parsed)
             )
         except ArgumentError as error:
-            raise UserError(str(error)) from error
+            raise UserError(f"{error}") from error
     print(f"exported to {written}", flush=True)
     return 0

@@ -50,10 +50,12 @@ def first_line(error: BaseException) -> str:
 
 
 def why_not_written_or_read(error: BaseException) -> str:
-    """Returns why a checkpoint was not written or read.
+    """Returns why a file, such as one of a checkpoint, was not written or read.
 
     This is the meaning of the system's error code where the text has one, else its first line.
     """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     # TensorStore describes the file at length before it gives the error of the system.
     number = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(number[1])) if number else first_line(error).partition(". See full")[0]

@@ -174,7 +174,8 @@ def _parsed(pattern: str, factor: Any) -> _Factor:
         try:
             ranges.check("factors", value, 0.0, open_high=True)
         except ArgumentError as error:
-            raise _refused(pattern, error.expected, value, type(error)) from None
+            expected = "be a number in [0, inf)"
+            raise _refused(pattern, expected, value, type(error)) from None
     return _Factor(values, along)
 
 

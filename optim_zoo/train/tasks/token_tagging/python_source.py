@@ -123,7 +123,7 @@ def sentences(source: str, *, tagged: bool = True) -> list[Sentence]:
         classes = _classes(source) if tagged else {}
         lines = list(_logical_lines(source, classes))
     except (tokenize.TokenError, ValueError, RecursionError) as error:
-        raise SyntaxError(str(error)) from error
+        raise SyntaxError(f"{error}") from error
     found: list[_Tagged] = [[]]
     for line in lines:
         for start in range(0, len(line), MOST_WORDS):

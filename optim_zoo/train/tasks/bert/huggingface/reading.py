@@ -4,7 +4,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optim_zoo.errors import UserError
+from optim_zoo.train import foreign_errors
 from optim_zoo.train.tasks.bert.huggingface import configs, names
 from optim_zoo.train.tasks.bert.vocabulary import Vocabulary, of_tokens, read_vocabulary
 
@@ -229,7 +229,7 @@ def _reading(file: Path, kind: str) -> Iterator[None]:
             "model.init_from."
         ) from error
     except Exception as error:  # safetensors, zipfile, zlib and NumPy raise many types.
-        reason = re.sub(r"\s+", " ", getattr(error, "strerror", None) or str(error))
+        reason = foreign_errors.why_not_written_or_read(error)
         raise UserError(
             f"model.init_from: expected {kind}, but {file} cannot be read ({reason}); copy it "
             "again, or name another folder."
