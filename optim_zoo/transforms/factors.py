@@ -174,7 +174,8 @@ def _parsed(pattern: str, factor: Any) -> _Factor:
         try:
             ranges.check("factors", value, 0.0, open_high=True)
         except ArgumentError as error:
-            expected = "be a number in [0, inf)"
+            is_number = isinstance(error, ArgumentValueError)
+            expected = "be in [0, inf)" if is_number else "be a number in [0, inf)"
             raise _refused(pattern, expected, value, type(error)) from None
     return _Factor(values, along)
 
