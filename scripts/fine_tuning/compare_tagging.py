@@ -1,4 +1,6 @@
-"""python scripts/fine_tuning/compare_tagging.py RUN FOLDER [section.key=value ...].
+"""Compares fine-tuning with training from random parameters, on the tags of Python source.
+
+    python scripts/fine_tuning/compare_tagging.py RUN FOLDER [--seeds 0 1 2] [section.key=value ...]
 
 Tags Python source from a pretrained run and from random parameters, with several seeds. Each run
 prints one JSON line: seed, start, F1, F1 by class, and seconds. ``comparison.png`` in FOLDER shows

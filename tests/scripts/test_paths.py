@@ -7,7 +7,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
-PATTERNS = ("*.md", "*.toml", "configs/*", "docs/**/*.md", "optim_zoo/**/*.md", "tests/**/*.md")
+PATTERNS = (
+    "*.md",
+    "*.toml",
+    "configs/**/*.toml",
+    "docs/**/*.md",
+    "optim_zoo/**/*.md",
+    "tests/**/*.md",
+)
 TEXTS = [
     path.read_text() for pattern in (*PATTERNS, "scripts/**/*.py") for path in ROOT.glob(pattern)
 ]
