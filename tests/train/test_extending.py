@@ -41,6 +41,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a folder with the files of the page about tasks."""
     folder = tmp_path_factory.mktemp("line")
     (folder / "line_task.py").write_text(block("your_own_task.md", "python"))
+    (folder / "fine_line_task.py").write_text(block("your_own_task.md", "python", 1))
     (folder / "line.toml").write_text(block("your_own_task.md", "toml"))
     return folder
 
@@ -57,6 +58,53 @@ def test_the_task_of_the_page_learns_and_resumes(line: Path) -> None:
     assert "[points]\nslope = 2.0\nnoise = 0.01\n" in config
     again = run(line, block("your_own_task.md", "sh"))
     assert again.stdout.startswith("resuming from the checkpoint of step 200 in runs/line\n")
+
+
+@pytest.fixture(scope="module")
+def trained(line: Path) -> Path:
+    """Returns the same folder after the first command of the page: it has the run ``line``."""
+    done = run(line, block("your_own_task.md", "sh"))
+    assert (done.returncode, done.stderr) == (0, "")
+    return line
+
+
+def held_out(folder: Path) -> list[dict[str, float]]:
+    """Returns the held-out metrics of a run in the order in which they were logged."""
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [record for record in records if record["kind"] == "held_out"]
+
+
+def test_the_task_of_the_page_starts_from_another_run_and_has_a_metric(trained: Path) -> None:
+    fine_tune, evaluate = block("your_own_task.md", "sh", 1).splitlines()
+    short = "train.steps=1 output.evaluate_every=1"
+    done = run(trained, f"{fine_tune} {short}")
+    assert (done.returncode, done.stderr) == (0, "")
+    [first] = held_out(trained / "runs" / "fine")
+    # One step of Adam moves the slope by the learning rate, 0.1, from 2 towards 2.5. The run that
+    # it starts from has found 2 to 0.01, a tenth of its noise.
+    assert first["slope_error"] == pytest.approx(0.4, abs=0.02)
+    assert re.search(r"held-out slope_error: 0\.[34]\d+", done.stdout)
+    scratch = run(trained, f"{fine_tune} {short} run.dir=runs/scratch start.run=unset")
+    assert (scratch.returncode, scratch.stderr) == (0, "")
+    assert held_out(trained / "runs" / "scratch")[0]["slope_error"] > 2
+    evaluated = run(trained, evaluate)
+    assert (evaluated.returncode, evaluated.stderr) == (0, "")
+    loss, error = evaluated.stdout.splitlines()
+    assert error == f"slope_error: {first['slope_error']:.4f}"
+    assert float(loss.removeprefix("loss: ")) > first["loss"] + 0.1  # the noise: 0.5 squared
+    (trained / "runs" / "line").rename(trained / "runs" / "moved")
+    resumed = run(trained, f"{fine_tune} {short}")
+    (trained / "runs" / "moved").rename(trained / "runs" / "line")
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert resumed.stdout.startswith("resuming from the checkpoint of step 1 in runs/fine\n")
+
+
+def test_a_run_to_start_from_that_does_not_exist_is_reported_in_one_sentence(line: Path) -> None:
+    fine_tune, _ = block("your_own_task.md", "sh", 1).splitlines()
+    done = run(line, f"{fine_tune} run.dir=runs/none start.run=runs/nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("optim-zoo: expected the folder of a run, but ")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
