@@ -27,14 +27,15 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--averaged",
-        action="store_true",
-        help="use the averages of the parameters that averaging.decay keeps",
+        action=argparse.BooleanOptionalAction,
+        help="whether to use the averages that averaging.decay keeps; by default evaluate uses "
+        "what the run evaluates, and the other commands the parameters",
     )
 
 
 def saved_step(parsed: argparse.Namespace) -> dict[str, Any]:
     """Returns the keyword arguments that choose what to load, from the arguments of `add_run`."""
-    return {"step": parsed.step, "best": parsed.best, "averaged": parsed.averaged}
+    return {"step": parsed.step, "best": parsed.best, "averaged": bool(parsed.averaged)}
 
 
 def check_text(*arguments: str) -> None:

@@ -29,7 +29,7 @@ def evaluate(
     *,
     step: int | None = None,
     best: bool = False,
-    averaged: bool = False,
+    averaged: bool | None = None,
 ) -> Metrics:
     """Returns the held-out metrics of the parameters that a run has saved.
 
@@ -43,14 +43,17 @@ def evaluate(
         ``data.text=other/*.txt``.
       step: the number of steps made; None for the last step that is saved.
       best: whether to evaluate the parameters that ``output.keep_best`` has kept.
-      averaged: whether to evaluate the averages of the parameters of ``averaging.decay``.
+      averaged: whether to evaluate the averages of the parameters of ``averaging.decay``; None
+        for what the run evaluates. The best parameters are always what the run evaluates.
 
     Raises:
       UserError: `optim_zoo.train.load` refuses the run or the step; a key is unknown, of another
         section, or has a value that is not allowed; or the data cannot be used with this run.
     """
-    loaded = train.load(folder, step, best, averaged)
     folder = folder.expanduser()
+    if averaged is None:
+        averaged = not best and _evaluates_average(folder)
+    loaded = train.load(folder, step, best, averaged)
     config = _config(folder, overrides)
     with tempfile.TemporaryDirectory(prefix="optim-zoo-") as cache:
         for path in (folder / "tokens").glob("*"):
@@ -82,6 +85,13 @@ def shown_name(metric: str) -> str:
     """
     name, slash, more = metric.partition("/")
     return {"f1": "F1"}.get(name, name) + slash + more
+
+
+def _evaluates_average(folder: Path) -> bool:
+    """Returns whether a run evaluates the average; false where `load` will report an error."""
+    path = folder / saved_config.CONFIG_FILE
+    averaging = saved_config.load(path).averaging if path.exists() else None
+    return averaging is not None and averaging.decay > 0 and averaging.evaluate
 
 
 def _config(folder: Path, overrides: Sequence[str]) -> Config:

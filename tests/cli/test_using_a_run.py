@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from optim_zoo import cli, train
-from optim_zoo.train import evaluating, predicting
+from optim_zoo.train import config_file, evaluating, loop, predicting
 from optim_zoo.train.tasks.bert.huggingface import export
 from tests.cli.test_cli import environment
 
@@ -55,6 +55,18 @@ def test_evaluate_prints_what_the_run_has_measured(
     assert cli.main(["evaluate", str(trained), *([] if step == 6 else ["--step", "3"])]) == 0
     assert capsys.readouterr() == (f"loss: {held_out(trained, step)['loss']:.4f} nats\n", "")
     assert content(trained) == before
+
+
+def test_evaluate_uses_the_average_where_the_run_does(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["output.sinks=[]", "train.steps=3", "averaging.decay=0.9"]
+    loop.run(config_file.load(tiny, own), tmp_path / "run")
+    for more in ([], ["--no-averaged"]):
+        assert cli.main(["evaluate", str(tmp_path / "run"), *more]) == 0
+    default, plain = capsys.readouterr().out.splitlines()
+    assert default == f"loss: {held_out(tmp_path / 'run', 3)['loss']:.4f} nats"
+    assert plain != default
 
 
 def test_evaluate_accepts_a_relative_path_and_other_data(
