@@ -164,7 +164,7 @@ WRITTEN_BY_THE_READER = {"line.toml"}
 
 def test_shell_blocks_name_existing_commands_and_files() -> None:
     subcommands = {"list", "show", "verify", "train", "report", "export", "sweep", "lr-find"}
-    subcommands |= {"evaluate", "predict"}
+    subcommands |= {"evaluate", "predict", "reproduce"}
     checked = 0
     for page, (program, *arguments) in commands():
         where = f"{page}: {program} {' '.join(arguments)}"

@@ -19,6 +19,7 @@ from optim_zoo.cli import (
     lr_find,
     predict,
     report,
+    reproduce,
     show,
     sweep,
     train,
@@ -27,7 +28,19 @@ from optim_zoo.cli import (
 from optim_zoo.errors import UserError
 
 # In the order of the help.
-_COMMANDS = (train, evaluate, predict, export, listing, show, verify, sweep, report, lr_find)
+_COMMANDS = (
+    train,
+    evaluate,
+    predict,
+    export,
+    listing,
+    show,
+    verify,
+    sweep,
+    report,
+    lr_find,
+    reproduce,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
