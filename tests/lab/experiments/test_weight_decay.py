@@ -52,7 +52,7 @@ def test_two_coordinates_have_the_exact_numbers() -> None:
 # Maps
 
 
-def test_every_cell_of_a_map_is_a_run_of_its_own() -> None:
+def test_every_cell_of_a_map_is_a_run_of_its_own(quick_to_compile: None) -> None:
     """The program of all cells agrees with a loop over the steps of one."""
     form = dataclasses.replace(maps.FORMS[2], decays=(0.0, 0.5, 0.02))
     found = maps.measure(form, SCALE)
@@ -125,11 +125,12 @@ def test_a_quick_run_writes_everything(
     assert "time: " in capsys.readouterr().out.splitlines()[-1]
     written = {path.name for path in (tmp_path / "new").iterdir()}
     page = (tmp_path / "new" / "weight_decay.md").read_text()
+    results = (tmp_path / "new" / "results.jsonl").read_text()
     plots = {name for name in written if name.endswith(".png")}
     assert written == {"results.jsonl", "weight_decay.md", *plots}
     assert len(plots) == 2
     assert all(f"]({name})" in page for name in plots)
     assert "its figures mean nothing" in page
-    rows = [json.loads(line) for line in (tmp_path / "new" / "results.jsonl").open()]
+    rows = [json.loads(line) for line in results.splitlines()]
     keys = ("optimizer", "learning_rate", "decay", "seed")
     assert len({tuple(row[key] for key in keys) for row in rows}) == len(rows) == 3 * 2 * 2 * 3

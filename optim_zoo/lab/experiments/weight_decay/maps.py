@@ -54,10 +54,10 @@ def _grid(largest: float) -> tuple[float, ...]:
 
 FORMS = (
     Form("adam_l2", "Adam with L2", "coefficient of L2", _grid(0.1), _l2),
-    Form("adamw", "AdamW, as in optax and torch", "weight_decay", _grid(10.0), _adamw),
+    Form("adamw", "AdamW in optax and torch", "weight_decay", _grid(10.0), _adamw),
     Form(
         "adamw_per_step",
-        "AdamW, as in the paper",
+        "AdamW in the paper",
         "weight_decay x learning rate",
         _grid(0.1),
         _per_step,

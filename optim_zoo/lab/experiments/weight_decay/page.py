@@ -160,7 +160,7 @@ def _moving(maps: Sequence[Map]) -> list[str]:
 
 
 def _reading(maps: Sequence[Map]) -> list[str]:
-    l2, ours, paper = maps
+    l2, _, paper = maps
     costs = {one.form.title: 100 * one.cost_of_moving().mean() for one in maps}
     listed = ", ".join(f"{cost:.0f} % ({title})" for title, cost in costs.items())
     shown = costs[paper.form.title] < costs[l2.form.title]
@@ -169,7 +169,6 @@ def _reading(maps: Sequence[Map]) -> list[str]:
         f"""Keeping a decay when the learning rate changes costs {listed}. If the paper's claim held
         here, the cost of the paper's form would be close to 0, and below that of L2. It is
         {"below" if shown else "not below"} that of L2.""",
-        _comparison(l2, ours),
         _comparison(l2, paper),
         f"""This is one small model, {scale.batches * scale.batch_size} training images,
         {scale.steps} steps and {len(scale.seeds)} seeds. The figures say nothing about other models
