@@ -1,6 +1,6 @@
 """Compares fine-tuning with training from random parameters, on the tags of Python source.
 
-    python scripts/fine_tuning/compare_tagging.py RUN FOLDER [--seeds 0 1 2] [section.key=value ...]
+    python scripts/fine_tuning/compare_tagging.py RUN FOLDER [--seeds 0,1,2] [section.key=value ...]
 
 Tags Python source from a pretrained run and from random parameters, with several seeds. Each run
 prints one JSON line: seed, start, F1, F1 by class, and seconds. ``comparison.png`` in FOLDER shows
@@ -33,10 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("pretrained", type=pathlib.Path, help="the run folder to start from")
     parser.add_argument("folder", type=pathlib.Path, help="where the runs are written")
     parser.add_argument("overrides", nargs="*", help="of both configs, such as train.steps=100")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
     parsed = parser.parse_intermixed_args(arguments)
     rows = []
-    for seed in parsed.seeds:
+    for seed in map(int, parsed.seeds.split(",")):
         for start in STARTS:
             run = parsed.folder / f"{start}_{seed}"
             code, seconds = train(start, seed, run, parsed.pretrained, parsed.overrides)

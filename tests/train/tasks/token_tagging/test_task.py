@@ -204,6 +204,12 @@ def test_every_layout_gives_the_same_losses(
     use_devices(monkeypatch, OneDevice())
     expected, f1 = run(config, tmp_path / "one")
     losses["micro_batches"] = run(config, tmp_path / "micro", "train.micro_batches=4")
+    whole = run(config, tmp_path / "whole", "model.dropout=0")
+    parts = ("model.dropout=0", "train.batch_size=2", "accumulation.every=4")
+    # The keys of dropout depend on the number of the batch.
+    accumulated = run(config, tmp_path / "accumulated", *parts, "output.evaluation_batches=32")
+    np.testing.assert_allclose(accumulated[0], whole[0], rtol=1e-4)  # as below
+    assert accumulated[1] == whole[1]
     for name, (found, score) in losses.items():
         # Sums in float32 are taken in another order, and LAMB carries the differences on.
         np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=name)
