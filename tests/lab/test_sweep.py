@@ -212,9 +212,10 @@ def test_the_exit_code_says_whether_a_run_resumes(tmp_path: Path) -> None:
 
 
 WAITING = """
-import sys
+import signal, sys
 from pathlib import Path
 from optim_zoo.lab import processes
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 code = "import time, pathlib; pathlib.Path('started').touch(); time.sleep(600)"
 command = processes.Command([sys.executable, "-c", code], Path("."))
 try:
