@@ -31,6 +31,7 @@ WRAPPERS: dict[str, Callable[[Any], Tx]] = {
     "skip_nonfinite": lambda rate: guards.skip_nonfinite(lamb(rate), 3),
     "skip_spikes": lambda rate: guards.skip_spikes(lamb(rate)),
     "average_parameters": lambda rate: averaging.average_parameters(lamb(rate)),
+    "average_uniformly": lambda rate: averaging.average_uniformly(lamb(rate)),
     "with_metrics": lambda rate: metrics.with_metrics(lamb(rate)),
 }
 EVERY: dict[str, Callable[..., Tx]] = {**CONSTRUCTORS, **WRAPPERS}
@@ -50,7 +51,7 @@ def test_every_wrapper_is_tested() -> None:
     """`WRAPPERS` holds every function of these modules that takes a transformation."""
     found = {
         name
-        for module in (precision, accumulation, guards, metrics)
+        for module in (precision, accumulation, guards, metrics, averaging)
         for name, value in vars(module).items()
         if inspect.isfunction(value) and not name.startswith("_")
         if value.__module__.startswith("optim_zoo.wrappers")
