@@ -50,7 +50,7 @@ def run(
     """Trains with a rising learning rate, and writes ``lr_find.jsonl`` and ``lr_find.png``.
 
     Args:
-      path: the config, of which the first stage is used.
+      path: the config. Only its first stage is used.
       overrides: ``section.key=value`` for keys of the config.
       folder: where to write; it must not hold a run.
       low: the learning rate of the first step.

@@ -151,7 +151,7 @@ def _span(values: Sequence[int]) -> str:
 
 
 def _target(groups: Sequence[Group], target: float | None) -> float:
-    """Returns the target, of which a smaller value is better."""
+    """Returns the target, negated if a larger value of the metric is better."""
     sign = -1.0 if groups[0].about.higher_is_better else 1.0
     if target is not None:
         return sign * target

@@ -109,7 +109,7 @@ def read_table(sweep_folder: Path) -> list[dict[str, Any]]:
 
 
 def score(row: Mapping[str, Any] | None, metric: str, larger: bool) -> float:
-    """Returns the metric of a run, of which a smaller value is better.
+    """Returns the metric of a run, negated if a larger value is better.
 
     It is infinite for a run that has not finished, or whose metric is not finite.
 

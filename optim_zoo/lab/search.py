@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 Scores = Mapping[float, float]
-"""Learning rate -> metric, of which a smaller value is better; infinite where the run diverged."""
+"""Learning rate -> metric. A smaller value is better, and a diverged run has infinity."""
 
 
 def next_rates(scores: Scores, coarse: Sequence[float], runs: int) -> list[float]:

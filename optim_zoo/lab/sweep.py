@@ -23,7 +23,7 @@ Rows = list[dict[str, Any]]
 
 
 class Runner(Protocol):
-    """Runs trials, and calls ``ended`` for each; None stands for a run that was stopped."""
+    """Runs trials, and calls ``ended`` for each, with None if the run was stopped."""
 
     def __call__(
         self, trials: Sequence[Trial], ended: Callable[[Trial, Outcome | None], Any]

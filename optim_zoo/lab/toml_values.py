@@ -53,7 +53,7 @@ def text(value: Any) -> str:
 
 
 def parsed(value: str) -> Any:
-    """Returns the value that a text on the command line stands for: TOML, or a bare string."""
+    """Returns the value of a text on the command line, which is TOML or a bare string."""
     try:
         return tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

@@ -25,7 +25,7 @@ INFO = {"machine": {"cores": "2"}, "identity": {"text": "abc"}}
 
 
 def parameters(scale: float) -> Tree:
-    """Returns parameters of which ``kernel`` is large enough for a file of its own."""
+    """Returns parameters whose ``kernel`` is large enough for a file of its own."""
     kernel = scale * jnp.asarray(np.random.default_rng(0).normal(size=(40, 50)), jnp.float32)
     return {"dense": {"kernel": kernel, "bias": jnp.full(3, scale, jnp.bfloat16)}, "pair": [kernel]}
 

@@ -50,7 +50,7 @@ def encode(
     Of a word that is longer than a whole sequence, the first pieces are kept.
 
     Args:
-      sentences: the words and their tags, all of which ``label_ids`` has.
+      sentences: the words and their tags. ``label_ids`` has every tag.
       label_ids: the id of each label.
       vocabulary: the WordPieces.
       sequence_length: the largest number of tokens of an example, including [CLS] and [SEP].
