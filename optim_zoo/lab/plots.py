@@ -118,8 +118,12 @@ def curves(groups: Sequence[Group], folder: Path, path: Path) -> Figure | None:
                 continue
             horizontal, mean, low, high = middle
             s = _sign(group)
-            at.plot(horizontal, s * mean, color=colours[group.label], lw=1.6, label=label, ls=style)
-            at.fill_between(horizontal, s * low, s * high, color=colours[group.label], alpha=0.15)
+            colour, alone = colours[group.label], len(horizontal) == 1  # one point has no line
+            (line,) = at.plot(horizontal, s * mean, color=colour, lw=1.6, label=label, ls=style)
+            line.set_marker("o" if alone else "")
+            at.fill_between(horizontal, s * low, s * high, color=colour, alpha=0.15)
+            if alone:
+                at.vlines(horizontal, s * low, s * high, color=colour, lw=1)
     if not drawn:
         return None
     for index, at in enumerate(axes):
