@@ -13,19 +13,12 @@ noise scale. The ratio of times is the median of the ratios of all turns.
 
 import argparse
 import statistics
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from jax.sharding import Mesh
-
 import harness
-from optim_zoo import sharding
-from optim_zoo.train import config_file, optimization
-from optim_zoo.tree import Tree
+import job_step
 
 ROUNDS = 40
 
@@ -36,31 +29,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="the number of turns")
     arguments = parser.parse_args(argv)
-    config = config_file.load(arguments.config, arguments.overrides)
-    with tempfile.TemporaryDirectory() as cache:
-        task = config_file.make_task(config, Path(cache))
-        batch = task.batch(0, config.stages[0])
-    params = jax.jit(task.init)(jax.random.key(config.run.seed))
-    tx = optimization.make_optimizer(config, task.layers)
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    micro_batches = max(config.train.micro_batches, 2)
-
-    def loss(params: Tree, batch: Tree) -> sharding.WeightedLoss:
-        return sharding.WeightedLoss(*task.loss(params, batch))
-
+    job = job_step.load(arguments.config, arguments.overrides)
+    micro_batches = max(job.config.train.micro_batches, 2)
     costs: dict[str, Any] = {}
     steps = {}
     for name, noise_scale in (("without", False), ("with noise_scale", True)):
-        step = sharding.data_parallel(
-            loss, tx, mesh=mesh, micro_batches=micro_batches, noise_scale=noise_scale
-        )
-        costs[name] = step.lower(params, batch).compile().cost_analysis()
-        steps[name] = _Step(step, params, batch)
+        step = job.step(micro_batches=micro_batches, noise_scale=noise_scale)
+        costs[name] = step.lower(job.params, job.batch).compile().cost_analysis()
+        steps[name] = job_step.JobStep(step, job)
     milliseconds = harness.interleaved(steps, arguments.rounds)
     common = {
         "config": arguments.config.stem,
         "micro_batches": micro_batches,
-        "parameters": harness.parameters(params),
+        "parameters": harness.parameters(job.params),
         **harness.machine(),
     }
     for name, times in milliseconds.items():
@@ -72,20 +53,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             measured[label] = costs[name][key]
             measured[f"{label}_ratio"] = costs[name][key] / costs["without"][key]
         harness.show(name, measured, common)
-
-
-class _Step:
-    """One step on one batch, which continues from its last parameters and state."""
-
-    def __init__(self, step: sharding.DataParallelStep, params: Tree, batch: Tree) -> None:
-        self._step, self._batch = step, batch
-        self._carry = step.init(params)
-
-    def __call__(self) -> Tree:
-        """Makes one step, and returns the loss."""
-        *carry, loss = self._step(*self._carry, self._batch)
-        self._carry = (carry[0], carry[1])
-        return loss
 
 
 if __name__ == "__main__":
