@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from optim_zoo.train import records
-from optim_zoo.train.sinks.plots.figure import BLUE, PALE_BLUE, new_figure, write
+from optim_zoo.train.sinks.plots.figure import BLUE, VERMILION, new_figure, write
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 STARTS = {"pretrained": "tag_python.toml", "scratch": "tag_python_scratch.toml"}
@@ -77,7 +77,7 @@ def scores(run: pathlib.Path) -> dict[str, Any]:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
-    """Draws F1 by class as the mean over the seeds, with a mark for each seed."""
+    """Draws F1 by class: a diamond for the mean over the seeds, and a dot for each seed."""
     names = ["all", *rows[0]["by_class"]]
     values = {
         start: np.array(
@@ -85,18 +85,21 @@ def draw(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
         )
         for start in STARTS
     }
-    figure, axes = new_figure(7.0, 1.4 + 0.42 * len(names))
+    figure, axes = new_figure(7.0, 1.2 + 0.4 * len(names))
     axes.set_title("Held-out F1 by class", loc="left", fontsize=12)
-    for index, (start, color) in enumerate(zip(STARTS, (BLUE, PALE_BLUE), strict=True)):
-        places = np.arange(len(names)) + 0.38 * (index - 0.5)
-        means = values[start].mean(0)
-        bars = axes.barh(places, means, 0.36, color=color, label=start)
-        axes.bar_label(bars, fmt="%.3f", padding=8, fontsize=8)
-        for seed in values[start]:
-            axes.plot(seed, places, "|", color="black", ms=6)
+    for start, color, offset in zip(STARTS, (BLUE, VERMILION), (-0.16, 0.16), strict=True):
+        places, means = np.arange(len(names)) + offset, values[start].mean(0)
+        axes.plot(values[start].T, places, "o", color=color, alpha=0.35, ms=4, mew=0)
+        axes.plot(means, places, "D", color=color, ms=6, label=start)
+        for place, mean, most in zip(places, means, values[start].max(0), strict=True):
+            label = axes.annotate(f"{mean:.3f}", (most, place), va="center", fontsize=8)
+            label.set_position((8, 0))
+            label.set_anncoords("offset points")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlim(max(0.0, min(v.min() for v in values.values()) - 0.1), 1.06)
+    axes.set_xlim(right=1.06)
+    axes.grid(axis="x", color="#E5E5E5", lw=0.8)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9)
     write(figure, path)
