@@ -13,6 +13,7 @@ from optim_zoo import train
 from optim_zoo.errors import UserError
 from optim_zoo.train import config_file, job, saved_config
 from optim_zoo.train.config import Config
+from optim_zoo.train.sinks.base import shown_name
 from optim_zoo.train.tasks.base import Task
 
 
@@ -76,15 +77,6 @@ def lines(metrics: Metrics) -> list[str]:
         for name, value in metrics.values.items()
         if name.count("/") < 2
     ]
-
-
-def shown_name(metric: str) -> str:
-    """Returns the name of a metric for people: F1 for ``f1``, and ``f1/string`` as ``F1/string``.
-
-    Other names are spelt alike in the files and for people.
-    """
-    name, slash, more = metric.partition("/")
-    return {"f1": "F1"}.get(name, name) + slash + more
 
 
 def _evaluates_average(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from optim_zoo.errors import UserError
 from optim_zoo.train import critical_batch_size, records, saved_params
 from optim_zoo.train.checkpoint_records import Damaged
 from optim_zoo.train.run_folder import BEST, CHECKPOINTS, saved_steps
-from optim_zoo.train.sinks.base import RunInfo
+from optim_zoo.train.sinks.base import RunInfo, shown_name
 
 
 def summarize(run: RunInfo) -> dict[str, str]:
@@ -24,14 +24,16 @@ def summarize(run: RunInfo) -> dict[str, str]:
         return {}
     last = {name: values[-1] for name, (_, values) in seen.held_out.items() if "/" not in name}
     step = int(seen.held_out["loss"][0][-1])
-    figures = {f"held-out {name}": _with_unit(run, name, value) for name, value in last.items()}
+    figures = {
+        f"held-out {shown_name(name)}": _with_unit(run, name, value) for name, value in last.items()
+    }
     best, last_saved = _recorded(run, BEST), _recorded(run, CHECKPOINTS).get("best", {})
     if best:
         shown = _with_unit(run, best["metric"], best["value"])
-        figures[f"best {best['metric']}"] = f"{shown} at step {best['step']:,}"
+        figures[f"best {shown_name(best['metric'])}"] = f"{shown} at step {best['step']:,}"
     if run.baseline is not None:
         for name, value in run.baseline.metrics.items():
-            figures[f"{name} by {run.baseline.name}"] = _with_unit(run, name, value)
+            figures[f"{shown_name(name)} by {run.baseline.name}"] = _with_unit(run, name, value)
         if "loss" in run.baseline.metrics:
             gain = run.baseline.metrics["loss"] - last["loss"]
             behind = f" (no better than {run.baseline.name} yet)" if gain <= 0 else ""

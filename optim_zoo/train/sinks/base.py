@@ -66,6 +66,15 @@ class Sink(Protocol):
         """Finishes the sink. Called once; ``finished`` is false if the run ends early."""
 
 
+def shown_name(metric: str) -> str:
+    """Returns the name of a metric for people: F1 for ``f1``, and ``f1/string`` as ``F1/string``.
+
+    Other names are spelt alike in the files and for people.
+    """
+    name, slash, more = metric.partition("/")
+    return {"f1": "F1"}.get(name, name) + slash + more
+
+
 @contextlib.contextmanager
 def opened(sinks: Sequence[Sink], run: RunInfo) -> Iterator[None]:
     """Opens the sinks in order, and closes them in reverse order however the block ends."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from optim_zoo.train.sinks.base import RunInfo
+from optim_zoo.train.sinks.base import RunInfo, shown_name
 from optim_zoo.train.summary import summarize
 
 
@@ -44,7 +44,7 @@ class Progress:
         """Prints the held-out metrics."""
         unit = f" {self._run.loss_unit}" if self._run.loss_unit else ""
         values = (
-            f"held-out {name} {value:.4f}{unit if name == 'loss' else ''}"
+            f"held-out {shown_name(name)} {value:.4f}{unit if name == 'loss' else ''}"
             for name, value in metrics.items()
             if "/" not in name
         )

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from optim_zoo import errors
+from optim_zoo.train import records
 from optim_zoo.train.files import replace_file
 from optim_zoo.train.sinks import plots as run_plots
 from optim_zoo.train.sinks.base import RunInfo
@@ -29,8 +30,12 @@ class Report:
     def evaluate(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the report again, with the current plots and figures."""
         run, self._written = self._run, True
-        names = map(run_plots.held_out_file, metrics)
-        files = dict.fromkeys((*run_plots.CAPTIONS, *names))  # each once
+        # Those of the file, because a run that is resumed after its last step evaluates nothing.
+        # Plots of classes, which are larger, come last.
+        held_out = records.read(run.folder / "metrics.jsonl").held_out
+        names = map(run_plots.held_out_file, sorted(held_out, key=lambda name: name.count("/")))
+        last = dict.fromkeys(names)  # each once
+        files = [*(name for name in run_plots.CAPTIONS if name not in last), *last]
         plots = [run.folder / name for name in files]
         write(
             run.folder,

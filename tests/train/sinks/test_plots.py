@@ -329,8 +329,8 @@ def test_plots_do_not_change_the_global_state_of_matplotlib(tmp_path: pathlib.Pa
 def test_metrics_of_classes_are_drawn_together(tmp_path: pathlib.Path) -> None:
     evaluations = [
         {"loss": 1.0, "f1": value, "f1/a": value, "f1/b": 0.0}
-        | {"confusion/a/a": value, "confusion/a/b": 1 - value}
-        | {"confusion/b/a": 0.0, "confusion/b/b": 0.0}
+        | {"confusion/O/O": 0.0, "confusion/O/a": 0.0}
+        | {"confusion/a/O": 1 - value, "confusion/a/a": value}
         for value in (0.25, 0.75)
     ]
     path = tmp_path / "metrics.jsonl"
@@ -343,14 +343,28 @@ def test_metrics_of_classes_are_drawn_together(tmp_path: pathlib.Path) -> None:
     read = records.read(path)
     bars = classes.by_class(read, "f1", tmp_path / "bars.png")
     assert bars is not None
+    assert bars.axes[0].get_title(loc="left") == "Held-out F1 by class"
     assert [bar.get_width() for bar in bars.axes[0].patches] == [0.75, 0]  # the last evaluation
     assert [label.get_text() for label in bars.axes[0].get_yticklabels()] == ["a", "b"]
     matrix = classes.matrix(read, "confusion", tmp_path / "matrix.png")
     assert matrix is not None
     assert [text.get_text() for text in matrix.axes[0].texts] == ["75", "25"]
+    assert [label.get_text() for label in matrix.axes[0].get_yticklabels()] == ["a", "O"]
     assert classes.matrix(read, "f1", tmp_path / "none.png") is None
     assert classes.by_class(read, "confusion", tmp_path / "none.png") is None
     written = plots.write_all(read, tmp_path, baseline=None, loss_unit="")
     assert [path.name for path in written] == [
         "loss.png", "held_out_f1.png", "held_out_f1_by_class.png", "held_out_confusion.png"
     ]  # fmt: skip
+
+
+def test_every_plot_of_a_held_out_metric_has_a_sentence_as_its_caption() -> None:
+    captions = [
+        plots.caption(plots.held_out_file(name)) for name in ("f1", "f1/a", "edit_distance")
+    ]
+    assert captions == [
+        "F1 on the held-out data, at every evaluation.",
+        "F1 of each class on the held-out data, at the last evaluation.",
+        "Edit distance on the held-out data, at every evaluation.",
+    ]
+    assert plots.caption("held_out_confusion.png") == plots.CAPTIONS["held_out_confusion.png"]

@@ -1,5 +1,6 @@
 import base64
 import html.parser
+import json
 import pathlib
 from collections.abc import Mapping
 
@@ -9,7 +10,9 @@ import pytest
 from optim_zoo import errors
 from optim_zoo.train import records
 from optim_zoo.train.sinks import plots, report
+from optim_zoo.train.sinks.base import opened
 from optim_zoo.train.sinks.plots import lines
+from tests.train.sinks.run_info import run_info
 
 VOID = {"meta", "img", "wbr"}
 EVIL = "<script>alert('\"&')</script>"
@@ -113,6 +116,25 @@ def test_plots_have_a_size_alt_text_and_a_caption(
     # 9.0 x 4.2 inches at 96 CSS pixels per inch.
     assert (images[0]["width"], images[0]["height"]) == ("864", "403")
     assert plots.CAPTIONS["loss.png"] in page.texts
+
+
+def test_a_run_resumed_after_its_last_step_shows_the_plots_of_its_metrics(
+    tmp_path: pathlib.Path,
+) -> None:
+    """It evaluates nothing. Plots of classes come last."""
+    values = {"loss": 1.0, "confusion/a/a": 1.0, "f1": 0.5, "f1/a": 0.5, "recall": 0.5}
+    line = {"kind": "held_out", "step": 20, **values}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    read = records.read(tmp_path / "metrics.jsonl")
+    plots.write_all(read, tmp_path, baseline=None, loss_unit="nats")
+    with opened([report.Report()], run_info(tmp_path, start=20)):
+        pass
+    page = Page((tmp_path / "report.html").read_text())
+    assert [str(image["alt"]).removeprefix("Plot of the ") for image in page.all("img")] == [
+        *("loss by step", "held out f1 by step", "held out recall by step"),
+        *("held out f1 by class by step", "held out confusion by step"),
+    ]
+    assert {"held-out F1", "F1 on the held-out data, at every evaluation."} <= set(page.texts)
 
 
 def test_figures_come_first_then_plots_config_and_machine(

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from optim_zoo.train import records
 from optim_zoo.train.records import Records
-from optim_zoo.train.sinks.base import RunInfo
+from optim_zoo.train.sinks.base import RunInfo, shown_name
 from optim_zoo.train.sinks.plots import classes, heat_maps, lines
 from optim_zoo.train.sinks.plots.figure import DPI as DPI
 from optim_zoo.train.tasks.base import Baseline
@@ -33,6 +33,7 @@ CAPTIONS: Mapping[str, str] = {
     " evaluation, in percent of the words of the class.",
 }
 
+_HELD_OUT = "held_out_"  # the beginning of the file name of a plot of held-out metrics
 _BY_CLASS = "_by_class"  # the end of the file name of a plot with a value for each class
 
 
@@ -104,12 +105,16 @@ def held_out_file(metric: str) -> str:
     The metrics of all classes are in one plot, and so are the cells of a matrix.
     """
     name, *of_class = metric.split("/")
-    return f"held_out_{name}{_BY_CLASS if len(of_class) == 1 else ''}.png"
+    return f"{_HELD_OUT}{name}{_BY_CLASS if len(of_class) == 1 else ''}.png"
 
 
 def caption(file: str) -> str:
     """Returns the caption of the plot with a file name."""
-    name = pathlib.PurePath(file).stem.replace("_", " ")
-    if file.endswith(f"{_BY_CLASS}.png"):
-        return f"{name.capitalize()}, at the last evaluation."
-    return CAPTIONS.get(file, name)
+    stem = pathlib.PurePath(file).stem
+    if file in CAPTIONS or not stem.startswith(_HELD_OUT):
+        return CAPTIONS.get(file, stem.replace("_", " "))
+    metric = shown_name(stem.removeprefix(_HELD_OUT).removesuffix(_BY_CLASS)).replace("_", " ")
+    metric = metric[:1].upper() + metric[1:]
+    if stem.endswith(_BY_CLASS):
+        return f"{metric} of each class on the held-out data, at the last evaluation."
+    return f"{metric} on the held-out data, at every evaluation."

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from optim_zoo.train.records import Records
+from optim_zoo.train.sinks.base import shown_name
 from optim_zoo.train.sinks.plots.figure import BLUE, new_figure, write
 
 
@@ -19,7 +20,8 @@ def by_class(records: Records, metric: str, path: pathlib.Path) -> Figure | None
     if not values:
         return None
     figure, axes = new_figure(5.6, 1.0 + 0.26 * len(values))
-    axes.set_title(f"Held-out {metric} by class", loc="left", fontsize=12)
+    text = shown_name(metric).replace("_", " ")
+    axes.set_title(f"Held-out {text} by class", loc="left", fontsize=12)
     places = np.arange(len(values))
     bars = axes.barh(places, list(values.values()), color=BLUE, height=0.7)
     axes.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
@@ -32,12 +34,15 @@ def by_class(records: Records, metric: str, path: pathlib.Path) -> Figure | None
 
 
 def matrix(records: Records, metric: str, path: pathlib.Path) -> Figure | None:
-    """Draws the last values of ``<metric>/<row>/<column>`` as a matrix of percentages."""
+    """Draws the last values of ``<metric>/<row>/<column>`` as a matrix of percentages.
+
+    The class ``O``, the words outside of every class, is the last one.
+    """
     values = _last(records, metric, slashes=2)
     if not values:
         return None
     cells = {tuple(name.split("/")): value for name, value in values.items()}
-    names = list(dict.fromkeys(row for row, _ in cells))
+    names = sorted(dict.fromkeys(row for row, _ in cells), key=lambda name: name == "O")
     table = np.array([[cells.get((row, column), 0.0) for column in names] for row in names])
     return confusion(table, names, f"Held-out {metric}: percent of the words of a class", path)
 
@@ -52,8 +57,8 @@ def confusion(table: np.ndarray, names: list[str], title: str, path: pathlib.Pat
     places = range(len(names))
     axes.set_xticks(places, names, rotation=45, ha="right", parse_math=False)
     axes.set_yticks(places, names, parse_math=False)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("class")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
     axes.tick_params(length=0)
     for (row, column), value in np.ndenumerate(table):
         if value >= 0.0005:

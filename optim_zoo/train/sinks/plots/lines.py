@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
 from optim_zoo.train.records import Floats, Records
+from optim_zoo.train.sinks.base import shown_name
 from optim_zoo.train.sinks.plots.figure import (
     BLUE,
     GREY,
@@ -62,7 +63,7 @@ def held_out(
     steps, values = finite(records.held_out, name)
     if not steps.size:
         return None
-    text = name.replace("_", " ")
+    text = shown_name(name).replace("_", " ")
     figure, axes = line_figure(f"Held-out {text}", text, width=5.6, height=3.2)
     axes.plot(steps, values, "o-", color=VERMILION, lw=1.6, ms=4, label="held-out")
     _draw_baseline(axes, baseline, name)
