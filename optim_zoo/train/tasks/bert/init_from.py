@@ -46,6 +46,7 @@ class Start:
     record: Path = Path()  # the file that keeps this for a resumed run
     notes: Sequence[str] = ()  # sentences for the user
     source: Source | None = None  # None without one, and where the record was read instead
+    labels: tuple[str, ...] = ()  # those of the task, if it has a tagger
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -56,15 +57,19 @@ class Start:
         """
         return {IDENTITY: self.digest} if self.path else {}
 
-    def match(self, params: Tree) -> None:
+    def match(self, params: Tree, labels: Sequence[str] = ()) -> None:
         """Matches the parameters of the task with those of the source, and sets ``notes``.
+
+        The classifier of a tagger is taken only from a source with the same labels.
 
         Args:
           params: the initial parameters or their shapes.
+          labels: the labels of a tagger in the order of their ids.
 
         Raises:
           UserError: embeddings or encoder have other shapes, or nothing matches.
         """
+        self.labels = tuple(labels)
         if self.source is None:
             return
         wanted = _parts(params)
@@ -76,7 +81,7 @@ class Start:
             )
         misfit = []
         for path, tensor in found.items():
-            if tensor is None or self._fits(path, tensor.shape, wanted[path]):
+            if tensor is None or self._fits(self.source, path, wanted[path]):
                 continue
             if path.startswith(_BACKBONE):
                 raise UserError(
@@ -91,7 +96,7 @@ class Start:
         notes = [
             *self.source.notes,
             *_note("parameters that it does not have, which start anew", missing),
-            *_note("parameters whose shapes do not fit, which start anew", misfit),
+            *_note("parameters whose shapes or labels do not fit, which start anew", misfit),
             *_note("parameters of it that this task does not have", unused),
         ]
         self.notes = [f"model.init_from={self.path}: {note}" for note in notes]
@@ -109,7 +114,7 @@ class Start:
 
         def find(path: str, array: names.Array) -> names.Array:
             tensor = source.find(path)
-            if tensor is None or not self._fits(path, tensor.shape, array.shape):
+            if tensor is None or not self._fits(source, path, array.shape):
                 return array
             if path != _POSITIONS:
                 return tensor.read()
@@ -118,10 +123,14 @@ class Start:
 
         return names.stacked(find, params)
 
-    def _fits(self, path: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    def _fits(self, source: Source, path: str, wanted: tuple[int, ...]) -> bool:
+        """Returns whether an array of the source can be the parameter of a path."""
+        tensor = source.find(path)
+        shape = () if tensor is None else tensor.shape
         if path == _POSITIONS and len(shape) == 2 and self.model.resize_positions:
             return shape[1:] == wanted[1:]
-        return shape == wanted
+        # A row of the classifier belongs to a label.
+        return shape == wanted and (not path.startswith("tagger/") or source.labels == self.labels)
 
     def _again(self) -> Source:
         """Returns the source, which must be what it was when the record was written."""
@@ -258,6 +267,7 @@ def _of_run(folder: Path) -> Source:
         name_of=lambda path: path,
         transposes=False,
         digest=sha.hexdigest(),
+        labels=tuple(loaded.labels),
     )
 
 

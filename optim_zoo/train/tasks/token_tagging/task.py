@@ -66,7 +66,7 @@ class TokenTagging(Task):
         }
         self.model = Tagger(self.model_sizes, self.vocabulary.size, len(labels))
         if text:
-            self.start.match(jax.eval_shape(self.init, jax.random.key(0)))
+            self.start.match(jax.eval_shape(self.init, jax.random.key(0)), labels)
             self._encode(text)
 
     def _encode(self, text: corpus.Corpus) -> None:

@@ -290,13 +290,18 @@ def test_a_saved_config_keeps_what_is_unset(folder: Path) -> None:
     assert saved_config.differences(again, config) == []
 
 
-def test_a_tagger_starts_from_the_encoder(folder: Path) -> None:
-    lines = [f"{word}\t{'B-X' if word == 'rate' else 'O'}" for word in ("the", "rate", "grows")]
+def write_tagged(folder: Path, **tags: str) -> None:
+    """Replaces text and config by those of a tagger; other words than those named have ``O``."""
+    lines = [f"{word}\t{tags.get(word, 'O')}" for word in ("the", "rate", "grows")]
     (folder / "text.conll").write_text("\n".join([*lines, ""] * 40))
-    (folder / "text.txt").unlink()
+    (folder / "text.txt").unlink(missing_ok=True)
     (folder / "run.toml").write_text(
         CONFIG.format(task="token_tagging", folder=folder, more="held_out = 0.2")
     )
+
+
+def test_a_tagger_starts_from_the_encoder(folder: Path) -> None:
+    write_tagged(folder, rate="B-X")
     task = make(folder)
     [missing, unused] = [note for note in task.notes if note.startswith("model.init_from=")]
     assert missing.endswith("start anew: tagger/bias, tagger/kernel")
@@ -305,6 +310,28 @@ def test_a_tagger_starts_from_the_encoder(folder: Path) -> None:
     name = "bert.embeddings.word_embeddings.weight"
     arrays = load_file(folder / "source" / "model.safetensors")
     np.testing.assert_array_equal(after["embeddings"]["word_embeddings"]["embedding"], arrays[name])
+
+
+@pytest.mark.parametrize(("first", "same"), [("B-X", True), ("B-Y", False)])
+def test_a_tagger_takes_the_classifier_of_the_same_labels_only(
+    first: str, same: bool, folder: Path
+) -> None:
+    """The folder of a tagger has the labels B-X, I-X and O."""
+    shutil.rmtree(folder / "source")
+    shutil.copytree(RECORDED.with_name("recorded_tagger"), folder / "source")
+    write_tagged(folder, the=first, rate=f"I-{first[2:]}")
+    arrays = load_file(folder / "source" / "model.safetensors")
+    # The second task reads the record of the first one; neither run has begun.
+    for task in (make(folder), make(folder)):
+        after = task.pretrained(initial(task))
+        expected = arrays["classifier.weight"].T if same else np.full((16, 3), 0.5, np.float32)
+        np.testing.assert_array_equal(after["tagger"]["kernel"], expected)
+        name = "bert.encoder.layer.1.output.dense.weight"
+        kernel = after["encoder"]["layers"]["output"]["kernel"][1]
+        np.testing.assert_array_equal(kernel, arrays[name].T)
+        notes = [note for note in task.notes if "start anew" in note]
+        assert bool(notes) != same
+        assert all("labels do not fit, which start anew: tagger/" in note for note in notes)
 
 
 @pytest.mark.usefixtures("compiled", "quick_to_compile")

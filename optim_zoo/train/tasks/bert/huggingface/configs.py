@@ -61,6 +61,18 @@ def to_json(model: Model, vocabulary: Vocabulary, labels: Sequence[str] = ()) ->
     return config
 
 
+def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the labels of ``id2label`` in the order of their ids; () where it has none.
+
+    Args:
+      config: the content of ``config.json``.
+    """
+    names = config.get("id2label")
+    if not isinstance(names, dict):
+        return ()
+    return tuple(str(names.get(str(number))) for number in range(len(names)))
+
+
 def sizes_of(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """Returns the keys of [model] that a config of BERT determines.
 

@@ -39,6 +39,7 @@ class Source:
     transposes: bool  # whether it stores our kernels transposed
     digest: str  # hex SHA-256 of its parameters
     notes: Sequence[str] = ()  # sentences for the user
+    labels: tuple[str, ...] = ()  # of a tagger, in the order of their ids
 
     def find(self, path: str) -> Tensor | None:
         """Returns the array for one of our paths of one layer, with our axes; None without one."""
@@ -74,6 +75,7 @@ def from_folder(folder: Path) -> Source:
         transposes=True,
         digest=_digest(files),
         notes=_case_notes(folder, vocabulary),
+        labels=configs.labels_of(config),
     )
     _check_vocabulary(source, config)
     return source

@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from optim_zoo.errors import UserError
-from optim_zoo.train.tasks.bert.huggingface import names, reading
+from optim_zoo.train.tasks.bert.huggingface import export, names, reading
 from optim_zoo.train.tasks.bert.sections import Model
 from optim_zoo.train.tasks.bert.vocabulary import tokenizer
+from optim_zoo.train.tasks.token_tagging.model import Tagger
 from tests.train.tasks.bert.huggingface.small import RECORDED, logits, params
 
 
@@ -60,6 +63,78 @@ def test_the_logits_are_those_that_transformers_computed(folder: Path) -> None:
     source = reading.from_folder(folder)
     assert source.notes == []
     check_recorded(source)
+
+
+def test_the_logits_of_a_tagger_are_those_that_transformers_computed() -> None:
+    folder = RECORDED.with_name("recorded_tagger")
+    source = reading.from_folder(folder)
+    assert source.labels == ("B-X", "I-X", "O")
+    tagger = Tagger(Model(**source.sizes), source.vocabulary.size, 3)
+    with np.load(folder / "recorded.npz") as file:
+        recorded = dict(file)
+    check_tagger(tagger, read_tagger(source, tagger), recorded)
+
+
+def test_a_tagger_that_is_exported_is_that_of_transformers(tmp_path: Path) -> None:
+    """What is read from their folder and written again has the same tensors and labels."""
+    folder = RECORDED.with_name("recorded_tagger")
+    source = reading.from_folder(folder)
+    sizes = Model(**source.sizes)
+    tree = read_tagger(source, Tagger(sizes, source.vocabulary.size, 3))
+    written = export.write(tmp_path / "out", tree, sizes, source.vocabulary, source.labels)
+    own, theirs = (load_file(each / "model.safetensors") for each in (written, folder))
+    assert own.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(own[name], array, err_msg=name)
+    configs = [json.loads((each / "config.json").read_text()) for each in (written, folder)]
+    for key in ("architectures", "id2label", "label2id"):
+        assert configs[0][key] == configs[1][key]
+
+
+def read_tagger(source: reading.Source, tagger: Tagger) -> Any:
+    """Returns the parameters of a tagger from its source."""
+
+    def find(path: str, _: object) -> Any:
+        tensor = source.find(path)
+        assert tensor is not None
+        return tensor.read()
+
+    ids = jnp.zeros(4, jnp.int32)
+    shapes: Any = jax.eval_shape(lambda: tagger.init(jax.random.key(0), ids, deterministic=True))
+    empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes["params"])
+    return names.stacked(find, empty)
+
+
+def check_tagger(tagger: Tagger, params: Any, recorded: dict[str, Any]) -> None:
+    def one(*sequence: jax.Array) -> Any:
+        return tagger.apply({"params": params}, *sequence, method="logits")
+
+    batch = (recorded[key] for key in ("input_ids", "token_type_ids", "attention_mask"))
+    ours = np.asarray(jax.vmap(one)(*map(jnp.asarray, batch)))
+    kept = recorded["attention_mask"] == 1
+    # Float32 rounding of two layers is about 2e-6; the smallest mistake in the mapping gives 0.1.
+    np.testing.assert_allclose(ours[kept], recorded["logits"][kept], rtol=0, atol=1e-4)
+
+
+@pytest.mark.references
+def test_transformers_loads_an_exported_tagger(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    source = reading.from_folder(RECORDED.with_name("recorded_tagger"))
+    tagger = Tagger(Model(**source.sizes), source.vocabulary.size, 3)
+    tree = read_tagger(source, tagger)
+    folder = export.write(tmp_path / "out", tree, tagger.config, source.vocabulary, source.labels)
+    theirs = transformers.AutoModelForTokenClassification.from_pretrained(folder).eval()
+    assert type(theirs).__name__ == "BertForTokenClassification"
+    assert theirs.config.id2label == {0: "B-X", 1: "I-X", 2: "O"}
+    assert theirs.config.label2id == {"B-X": 0, "I-X": 1, "O": 2}
+    ids = np.random.default_rng(0).integers(0, source.vocabulary.size, (2, 12))
+    types, mask = np.zeros_like(ids), np.ones_like(ids)
+    types[:, 5:], mask[1, 8:] = 1, 0
+    batch = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
+    with torch.no_grad():
+        made = theirs(**{k: torch.tensor(v) for k, v in batch.items()}).logits.numpy()
+    check_tagger(tagger, tree, {**batch, "logits": made})
 
 
 def test_the_tokens_are_those_that_transformers_made(folder: Path) -> None:
