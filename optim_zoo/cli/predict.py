@@ -11,7 +11,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "predict",
         help="print what a run predicts for a text",
         description="Prints what a run predicts for a text. A masked_language run fills in each "
-        "[MASK]. Nothing is written, and the run may still be training.",
+        "[MASK], and a token_tagging run prints the tag of every word. Nothing is written, and the "
+        "run may still be training.",
     )
     starting.add_run(parser)
     parser.add_argument("file", metavar="FILE", help="a text in UTF-8; - is standard input")

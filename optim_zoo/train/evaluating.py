@@ -13,6 +13,7 @@ from optim_zoo import train
 from optim_zoo.errors import UserError
 from optim_zoo.train import config_file, job, saved_config
 from optim_zoo.train.config import Config
+from optim_zoo.train.run_folder import CHECKPOINTS
 from optim_zoo.train.sinks.base import shown_name
 from optim_zoo.train.tasks.base import Task
 
@@ -56,10 +57,14 @@ def evaluate(
         averaged = not best and _evaluates_average(folder)
     loaded = train.load(folder, step, best, averaged)
     config = _config(folder, overrides)
-    with tempfile.TemporaryDirectory(prefix="optim-zoo-") as cache:
+    with tempfile.TemporaryDirectory(prefix="optim-zoo-") as place:
+        # As in a run folder: a task may look whether the run has begun.
+        (Path(place) / CHECKPOINTS).symlink_to((folder / CHECKPOINTS).absolute())
+        cache = Path(place) / "tokens"
+        cache.mkdir()
         for path in (folder / "tokens").glob("*"):
-            (Path(cache) / path.name).symlink_to(path.absolute())
-        task = config_file.make_task(config, Path(cache))
+            (cache / path.name).symlink_to(path.absolute())
+        task = config_file.make_task(config, cache)
         _check_same_meaning(loaded.task, task, folder)
         # One device, where the parameters are.
         mesh = Mesh(np.array(jax.local_devices()[:1]), ("data",))
@@ -106,6 +111,6 @@ def _check_same_meaning(before: Task, now: Task, folder: Path) -> None:
     changed = [name for name in now.essential if now.identity[name] != before.identity.get(name)]
     if changed:
         raise UserError(
-            f"the {' and '.join(changed)} of this data is not the one that the run in {folder} "
-            f"was trained with, so its parameters have another meaning: choose other data"
+            f"this data does not have the {' and '.join(changed)} that the run in {folder} was "
+            f"trained with, so its parameters have another meaning: choose other data"
         )

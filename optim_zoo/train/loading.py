@@ -51,9 +51,9 @@ def _check_essential(folder: Path, step: int | None, best: bool, task: Task) -> 
     ]
     if changed:
         raise UserError(
-            f"the {' and '.join(changed)} is not the one that the run in {folder} was trained "
-            f"with, so its parameters have another meaning: restore it, or correct its path in "
-            f"{folder / saved_config.CONFIG_FILE}"
+            f"expected the {' and '.join(changed)} that the run in {folder} was trained with, but "
+            f"the run folder has another, so its parameters have another meaning: restore it, or "
+            f"correct its path in {folder / saved_config.CONFIG_FILE}"
         )
 
 

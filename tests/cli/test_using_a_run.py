@@ -247,7 +247,7 @@ def test_a_run_that_cannot_be_used_is_reported_in_one_sentence(
         ("data.held_out=2", r"data.held_out=2\): .* in \(0, 1\), got 2"),
         ("data.sequence_length=2001", "max_positions must be at least the sequence length 2001"),
         ("data.sequence_length=many", "sequence_length must be a whole number, got 'many'"),
-        ("data.vocabulary=vocabulary", "the vocabulary of this data is not the one"),
+        ("data.vocabulary=vocabulary", "this data does not have the vocabulary that"),
         ("data.vocabulary=none", "none cannot be read"),
         ("data.text=latin1.txt", "UTF-8"),
         ("model.num_layers=3", r"\(model.num_layers=3\): .* keys of \[data\] only"),

@@ -127,7 +127,7 @@ def test_a_changed_vocabulary_is_refused(more: list[str], run: Path, tmp_path: P
     text = (folder / "config.toml").read_text()
     (folder / "config.toml").write_text(text.replace(str(path), str(tmp_path / "vocabulary")))
     for step in (None, 4):
-        with pytest.raises(UserError, match="the vocabulary is not the one that the run in "):
+        with pytest.raises(UserError, match="expected the vocabulary that the run in "):
             load(folder, step)
 
 

@@ -4,6 +4,7 @@ Sizes and vocabulary come from there too. The run folder keeps them in a file of
 run resumes, and is loaded, after what it started from is gone.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,6 +20,7 @@ import numpy as np
 from optim_zoo import tree
 from optim_zoo.errors import ArgumentError, UserError
 from optim_zoo.train.files import replace_file
+from optim_zoo.train.run_folder import saved_steps
 from optim_zoo.train.tasks.bert.huggingface import names, reading
 from optim_zoo.train.tasks.bert.huggingface.reading import Source, Tensor
 from optim_zoo.train.tasks.bert.sections import INHERITED, Model
@@ -60,14 +62,12 @@ class Start:
     def match(self, params: Tree, labels: Sequence[str] = ()) -> None:
         """Matches the parameters of the task with those of the source, and sets ``notes``.
 
-        The classifier of a tagger is taken only from a source with the same labels.
-
         Args:
           params: the initial parameters or their shapes.
-          labels: the labels of a tagger in the order of their ids.
+          labels: those of a tagger by id. Only a source with the same ones gives its classifier.
 
         Raises:
-          UserError: embeddings or encoder have other shapes, or nothing matches.
+          UserError: embeddings or encoder have other shapes or are incomplete, or nothing matches.
         """
         self.labels = tuple(labels)
         if self.source is None:
@@ -79,18 +79,24 @@ class Start:
                 f"model.init_from: expected the parameters of a BERT, but {self.source.text} has "
                 f"none of their names, such as {self.source.name_of(_POSITIONS)}; name another one."
             )
+        missing = [path for path, tensor in found.items() if tensor is None]
+        if lost := [path for path in missing if path.startswith(_BACKBONE)]:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise UserError(
+                f"model.init_from: expected {self.source.name_of(lost[0])}{more} by the sizes of "
+                f"the model, but {self.source.text} has none; name the folder of another model."
+            )
         misfit = []
         for path, tensor in found.items():
             if tensor is None or self._fits(self.source, path, wanted[path]):
                 continue
             if path.startswith(_BACKBONE):
                 raise UserError(
-                    f"model.init_from: expected {self.source.name_of(path)} of shape "
-                    f"{wanted[path]} (with our axes) by the sizes of the model, but "
-                    f"{self.source.text} has {tensor.shape}; name the folder of another model."
+                    f"model.init_from: expected {self.source.name_of(path)} of shape {wanted[path]} "
+                    f"(with our axes) by the sizes of the model, but {self.source.text} has "
+                    f"{tensor.shape}; name the folder of another model."
                 )
             misfit.append(path)
-        missing = [path for path, tensor in found.items() if tensor is None]
         used = {self.source.name_of(path) for path in wanted}
         unused = [x for x in self.source.tensors if x not in used and not _DERIVED.search(x)]
         notes = [
@@ -100,7 +106,15 @@ class Start:
             *_note("parameters of it that this task does not have", unused),
         ]
         self.notes = [f"model.init_from={self.path}: {note}" for note in notes]
-        self._save()
+        if not self._begun_elsewhere():
+            self._save()
+
+    def _begun_elsewhere(self) -> bool:
+        """Returns whether the run has checkpoints and a record of another source."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none, or damaged
+            content = json.loads(self.record.read_text(encoding="utf-8"))
+            return content["digest"] != self.digest and bool(saved_steps(self.record.parent.parent))
+        return False
 
     def params(self, params: Tree) -> Tree:
         """Returns ``params`` with the arrays of the source wherever it has one that fits.
@@ -125,8 +139,7 @@ class Start:
 
     def _fits(self, source: Source, path: str, wanted: tuple[int, ...]) -> bool:
         """Returns whether an array of the source can be the parameter of a path."""
-        tensor = source.find(path)
-        shape = () if tensor is None else tensor.shape
+        shape = tensor.shape if (tensor := source.find(path)) else ()
         if path == _POSITIONS and len(shape) == 2 and self.model.resize_positions:
             return shape[1:] == wanted[1:]
         # A row of the classifier belongs to a label.

@@ -106,12 +106,20 @@ def words_only(content: str, word_column: int = 0) -> list[tuple[str, ...]]:
     Args:
       content: the text of the file.
       word_column: the column of the words. A line that lacks it has no word.
+
+    Raises:
+      UserError: a word is empty.
     """
     sentences: list[list[str]] = [[]]
-    for _, fields in _lines(content):
+    for number, fields in _lines(content):
         if not fields:
             sentences.append([])
-        elif -len(fields) <= word_column < len(fields) and fields[word_column]:
+        elif -len(fields) <= word_column < len(fields):
+            if not fields[word_column]:
+                raise UserError(
+                    f"expected a word in column {word_column} of every line, but it is empty in "
+                    f"line {number}; add the word, or make the line blank."
+                )
             sentences[-1].append(fields[word_column])
     return [tuple(words) for words in sentences if words]
 

@@ -1,6 +1,7 @@
 """``model.init_from``: what comes from the source, what is refused, and what outlives it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,39 @@ def test_a_file_whose_shapes_contradict_its_config_is_refused(name: str, folder:
     arrays = load_file(file)
     save_file({**arrays, name: np.concatenate([arrays[name]] * 2)}, file)
     assert f"expected {name} of shape" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["bert.encoder.layer.1.output.dense.bias", "bert.embeddings.LayerNorm.weight"]
+)
+def test_a_file_without_a_part_of_the_encoder_is_refused(name: str, folder: Path) -> None:
+    file = folder / "source" / "model.safetensors"
+    arrays = load_file(file)
+    del arrays[name]
+    save_file(arrays, file)
+    assert f"expected {name} by the sizes of the model, but" in refused(folder)
+    layers = {"num_hidden_layers": 3}
+    config = json.loads((folder / "source" / "config.json").read_text())
+    (folder / "source" / "config.json").write_text(json.dumps({**config, **layers}))
+    assert re.search(r"expected \S+ and \d+ more by the sizes", refused(folder))
+
+
+def test_a_run_that_has_begun_keeps_its_record(folder: Path) -> None:
+    """A command with another source is refused later, by its digest, and must change nothing."""
+    make(folder, cache="run/tokens")
+    (folder / "run" / "checkpoints" / "2").mkdir(parents=True)
+    record = folder / "run" / "tokens" / init_from.RECORD
+    before = record.read_bytes()
+    file = shutil.copytree(folder / "source", folder / "other") / "model.safetensors"
+    arrays = load_file(file)
+    save_file({**arrays, "cls.predictions.bias": arrays["cls.predictions.bias"] + 1}, file)
+    task = make(folder, f"model.init_from={folder}/other", cache="run/tokens")
+    assert record.read_bytes() == before
+    assert task.identity[init_from.IDENTITY] != json.loads(before)["digest"]
+    # The same parameters at another place are the same source.
+    (folder / "source").rename(folder / "moved")
+    make(folder, f"model.init_from={folder}/moved", cache="run/tokens")
+    assert json.loads(record.read_bytes())["path"] == str(folder / "moved")
 
 
 def test_a_file_without_any_known_name_is_refused(folder: Path) -> None:

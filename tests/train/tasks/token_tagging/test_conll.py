@@ -41,6 +41,8 @@ def test_what_is_written_is_read_again() -> None:
 def test_words_without_tags_are_read_for_predictions() -> None:
     assert conll.words_only("a\nb O\n\nc\td\n") == [("a", "b"), ("c",)]
     assert conll.words_only("a\n\nb O\n", 1) == [("O",)]
+    with pytest.raises(UserError, match=r"expected a word in column 0 .* empty in line 2;"):
+        conll.words_only("a\tO\n\tO\n")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from optim_zoo import cli, train
-from optim_zoo.train import config_file, loop, records
+from optim_zoo.errors import UserError
+from optim_zoo.train import config_file, evaluating, loop, records
 from optim_zoo.train.tasks.token_tagging.task import TokenTagging
 from tests.train.one_device import OneDevice, use_devices
 from tests.train.tasks.token_tagging import conlleval
@@ -160,6 +161,18 @@ def test_a_resumed_run_has_the_same_numbers_to_the_bit(
     loaded = train.load(tmp_path / "run")
     assert loaded.apply([[2, 5, 3], [2, 3, 0]], [[1, 1, 1], [1, 1, 0]]).shape == (2, 3, 4)
     assert_predictions(loaded)
+    assert_evaluates_text_with_fewer_labels(tmp_path)
+
+
+def assert_evaluates_text_with_fewer_labels(folder: Path) -> None:
+    """The labels are those of the run, with which other text need not agree."""
+    (folder / "other.conll").write_text("anna B-PER\n\nrain O\n\nbert B-PER\n")
+    other = (f"data.text={folder}/other.conll", f"data.held_out_text={folder}/other.conll")
+    values = evaluating.evaluate(folder / "run", other).values
+    assert {"f1/LOC", "f1/PER"} < values.keys()
+    (folder / "other.conll").write_text("anna B-NAME\n\nrain O\n")
+    with pytest.raises(UserError, match="'anna' has the label 'B-NAME'; the labels are B-LOC"):
+        evaluating.evaluate(folder / "run", other)
 
 
 def assert_predictions(loaded: Any) -> None:
