@@ -92,8 +92,8 @@ class Start:
                 continue
             if path.startswith(_BACKBONE):
                 raise UserError(
-                    f"model.init_from: expected {self.source.name_of(path)} of shape {wanted[path]} "
-                    f"(with our axes) by the sizes of the model, but {self.source.text} has "
+                    f"model.init_from: expected {self.source.name_of(path)} of shape "
+                    f"{wanted[path]} (with our axes) by the sizes of the model, but {self.source.text} has "
                     f"{tensor.shape}; name the folder of another model."
                 )
             misfit.append(path)
