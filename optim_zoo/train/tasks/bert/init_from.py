@@ -93,8 +93,8 @@ class Start:
             if path.startswith(_BACKBONE):
                 raise UserError(
                     f"model.init_from: expected {self.source.name_of(path)} of shape "
-                    f"{wanted[path]} (with our axes) by the sizes of the model, but {self.source.text} has "
-                    f"{tensor.shape}; name the folder of another model."
+                    f"{wanted[path]} (with our axes) by the sizes of the model, but "
+                    f"{self.source.text} has {tensor.shape}; name the folder of another model."
                 )
             misfit.append(path)
         used = {self.source.name_of(path) for path in wanted}
