@@ -10,6 +10,7 @@ from optim_zoo.train.tasks.base import Task
 
 TASKS: Mapping[str, str] = MappingProxyType(
     {
+        "byte_language": "optim_zoo.train.tasks.byte_language.task:ByteLanguage",
         "digits": "optim_zoo.train.tasks.digits:Digits",
         "masked_language": "optim_zoo.train.tasks.masked_language.task:MaskedLanguage",
         "token_tagging": "optim_zoo.train.tasks.token_tagging.task:TokenTagging",
