@@ -98,21 +98,24 @@ def _metric(groups: Sequence[Group]) -> str:
 def curves(groups: Sequence[Group], folder: Path, path: Path) -> Figure | None:
     """Draws the metric against steps, examples and seconds, at the best rate of each optimizer."""
     batches, colours = _batches(groups), _colours(groups)
-    figure, axes = _panels(len(batches), 3, "Course at the best learning rate")
-    drawn = False
-    for group in groups:
-        rate = group.best_rate
-        if rate is None:
-            continue
-        found = [each for _, each in group.curves(folder, rate)]
+    by_group = [
+        (group, [each for _, each in group.curves(folder, group.best_rate)])
+        for group in groups
+        if group.best_rate is not None
+    ]
+    if not any(found for _, found in by_group):
+        return None
+    timed = any(np.isfinite(each.seconds).all() for _, found in by_group for each in found)
+    columns = ("steps", "examples", "seconds") if timed else ("steps", "examples")
+    figure, axes = _panels(len(batches), len(columns), "Course at the best learning rate")
+    for group, found in by_group:
         if not found:
             continue
-        drawn = True
         row = batches.index(group.batch_size)
         style = "-" if group.is_interior else "--"
         label = group.label if group.is_interior else f"{group.label} ({group.note})"
-        for column, x in enumerate(("steps", "examples", "seconds")):
-            at = axes[3 * row + column]
+        for column, x in enumerate(columns):
+            at = axes[len(columns) * row + column]
             middle = _middle(found, x)
             if middle is None:
                 continue
@@ -124,14 +127,13 @@ def curves(groups: Sequence[Group], folder: Path, path: Path) -> Figure | None:
             at.fill_between(horizontal, s * low, s * high, color=colour, alpha=0.15)
             if alone:
                 at.vlines(horizontal, s * low, s * high, color=colour, lw=1)
-    if not drawn:
-        return None
     for index, at in enumerate(axes):
         at.xaxis.set_major_locator(MaxNLocator(4))
         at.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        at.set_xlabel(("step", "examples", "seconds of training")[index % 3], fontsize=9)
-        if index % 3 == 0:
-            batch = batches[index // 3]
+        row, column = divmod(index, len(columns))
+        at.set_xlabel(("step", "examples", "seconds of training")[column], fontsize=9)
+        if column == 0:
+            batch = batches[row]
             at.set_ylabel(f"{_metric(groups)}\nbatch {batch:,}", fontsize=9)
         _scale(at, groups)
     _legend(figure, axes)

@@ -57,7 +57,7 @@ def run(commands: Sequence[Command], jobs: int, ended: Ended) -> None:
       Interrupted: a signal arrived. ``ended`` has been called for every command that was started.
     """
     waiting, running, answered = collections.deque(commands), list[_Running](), 0
-    with _received() as signals:
+    with received() as signals:
         try:
             while (waiting and not signals) or running:
                 while waiting and len(running) < jobs and not signals:
@@ -99,7 +99,7 @@ def _stop(running: Sequence[_Running], number: int) -> None:
 
 
 @contextlib.contextmanager
-def _received() -> Iterator[list[int]]:
+def received() -> Iterator[list[int]]:
     """Collects the signals that arrive inside the block, instead of ending this process."""
     numbers: list[int] = []
 

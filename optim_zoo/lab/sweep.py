@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from optim_zoo.errors import UserError
-from optim_zoo.lab import folder, processes, results, search
+from optim_zoo.lab import folder, in_process, processes, results, search
 from optim_zoo.lab.processes import Command
 from optim_zoo.lab.results import Outcome
 from optim_zoo.lab.sweep_file import RATE, SEED, Sweep, coarse_grid
@@ -37,13 +37,16 @@ def run(sweep: Sweep, say: Callable[[str], Any] = print, runner: Runner | None =
     Args:
       sweep: the sweep.
       say: receives a line about each run that has ended.
-      runner: runs the trials; by default each in a process of its own.
+      runner: runs the trials; by default each in a process of its own, or in this one if the
+        sweep says so.
 
     Raises:
       UserError: a config of the sweep is not allowed, or its folder belongs to something else.
       processes.Interrupted: a signal has stopped the sweep.
     """
     first = _first(sweep)  # finds every mistake in the configs before anything runs
+    if sweep.in_process:
+        in_process.check(sweep, first)
     with folder.alone_in(sweep.folder):
         folder.check(sweep)
         state = _State(sweep, say, runner or _runner(sweep))
@@ -56,6 +59,8 @@ def run(sweep: Sweep, say: Callable[[str], Any] = print, runner: Runner | None =
 
 
 def _runner(sweep: Sweep) -> Runner:
+    if sweep.in_process:
+        return in_process.InProcess(sweep.folder)
     return Processes(sweep.folder, sweep.jobs)
 
 
@@ -70,6 +75,8 @@ class _State:
         """Runs those of the trials that have not ended; returns the rows of the table by id."""
         self._trials |= {trial.id: trial for trial in trials}
         left = [trial for trial in trials if not self._is_done(trial)]
+        if self._sweep.in_process:
+            left = in_process.with_whole_groups(trials, left)
         if len(left) < len(trials):
             self._say(f"{len(trials) - len(left)} of {len(trials)} runs have ended before")
         self.table()
@@ -179,21 +186,21 @@ def _search(sweep: Sweep, state: _State) -> None:
             scores[rate] = results.score(rows.get(each.id), sweep.metric, sweep.higher_is_better)
     best = [(point, search.best_rate(scores)) for point, scores in found]
     interior = [(point, pair[0]) for point, pair in best if pair is not None and pair[1]]
-    if sweep.search.seeds[1:] and interior:
-        state.run(
-            unique(_trial(sweep, p, rate, s) for s in sweep.search.seeds for p, rate in interior)
-        )
+    others = sweep.search.seeds[1:]
+    if others and interior:
+        state.run(unique(_trial(sweep, p, rate, s) for s in others for p, rate in interior))
 
 
 def _budget(sweep: Sweep, first: Sequence[Trial]) -> str:
     """Returns the budget of the sweep in words."""
     steps = sorted({trial.config.total_steps for trial in first})
     length = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+    how = "in one process" if sweep.in_process else f"{sweep.jobs} at a time"
     if sweep.search is None:
-        return f"{len(first)} runs of {length} steps in {sweep.folder}, {sweep.jobs} at a time"
+        return f"{len(first)} runs of {length} steps in {sweep.folder}, {how}"
     count = len(list(points(sweep)))
     more = f", then the best with {len(sweep.search.seeds)} seeds" if sweep.search.seeds[1:] else ""
     return (
         f"{count} searches of {sweep.search.runs} learning rates each, runs of {length} steps"
-        f"{more}; in {sweep.folder}, {sweep.jobs} at a time"
+        f"{more}; in {sweep.folder}, {how}"
     )

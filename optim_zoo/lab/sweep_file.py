@@ -4,6 +4,7 @@
 
     config = "../digits_lars.toml"   # relative to the sweep file
     jobs = 2                         # runs at a time
+    in_process = false               # see `optim_zoo.lab.in_process`
 
     [overrides]                      # keys of the config for all runs
     train.steps = 100
@@ -62,6 +63,7 @@ class Sweep:
     base: Path  # the config
     folder: Path  # where the sweep is written
     jobs: int  # runs at a time
+    in_process: bool  # train the runs in this process, those of a group together
     metric: str  # the held-out metric to compare, as the task names it
     higher_is_better: bool  # whether a larger value of it is better
     retry: bool  # run failed runs again
@@ -77,8 +79,8 @@ class Sweep:
 
 
 _KINDS = {"config": str, "dir": str, "jobs": int, "metric": str,
-          "higher_is_better": bool, "retry": bool, "overrides": dict, "grid": dict,
-          "search": dict}  # fmt: skip
+          "higher_is_better": bool, "in_process": bool, "retry": bool,
+          "overrides": dict, "grid": dict, "search": dict}  # fmt: skip
 _NAMES = {str: "a string", int: "a whole number", bool: "true or false", dict: "a table"}
 
 
@@ -121,6 +123,7 @@ def load(path: Path, arguments: Sequence[str] = ()) -> Sweep:
             base=path.parent / Path(tree["config"]).expanduser(),
             folder=Path(tree.get("dir", "") or Path("runs") / path.stem).expanduser(),
             jobs=jobs,
+            in_process=tree.get("in_process", False),
             metric=metric,
             higher_is_better=tree.get("higher_is_better", higher_is_better(metric)),
             retry=tree.get("retry", False),

@@ -15,9 +15,14 @@ from optim_zoo.tree import Tree
 
 
 class Health:
-    """The checks of one run. Every process applies them to the same numbers."""
+    """The checks of one run. Every process applies them to the same numbers.
 
-    def __init__(self, job: Job, checkpoints: Checkpoints) -> None:
+    Args:
+      job: the job of the run.
+      checkpoints: those of the run, or None if it saves none.
+    """
+
+    def __init__(self, job: Job, checkpoints: Checkpoints | None) -> None:
         self._job, self._checkpoints = job, checkpoints
 
     def check_figures(self, done: int, figures: Mapping[str, Any]) -> None:
@@ -79,6 +84,7 @@ class Health:
 
     def _kept(self) -> str:
         """Says which step is saved."""
-        self._checkpoints.wait()  # for a save in progress
+        if self._checkpoints is not None:
+            self._checkpoints.wait()  # for a save in progress
         saved = saved_steps(self._job.folder)
         return f"step {saved[-1]} is saved" if saved else "no checkpoint was saved"

@@ -49,7 +49,7 @@ class Job:
             has any. False if a checkpoint replaces their values.
         """
         params = initial_params(self.config, self.task)
-        return self.steps[0].init(_pretrained(self.task, params) if anew else params)
+        return self.steps[0].init(pretrained(self.task, params) if anew else params)
 
     def plain(self, tree: Tree) -> Tree:
         """Returns parameters or state in the layout of checkpoints and metrics."""
@@ -145,7 +145,7 @@ def initial_params(config: Config, task: Task) -> Tree:
     return jax.jit(init)(jax.random.key(config.run.seed, impl=KEYS))
 
 
-def _pretrained(task: Task, params: Tree) -> Tree:
+def pretrained(task: Task, params: Tree) -> Tree:
     """Returns the task's pretrained parameters in the dtypes of the initial ones.
 
     Raises:
@@ -244,12 +244,20 @@ def evaluation(task: Task, mesh: Mesh) -> Callable[[Tree], Mapping[str, float]]:
         return sharding.put(batch, NamedSharding(mesh, PartitionSpec("data" if divides else None)))
 
     def evaluate(params: Tree) -> Mapping[str, float]:
-        sums = jax.device_get([measure(params, sharded(batch)) for batch in batches])
-        metrics = {}
-        for name in sorted(sums[0], key=lambda name: (name != "loss", name)):
-            total, weight = np.array([each[name] for each in sums], np.float64).sum(axis=0)
-            counted = weight != 0 or name == "loss"
-            metrics[name] = float(total / weight) if counted else 0.0
-        return metrics
+        return metrics_of(jax.device_get([measure(params, sharded(batch)) for batch in batches]))
 
     return evaluate
+
+
+def metrics_of(sums: Sequence[Mapping[str, Any]]) -> Mapping[str, float]:
+    """Returns the held-out metrics, the loss first.
+
+    Args:
+      sums: what `Task.measure` returned for each held-out batch, as NumPy scalars.
+    """
+    metrics = {}
+    for name in sorted(sums[0], key=lambda name: (name != "loss", name)):
+        total, weight = np.array([each[name] for each in sums], np.float64).sum(axis=0)
+        counted = weight != 0 or name == "loss"
+        metrics[name] = float(total / weight) if counted else 0.0
+    return metrics

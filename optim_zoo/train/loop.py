@@ -71,7 +71,7 @@ def run(config: Config, folder: Path, notes: Sequence[str] = ()) -> Mapping[str,
 def _train(job: Job, signals: Signals, checkpoints: Checkpoints, notes: Sequence[str]) -> RunInfo:
     """Makes the remaining steps, and logs, evaluates and saves when due."""
     done, params, state, more, before = resume.start(job, checkpoints)
-    info, outputs = _info(job, done, params, [*notes, *job.task.notes, *more]), _outputs(job)
+    info, outputs = run_info(job, done, params, [*notes, *job.task.notes, *more]), _outputs(job)
     health, speed = Health(job, checkpoints), Throughput(job.units_after)
     best = Best(job.folder, job.config.output, checkpoints, done, before.get("best"))
     with opened(outputs, info):
@@ -80,19 +80,19 @@ def _train(job: Job, signals: Signals, checkpoints: Checkpoints, notes: Sequence
             done += 1
             speed.start(done, loss)
             stop = signals.requested(done)  # asked once per step: the answer may change
-            due = _due(job.config, done, stopping=stop is not None)
-            if any(due):
+            is_due = due(job.config, done, stopping=stop is not None)
+            if any(is_due):
                 figures = _figures(job, done, loss, state)
                 health.check_figures(done, figures)
-            if due.log:
+            if is_due.log:
                 figures[f"{info.unit}_per_second"] = speed.since_last(done)
                 for sink in outputs:
                     sink.log(done, figures)
                 health.check_skipped(done, state)
             with speed.paused():
-                if due.evaluate:
+                if is_due.evaluate:
                     _evaluate(job, done, job.evaluated(params, state), health, best, outputs)
-                if due.save or best.gives_up:
+                if is_due.save or best.gives_up:
                     health.check_parameters(done, job.plain(params))
                     now = {**job.info, "best": best.history.record()}
                     checkpoints.save(done, job.plain(params), job.plain(state), now)
@@ -106,7 +106,7 @@ def _train(job: Job, signals: Signals, checkpoints: Checkpoints, notes: Sequence
     return info
 
 
-class _Due(NamedTuple):
+class Due(NamedTuple):
     """What is due after a step."""
 
     log: bool
@@ -114,9 +114,10 @@ class _Due(NamedTuple):
     save: bool
 
 
-def _due(config: Config, done: int, *, stopping: bool) -> _Due:
+def due(config: Config, done: int, *, stopping: bool = False) -> Due:
+    """Returns what is due after ``done`` steps; a run that is stopping also saves."""
     last, every = done == config.total_steps, config.output
-    return _Due(
+    return Due(
         log=last or done % every.log_every == 0,
         evaluate=last or done % every.evaluate_every == 0,
         save=last or stopping or done % every.checkpoint_every == 0,
@@ -158,7 +159,8 @@ def _outputs(job: Job) -> list[sinks.Sink]:
     return sinks.make(job.config.output.sinks)
 
 
-def _info(job: Job, start: int, params: Tree, notes: list[str]) -> RunInfo:
+def run_info(job: Job, start: int, params: Tree, notes: list[str]) -> RunInfo:
+    """Returns what the sinks may know about a run that starts after ``start`` steps."""
     return RunInfo(
         folder=job.folder,
         task=job.config.task.name,
