@@ -250,7 +250,8 @@ def steps_to_target(
       path: the PNG file.
     """
     colours = _colours(groups)
-    if not any({**steps, **at_edge}.values()):
+    reached = {batch for by_batch in (*steps.values(), *at_edge.values()) for batch in by_batch}
+    if len(reached) < 2:  # the table has the steps of a single batch size
         return None
     figure, (axes,) = _panels(1, 1, f"Steps to {target}", width=7.0)
     for label, by_batch in at_edge.items():
