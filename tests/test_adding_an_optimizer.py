@@ -244,6 +244,7 @@ def test_the_commands_list_and_show_the_new_optimizer(copy: Path) -> None:
     assert "no trajectory is recorded for toy" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_tests_of_the_new_optimizer_and_the_shared_tests_pass(copy: Path) -> None:
     """Runs the shared tests of this optimizer, of the registry and of the public names."""
     done = _python(

@@ -204,6 +204,7 @@ def test_paths_are_the_same_in_every_container(wrap: Callable[[Arrays], Any]) ->
     assert sorted(tree.leaf_paths(wrap(_arrays(0)))) == tree.leaf_paths(_arrays(0))
 
 
+@pytest.mark.diagonal
 @every_container
 @every_optimizer
 def test_containers_give_the_same_numbers_on_one_device(

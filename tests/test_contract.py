@@ -23,9 +23,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optim_zoo import adam, registry, rules, scale_by_adam, schedules, stacked, transforms
-from tests import pieces, quick
+from tests import cover, pieces, quick
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
+SLOW = pytest.mark.slow
 newest = pytest.mark.newest  # the tests that depend most on JAX, optax, Flax and Orbax
 
 Make = Callable[..., optax.GradientTransformation]  # takes at least a learning rate
@@ -90,6 +91,10 @@ every = pytest.mark.parametrize(
 )  # fmt: skip
 plain = pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
 full = pytest.mark.parametrize("make", FULL.values(), ids=FULL)
+# Whether a state fits into Flax depends on its kind: none, one moment, two, a wrapper's, and the
+# layerwise norms, which the registry has with and without a schedule for each leaf.
+KINDS = ("sgd-full", "adagrad-full", "lamb-full", "lars-full", "lookahead-full")
+each_kind = pytest.mark.parametrize("make", cover.mostly_slow(FULL, KINDS))
 
 DTYPES = [  # (parameters, gradients)
     ("float32", "float32"),
@@ -189,6 +194,7 @@ def _assert_close(actual: Any, expected: Any, rtol: float = 2e-6, atol: float = 
 # Types.
 
 
+@pytest.mark.diagonal
 @newest
 @full
 @pytest.mark.parametrize("dtypes", DTYPES, ids="-".join)
@@ -262,6 +268,7 @@ WITH_EPS = {  # a wrapper uses the eps of its inner optimizer, 1e-8
 }
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("make", WITH_EPS.values(), ids=WITH_EPS)
 @pytest.mark.parametrize("eps", [1e-8, None], ids=["1e-8", "default"])
 def test_eps_does_not_vanish_in_float16(make: Make, eps: float | None) -> None:
@@ -294,6 +301,7 @@ def test_eps_does_not_vanish_in_float16(make: Make, eps: float | None) -> None:
         states = (low, high)
 
 
+@pytest.mark.diagonal
 @newest
 @full
 @pytest.mark.parametrize("dtypes", [DTYPES[0], DTYPES[3]], ids="-".join)
@@ -368,6 +376,7 @@ def test_compiled_equals_eager(make: Make) -> None:
     _assert_close(compiled, eager, rtol=5e-6, atol=5e-7)
 
 
+@pytest.mark.diagonal
 @full
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_number_equals_a_constant_schedule(make: Make, compiled: bool) -> None:
@@ -395,6 +404,7 @@ def test_a_schedule_is_first_called_with_step_0(make: Make) -> None:
         assert (x != y).any()
 
 
+@pytest.mark.diagonal
 @newest
 @every
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -473,7 +483,18 @@ def test_an_injected_rate_can_be_changed(make: Make) -> None:
     assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates))
 
 
-@pytest.mark.parametrize(("constructor", "name", "value"), HYPERPARAMETERS)
+def _some_of_each(hyperparameters: list[Any]) -> list[Any]:
+    """Marks all slow but the last of each optimizer and the first of each name."""
+    last = {case.values[0]: case.id for case in hyperparameters}
+    first = {case.values[1]: case.id for case in reversed(hyperparameters)}
+    quick_ids = {*last.values(), *first.values()}
+    return [
+        case if case.id in quick_ids else pytest.param(*case.values, id=case.id, marks=SLOW)
+        for case in hyperparameters
+    ]
+
+
+@pytest.mark.parametrize(("constructor", "name", "value"), _some_of_each(HYPERPARAMETERS))
 def test_vmap_over_a_hyperparameter_equals_separate_runs(
     constructor: Make, name: str, value: float
 ) -> None:
@@ -711,7 +732,7 @@ def _flax_make(make: Make) -> Make:
 
 
 @newest
-@full
+@each_kind
 def test_linen_and_nnx_give_the_same_parameters(make: Make) -> None:
     model = NnxModel(nnx.Rngs(0))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
@@ -739,7 +760,7 @@ def test_linen_and_nnx_give_the_same_parameters(make: Make) -> None:
 
 
 @newest
-@full
+@each_kind
 def test_nnx_models_with_sharding_annotations_can_be_trained(make: Make) -> None:
     """Scalars of the state must not inherit the annotations of the parameters."""
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
@@ -758,7 +779,7 @@ def test_nnx_models_with_sharding_annotations_can_be_trained(make: Make) -> None
 
 
 @newest
-@full
+@each_kind
 def test_linen_sharding_annotations_apply_to_the_state(make: Make) -> None:
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     kernel_init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
@@ -780,6 +801,7 @@ def test_linen_sharding_annotations_apply_to_the_state(make: Make) -> None:
 # On disk.
 
 
+@pytest.mark.diagonal
 @newest
 @full
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

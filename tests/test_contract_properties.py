@@ -148,6 +148,7 @@ ODD = (
 )
 
 
+@pytest.mark.diagonal
 @every
 @pytest.mark.parametrize("tree", ODD, ids=["kernel", "scalar", "nested"])
 def test_compiled_equals_eager(make: Make, tree: Any) -> None:

@@ -56,6 +56,7 @@ def test_optimizers_work_under_all_debugging_flags(name: str) -> None:
     _two_steps(lambda: FULL[name](0.1), "bfloat16")
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("parameters", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_wrappers_work_under_all_debugging_flags(name: str, parameters: str) -> None:

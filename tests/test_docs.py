@@ -33,6 +33,8 @@ from optim_zoo.train.tasks import base as tasks
 from tests.scripts.importing import imported
 from tests.train.saved_run import write_run
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"

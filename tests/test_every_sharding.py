@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optim_zoo import clip_by_global_norm, lamb, lars, metrics, sharding, split, stacked
+from tests import cover
 
 # Float32 sums over devices are added in another order, which changes how far a layer moves by about
 # 5e-7. Relative to the parameters themselves, an error of the step would not show.
@@ -281,6 +282,7 @@ def _errors(make: Make, params: Params) -> dict[str, np.ndarray]:
     return {name: errors[name] / moved[name] for name in params}
 
 
+@pytest.mark.diagonal
 @every_optimizer
 @pytest.mark.parametrize("row", ROWS)
 def test_steps_agree_with_one_device(row: str, make: Make) -> None:
@@ -345,8 +347,17 @@ MISTAKES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+# A plain pytest makes one mistake of each kind.
+ONE_OF_EACH_KIND = (MISTAKES[0], MISTAKES[5], MISTAKES[6], MISTAKES[9])
+
+
 @pytest.mark.parametrize(
-    ("row", "wrong"), MISTAKES, ids=lambda x: x if isinstance(x, str) else " ".join(x)
+    ("row", "wrong"),
+    cover.mostly_slow(
+        {f"{row}-{' '.join(wrong)}": (row, wrong) for row, wrong in MISTAKES},
+        [f"{row}-{' '.join(wrong)}" for row, wrong in ONE_OF_EACH_KIND],
+        unpack=True,
+    ),
 )
 def test_undetected_mistakes_give_wrong_numbers(row: str, wrong: dict[str, Any]) -> None:
     """Uses LARS, whose eps reveals gradients that are all too small by the same factor."""
@@ -354,7 +365,7 @@ def test_undetected_mistakes_give_wrong_numbers(row: str, wrong: dict[str, Any])
     assert (_errors(_lars, params)["kernel"] > TOLERANCE).all()
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_split_along_a_sharded_dimension_gives_wrong_numbers(check_vma: bool) -> None:
     params, _ = _shard_map(_lars, {"qkv": P(None, "model")}, check_vma=check_vma)
     assert (_errors(_lars, params)["qkv"] > TOLERANCE).all()

@@ -22,6 +22,8 @@ from optim_zoo.recorded.agreement import follow
 from optim_zoo.recorded.proofs import PROOFS, Proof
 from tests.optimizers.problems import assert_same_path, problem, schedule, train_in_float64
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 TESTS = Path(__file__).parent
 entries = pytest.mark.parametrize(
     "entry", registry.OPTIMIZERS.values(), ids=lambda entry: entry.name

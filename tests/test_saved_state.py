@@ -27,6 +27,8 @@ from optim_zoo.wrappers.guards import skip_nonfinite, skip_spikes
 from optim_zoo.wrappers.metrics import with_metrics
 from optim_zoo.wrappers.precision import master_weights, stochastic_rounding, store_state
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 PARAMS = {"dense": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}
 
 

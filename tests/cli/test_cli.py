@@ -20,8 +20,7 @@ from optim_zoo.train import config_file, loop, saved_config
 from optim_zoo.train.run_folder import saved_steps
 
 pytestmark = [
-    pytest.mark.xdist_group("command line"),  # one worker, because the fixtures are whole runs
-    pytest.mark.usefixtures("compiled"),
+    pytest.mark.usefixtures("compiled", "quick_to_compile"),
 ]
 
 

@@ -20,8 +20,7 @@ from optim_zoo.train.tasks.bert.huggingface import export
 from tests.cli.test_cli import environment
 
 pytestmark = [
-    pytest.mark.xdist_group("command line"),  # one worker, because the fixtures are whole runs
-    pytest.mark.usefixtures("compiled", "quiet"),
+    pytest.mark.usefixtures("compiled", "quick_to_compile", "quiet"),
 ]
 
 

@@ -8,6 +8,8 @@ from optim_zoo.cli import main
 from optim_zoo.lab import lr_find
 from tests.lab.conftest import Load
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 def test_the_range_ends_at_the_least_loss_and_begins_with_the_fall() -> None:
     rates = np.geomspace(1e-5, 10, 100)

@@ -10,6 +10,8 @@ from optim_zoo.lab.trials import Trial
 from tests.lab.conftest import Load
 from tests.lab.fake_runner import FakeRunner
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 SWEEP = """
 [grid]
 train.batch_size = [8, 16, 32]

@@ -190,6 +190,7 @@ def test_processes_train_and_a_run_that_diverges_is_recorded(
     load: Load, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     load(PROCESSES)
     assert main(["sweep", "trial.toml"]) == 0
     rows = read(Path("runs/trial"))

@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 from optim_zoo import clip_by_global_norm, lamb, layers, metrics, split, stacked, tree
 from optim_zoo.layers import norms
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 SHAPE = (4, 6, 8)
 SPECS: list[tuple[layers.LayerAxis, ...]] = [
     (),
@@ -99,6 +101,7 @@ def test_norms_of_float64_arrays_are_float64() -> None:
         np.testing.assert_allclose(norm, math.sqrt(3) * (1 + 1e-12), rtol=1e-15)
 
 
+@pytest.mark.usefixtures("fully_optimized")
 @pytest.mark.parametrize("spec", SPECS[:4])
 def test_a_norm_reads_the_array_once_and_copies_nothing(spec: Any) -> None:
     shape = (4, 96, 512)
@@ -201,6 +204,7 @@ def test_under_jit_every_sharding_gives_the_same_numbers(spec: P) -> None:
     _assert_same(train(PARAMS, GRADS), expected)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("ambient", [True, False])
 @pytest.mark.parametrize("spec", [P("data"), P(None, None, "model"), P("model", "data")])
 def test_explicit_sharding_gives_the_same_numbers(spec: P, ambient: bool) -> None:
@@ -248,6 +252,7 @@ def _shard_mapped(
     return jax.jit(mapped)(PARAMS, GRADS)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize(
     ("spec", "rules"),

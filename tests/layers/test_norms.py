@@ -42,6 +42,7 @@ UPDATES: dict[str, tuple[Callable[[], optax.GradientTransformation], float]] = {
 }
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("gradients", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", UPDATES)
 def test_updates_of_bfloat16_store_no_float32_copies(name: str, gradients: str) -> None:

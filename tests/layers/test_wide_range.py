@@ -124,6 +124,7 @@ def _in_mode(mode: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(run_mapped)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mode", MODES)
 def test_norms_agree_with_float64(mode: str, dtype: str) -> None:
@@ -193,6 +194,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], Any, bo
 }
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("mode", ["jit", "shard_map", "pmap"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_follow_their_references(name: str, mode: str) -> None:

@@ -23,7 +23,14 @@ def environment(devices: int) -> dict[str, str]:
         if name in kept or not name.startswith(("JAX_", "XLA_", "TF_"))
     }
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**own, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONWARNINGS": "default"}
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiling would take most of the time
+    return {
+        **own,
+        **quick,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags,
+        "PYTHONWARNINGS": "default",
+    }
 
 
 class Group:

@@ -24,8 +24,7 @@ from tests.multiprocess.group import Group, free_port
 from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = [
-    pytest.mark.xdist_group("processes"),  # one worker, because the fixtures are whole runs
-    pytest.mark.usefixtures("compiled"),
+    pytest.mark.usefixtures("compiled", "quick_to_compile"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]

@@ -14,6 +14,8 @@ import pytest
 from optim_zoo import registry
 from tests.scripts.importing import imported
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 EVERY = 4  # micro-batches per step
 
 Figures = Mapping[str, Any]

@@ -104,7 +104,7 @@ def test_candidates_are_timed_in_turn(harness: Any) -> None:
     assert {name: len(each) for name, each in times.items()} == {"a": 3, "b": 3}
 
 
-@pytest.mark.parametrize("on_a_gpu", [False, True])
+@pytest.mark.parametrize("on_a_gpu", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_group_prints_a_line_for_each_candidate_and_the_ratios(
     on_a_gpu: bool,
     update: Any,

@@ -21,6 +21,7 @@ def _lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+@pytest.mark.slow
 def test_every_optimizer_compiles(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     script.main(["--here", "--leaves", "1", "2"])
     lines = _lines(capsys)

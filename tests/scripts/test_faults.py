@@ -11,7 +11,6 @@ import pytest
 from tests.scripts.importing import imported
 
 pytestmark = [
-    pytest.mark.xdist_group("faults"),  # one worker, so that the runs without a fault are made once
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 slow = pytest.mark.slow

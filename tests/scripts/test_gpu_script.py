@@ -14,8 +14,6 @@ import pytest
 
 from tests.scripts.importing import imported
 
-pytestmark = pytest.mark.xdist_group("gpu script")  # one worker, so that its fixture is made once
-
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "scripts" / "bench"
 
@@ -96,6 +94,7 @@ def _of(lines: list[dict[str, Any]], measured: str, **facts: str) -> dict[str, d
     return {x["what"]: x for x in lines if {key: x.get(key) for key in wanted} == wanted}
 
 
+@pytest.mark.slow
 def test_every_line_names_the_device_and_the_versions(lines: list[dict[str, Any]]) -> None:
     for line in lines:
         assert line["jax"] == jax.__version__
@@ -104,6 +103,7 @@ def test_every_line_names_the_device_and_the_versions(lines: list[dict[str, Any]
         assert line["dtype"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_programs_and_times_of_updates_are_consistent(
     dtype: str, lines: list[dict[str, Any]]
@@ -124,6 +124,7 @@ def test_programs_and_times_of_updates_are_consistent(
         assert line["gigabytes_per_second"] == pytest.approx(moved / line["median_ms"] / 1e6)
 
 
+@pytest.mark.slow
 def test_bandwidth_is_bytes_per_time(lines: list[dict[str, Any]]) -> None:
     passes = _of(lines, "bandwidth")
     assert sorted(passes) == ["JAX, copy", "JAX, negate in place"]
@@ -132,6 +133,7 @@ def test_bandwidth_is_bytes_per_time(lines: list[dict[str, Any]]) -> None:
     assert sorted(_of(lines, "skipped", section="bandwidth")) == ["torch, copy"]
 
 
+@pytest.mark.slow
 def test_the_share_of_the_optimizer_is_its_part_of_the_job_step(
     lines: list[dict[str, Any]],
 ) -> None:
@@ -154,6 +156,7 @@ def _table(text: str, tmp_path: Path) -> str:
     return subprocess.run(program, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_every_figure(
     printed: str, lines: list[dict[str, Any]], tmp_path: Path
 ) -> None:

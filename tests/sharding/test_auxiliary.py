@@ -11,9 +11,10 @@ import pytest
 from optim_zoo import sharding
 from optim_zoo.errors import ArgumentValueError
 from optim_zoo.sharding import Mean, Sum, WeightedLoss
+from tests import cover
 from tests.sharding.problem import RTOL, data_mesh
 
-pytestmark = pytest.mark.newest
+pytestmark = [pytest.mark.newest, pytest.mark.usefixtures("quick_to_compile")]
 
 MODES = ("jit", "shard_map", "pmap")
 ROWS = 32  # eight devices with four micro-batches have one row each
@@ -27,6 +28,15 @@ divisions = pytest.mark.parametrize(
         )
         for division in itertools.product(MODES, (1, 8), (1, 2, 4))
     ],
+)
+
+few_divisions = pytest.mark.parametrize(
+    ("mode", "devices", "micro_batches"),
+    cover.mostly_slow(
+        {f"{m}-{d}-{n}": (m, d, n) for m, d, n in itertools.product(MODES, (1, 8), (1, 2, 4))},
+        ["jit-8-4", "shard_map-8-1", "pmap-1-2"],
+        unpack=True,
+    ),
 )
 
 PARAMS = {"w": jnp.asarray([0.5, -1.0, 0.25])}
@@ -153,7 +163,7 @@ def test_aux_is_that_of_the_whole_batch(
     _assert_same(aux, expected)
 
 
-@divisions
+@few_divisions
 def test_means_have_the_weights_of_the_loss_or_their_own(
     batch: Any, mode: str, devices: int, micro_batches: int
 ) -> None:

@@ -14,7 +14,7 @@ from optim_zoo.sharding.gradients import mean_gradient, mean_gradient_by_device
 from optim_zoo.sharding.losses import loss_and_aux
 from tests.sharding.problem import assert_same, data_mesh, mean_loss, weighted_loss
 
-pytestmark = pytest.mark.newest
+pytestmark = [pytest.mark.newest, pytest.mark.usefixtures("quick_to_compile")]
 
 DEVICES = 8
 every_loss = pytest.mark.parametrize("loss_fn", [mean_loss, weighted_loss])
@@ -77,6 +77,7 @@ MAPPED = {
 every_mapping = pytest.mark.parametrize("mapped", MAPPED.values(), ids=MAPPED)
 
 
+@pytest.mark.diagonal
 @every_count
 @every_loss
 def test_micro_batches_give_the_gradient_of_the_whole_batch(
@@ -91,6 +92,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
     assert (aux, spread) == (Aux(None, None), ())
 
 
+@pytest.mark.diagonal
 @every_mapping
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @every_loss
@@ -136,6 +138,7 @@ def test_without_weight_on_any_device_loss_and_gradient_are_zero(
     jax.tree.map(lambda g, x: np.testing.assert_array_equal(g, 0 * x), gradient, params)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("mapped", [None, *MAPPED.values()], ids=["one device", *MAPPED])
 def test_the_gradient_of_low_precision_parameters_is_wide(
@@ -190,6 +193,7 @@ def test_every_sum_over_devices_is_taken_once_in_float32(
     )
 
 
+@pytest.mark.usefixtures("fully_optimized")
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_the_compiler_joins_these_sums_into_one(
     params: Any, batches: list[Any], micro_batches: int
@@ -207,6 +211,7 @@ def _loss_with_aux(params: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Ar
     return mean_loss(params, batch), {"rows": batch["x"][:, 0], "mean": jnp.mean(batch["y"])}
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("mapped", [None, *MAPPED.values()], ids=["one device", *MAPPED])
 def test_aux_is_that_of_the_whole_batch(

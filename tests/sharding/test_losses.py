@@ -12,7 +12,7 @@ from optim_zoo.sharding import WeightedLoss
 from optim_zoo.sharding.losses import loss_and_aux
 from tests.sharding.problem import data_mesh, mean_loss, weighted_loss
 
-pytestmark = pytest.mark.newest
+pytestmark = [pytest.mark.newest, pytest.mark.usefixtures("quick_to_compile")]
 
 every_mode = pytest.mark.parametrize("mode", ["jit", "shard_map", "pmap"])
 

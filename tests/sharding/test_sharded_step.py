@@ -30,9 +30,13 @@ MANY = {
 }
 
 
+PLACED = {"zero1": ("data", ()), "zero1 and fsdp": ("data", FSDP), "fsdp": (None, FSDP),
+          "replicated": (None, ())}  # fmt: skip
+
+
+@pytest.mark.diagonal
 @pytest.mark.parametrize("make", MANY.values(), ids=MANY)
-@pytest.mark.parametrize("zero1", [None, "data"])
-@pytest.mark.parametrize("rules", [(), FSDP], ids=["replicated", "fsdp"])
+@pytest.mark.parametrize(("zero1", "rules"), PLACED.values(), ids=PLACED)
 def test_sharded_parameters_and_state_are_the_same_step(
     rng: np.random.Generator, batches: list[Any], make: Any, zero1: str | None, rules: Any
 ) -> None:

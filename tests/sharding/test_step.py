@@ -41,6 +41,7 @@ def _lamb() -> optax.GradientTransformation:
 every_mode = pytest.mark.parametrize("mode", ["jit", "shard_map", "pmap"])
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("loss_fn", [mean_loss, weighted_loss])
 @pytest.mark.parametrize(
@@ -76,6 +77,7 @@ def test_every_mode_fills_the_same_frozen_record(mode: str) -> None:
         step.batch_divisor = 1  # type: ignore[misc]
 
 
+@pytest.mark.diagonal
 @every_mode
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_no_weight_is_no_gradient(
@@ -124,6 +126,7 @@ def test_randomness_is_a_key_for_each_example(
         assert_same(result, results[0])
 
 
+@pytest.mark.diagonal
 @every_mode
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("placed", [False, True], ids=["anywhere", "in-place"])
@@ -140,6 +143,7 @@ def test_the_callers_parameters_are_not_donated(
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
+@pytest.mark.diagonal
 @every_mode
 @pytest.mark.parametrize("device", [0, 1])
 def test_parameters_on_one_device(params: Any, batches: list[Any], device: int, mode: str) -> None:
@@ -164,6 +168,7 @@ def test_parameters_may_be_numbers_and_numpy_arrays(mode: str) -> None:
     np.testing.assert_array_equal(params["w"], 0)
 
 
+@pytest.mark.diagonal
 @every_mode
 @pytest.mark.parametrize("device", [0, 1])
 def test_a_batch_on_one_device(params: Any, batches: list[Any], device: int, mode: str) -> None:
@@ -264,6 +269,7 @@ def _lookup_loss(params: Any, batch: Any) -> jax.Array:
     return mean_loss(params, {**batch, "x": params["hidden"].T[jnp.int32(batch["weight"]) % 5]})
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("ambient", [None, AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("micro_batches", [1, 2])

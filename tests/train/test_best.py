@@ -188,7 +188,9 @@ def test_without_keep_best_no_parameters_are_kept(tmp_path: Path) -> None:
     assert not any(name.startswith("best") for name in figures)
 
 
-@pytest.mark.parametrize("step", [3, 6, 18, 21, 24, 39])
+@pytest.mark.parametrize(
+    "step", [3, 18, 24, *(pytest.param(step, marks=pytest.mark.slow) for step in (6, 21, 39))]
+)
 def test_a_run_killed_after_any_evaluation_ends_with_the_same_best(
     step: int, unbroken: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from optim_zoo.tree import Tree
 from tests.train.one_device import OneDevice, use_devices
 
 pytestmark = [
+    pytest.mark.usefixtures("quick_to_compile"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]

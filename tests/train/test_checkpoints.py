@@ -28,6 +28,7 @@ from optim_zoo.wrappers.precision import StochasticRoundingState
 
 # After a failure Orbax leaves coroutines and event loops, about which Python warns.
 pytestmark = [
+    pytest.mark.usefixtures("quick_to_compile"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]

@@ -13,6 +13,8 @@ from optim_zoo.train import config_file, critical_batch_size, job, loop, records
 from optim_zoo.wrappers.accumulation import accumulate
 from tests.train.one_device import OneDevice, use_devices
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_lars.toml"
 MEASURED = ["train.noise_scale=true", "output.log_every=1", "output.evaluate_every=100"]
 
@@ -24,10 +26,13 @@ def _config(*overrides: str) -> Any:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("train.batch_size=64", "train.micro_batches=4"),
-        ("train.batch_size=16", "accumulation.every=4"),
+        pytest.param(
+            ("train.batch_size=64", "train.micro_batches=4"),
+            id="micro-batches",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(("train.batch_size=16", "accumulation.every=4"), id="accumulation"),
     ],
-    ids=["micro-batches", "accumulation"],
 )
 def test_a_run_logs_draws_and_reports_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]

@@ -13,6 +13,8 @@ import pytest
 from optim_zoo.errors import UserError
 from optim_zoo.train import config_file, job, tasks
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
@@ -29,7 +31,8 @@ def run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
     ``-P`` keeps the folder out of ``sys.path``, as with the installed command.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment["PYTHONPATH"] = str(ROOT)
     command = command.replace("optim-zoo ", f"{sys.executable} -P -m optim_zoo.cli ")
     return subprocess.run(
         command, shell=True, cwd=folder, env=environment, capture_output=True, text=True

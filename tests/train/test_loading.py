@@ -18,6 +18,7 @@ from tests.train.saved_run import scaled, write_run
 from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = [
+    pytest.mark.usefixtures("quick_to_compile"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]

@@ -31,7 +31,6 @@ from tests.train.one_device import OneDevice, use_devices
 from tests.train.tasks.masked_language.small_text import write_random_text
 
 pytestmark = [
-    pytest.mark.xdist_group("loop"),  # one worker, because the fixtures are whole runs
     pytest.mark.usefixtures("compiled", "quick_to_compile"),  # most runs compile the same program
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
@@ -239,7 +238,7 @@ def test_a_run_of_one_step_writes_plots_and_a_report(tiny: Path, tmp_path: Path)
 # Resuming
 
 
-@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 8])
 def test_resuming_from_an_earlier_checkpoint_gives_the_same_bits(
     step: int, unbroken: Path, tiny: Path, tmp_path: Path
 ) -> None:
@@ -250,7 +249,7 @@ def test_resuming_from_an_earlier_checkpoint_gives_the_same_bits(
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize("step", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_resuming_before_and_after_a_stage_boundary_gives_the_same_metrics(
     step: int, unbroken_stages: Path, tiny: Path, tmp_path: Path
 ) -> None:
@@ -478,7 +477,7 @@ def test_every_mode_agrees_with_one_device_and_a_resume_may_change_the_mode(
         assert_close(tmp_path / mode, tmp_path / "one longer")
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("every", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_nonfinite_loss_ends_the_run_without_a_checkpoint(
     every: int, tiny: Path, tmp_path: Path
 ) -> None:
@@ -517,6 +516,7 @@ def scale_batches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return scale_batches
 
 
+@pytest.mark.slow
 def test_without_guards_a_nan_loss_ends_the_run(
     tiny: Path, tmp_path: Path, scale_batches: Callable[..., None]
 ) -> None:
@@ -551,6 +551,7 @@ def test_a_skipped_step_gives_the_same_bits_as_a_run_without_its_batch(
     jax.tree.map(np.testing.assert_array_equal, got[2].inner, expected[2].inner)
 
 
+@pytest.mark.slow
 def test_too_many_skipped_steps_end_the_run_and_it_resumes_from_the_last_checkpoint(
     unbroken: Path, tiny: Path, tmp_path: Path, scale_batches: Callable[..., None]
 ) -> None:
@@ -571,6 +572,7 @@ def test_too_many_skipped_steps_end_the_run_and_it_resumes_from_the_last_checkpo
     assert math.isfinite(last["loss"])
 
 
+@pytest.mark.slow
 def test_accumulation_weights_micro_batches_and_skips_nonfinite_ones(
     tiny: Path, tmp_path: Path, scale_batches: Callable[..., None]
 ) -> None:
@@ -628,6 +630,7 @@ def test_an_unknown_field_of_the_state_is_named_in_the_error(tiny: Path, tmp_pat
         train(tiny, tmp_path / "run", "precision.state={velocity='bfloat16'}")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_change_its_schedule_and_its_clipping(
     unbroken: Path, tiny: Path, tmp_path: Path
 ) -> None:
@@ -654,6 +657,7 @@ def test_a_resumed_run_may_change_its_schedule_and_its_clipping(
 # The same numbers for every number of micro-batches
 
 
+@pytest.mark.slow
 def test_micro_batches_change_a_run_only_by_rounding(
     unbroken: Path, tiny: Path, tmp_path: Path
 ) -> None:
@@ -690,7 +694,8 @@ def environment(devices: int) -> dict[str, str]:
         if name in CACHE or not name.startswith(("JAX_", "XLA_"))
     }
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**own, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # as in the runs of this process
+    return {**own, **quick, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def start(tiny: Path, folder: Path, *overrides: str, devices: int = 1) -> subprocess.Popen[str]:
@@ -744,6 +749,7 @@ LONG = (
     "output.log_every=1",
     "model.num_layers=1",
 )
+NO_PICTURES = 'output.sinks=["progress"]'
 
 
 @pytest.fixture(scope="module")
@@ -771,7 +777,7 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run_with_one_sentence(
     if signal.getsignal(number) == signal.SIG_IGN:
         pytest.skip(f"{number.name} is ignored, as under nohup, and so it is in the run")
     folder = tmp_path / "run"
-    process = start(tiny, folder, *LONG)
+    process = start(tiny, folder, *LONG, NO_PICTURES)
     wait_for(lambda: lines_of(folder) > 33, process)
     process.send_signal(number)
     code, _, err = finish(process)
@@ -785,7 +791,7 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run_with_one_sentence(
     assert found, err
     assert saved_steps(folder)[-1] == int(found[1]) < 200
     assert lines_of(folder) >= int(found[1])  # the metrics of that step are written
-    code, out, err = finish(start(tiny, folder, *LONG))
+    code, out, err = finish(start(tiny, folder, *LONG, NO_PICTURES))
     assert (code, err) == (0, "")
     assert out.startswith(f"resuming from the checkpoint of step {found[1]} in {folder}\n")
     assert lines(folder) == lines(long_run)
@@ -843,7 +849,7 @@ def test_one_process_at_a_time_trains_in_a_run_folder(tiny: Path, tmp_path: Path
             train(tiny, folder)
         assert [path.name for path in folder.iterdir()] == [".lock"]
         other.kill()  # its lock needs no cleanup
-    train(tiny, folder, "train.steps=3")
+    train(tiny, folder, "train.steps=1", "schedule.warmup_steps=0")
 
 
 def test_a_step_that_exhausts_memory_suggests_more_micro_batches(

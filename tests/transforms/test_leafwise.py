@@ -21,6 +21,8 @@ from optim_zoo.transforms import (
 )
 from optim_zoo.transforms.leafwise import Declaration, Leaf, leafwise
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 def _pieces(exclude: tuple[str, ...] = (), layers: Any = ()) -> list[optax.GradientTransformation]:
     return [
@@ -136,6 +138,7 @@ def _compiled(tx: optax.GradientTransformation, leaves: int, size: int) -> Any:
     return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
 
 
+@pytest.mark.usefixtures("fully_optimized")
 def test_memory_holds_one_direction_at_a_time() -> None:
     leaves, size = 12, 256
 

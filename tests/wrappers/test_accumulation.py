@@ -13,6 +13,8 @@ from flax import nnx, serialization
 from optim_zoo import clip_by_global_norm, guards, lamb, metrics, precision, sgd
 from optim_zoo.wrappers.accumulation import accumulate, has_updated
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 # SGD as well as LAMB, because a trust ratio would hide a mean of the wrong scale.
 OPTIMIZERS = {"sgd": lambda: sgd(0.1), "lamb": lambda: lamb(0.1, weight_decay=0.1)}
 each_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -112,6 +114,7 @@ def test_parameters_and_state_are_unchanged_between_steps(
     assert (state.micro_batches, state.steps) == (2, 0)
 
 
+@pytest.mark.diagonal
 @each_optimizer
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_nonfinite_micro_batch_is_left_out(
@@ -213,6 +216,7 @@ def test_the_inner_transformation_runs_in_one_branch_of_one_cond(params: Any) ->
     assert [count for count in counts if any(count)] == [[0, len(params)]]
 
 
+@pytest.mark.usefixtures("fully_optimized")
 def test_no_copy_of_the_state_is_made() -> None:
     """The only temporaries are the updates and the directions of one or two leaves."""
     tx = accumulate(lamb(0.1, weight_decay=0.1), 4)

@@ -167,6 +167,7 @@ STEPPING: dict[str, tuple[Callable[[Any], Any], list[int]]] = {
 }
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("outside", [True, False], ids=["outside", "inside"])
 @pytest.mark.parametrize("name", STEPPING)
 def test_one_step_of_the_optimizer_is_one_step_of_the_average(name: str, outside: bool) -> None:

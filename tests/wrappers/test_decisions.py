@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 from optim_zoo import accumulation, adamw, clip_by_global_norm, guards, lamb
 from optim_zoo.wrappers import decisions
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 GO = np.array([True, False, True, True, False, False, True, False])
 X = jnp.arange(8.0)
 

@@ -16,6 +16,8 @@ from flax import nnx
 
 from optim_zoo import accumulation, guards, lamb, metrics, sgd
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 PAGE = (Path(__file__).parents[2] / "docs" / "flax.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 PARAMS = {"a": jnp.ones((2, 3)), "b": jnp.zeros(2)}

@@ -236,6 +236,7 @@ def test_errors_name_a_state_that_changes_its_dtype(wrap: Wrap) -> None:
         tx.update({"a": jnp.ones(3)}, tx.init(params), params)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
 @pytest.mark.parametrize("how", ["shard_map", "unchecked", "pmap"])
 def test_all_devices_skip_a_step_together(wrap: Wrap, how: str) -> None:
@@ -283,6 +284,7 @@ def test_all_devices_skip_a_step_together(wrap: Wrap, how: str) -> None:
         np.testing.assert_allclose(x, y, rtol=1e-6)  # programs are fused differently
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("wrap", [guards.skip_nonfinite, guards.skip_spikes])
 @pytest.mark.parametrize("axis_name", ["data", ("data",), [("a", ("data",))]])
 def test_all_devices_skip_a_step_whose_loss_is_nan_on_one(wrap: Wrap, axis_name: Any) -> None:

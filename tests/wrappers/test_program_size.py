@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optim_zoo import accumulation, clip_by_global_norm, guards, lamb, metrics, precision
+from tests import cover
 from tests.test_contract import PLAIN
 from tests.wrappers.test_wrappers import WRAPPERS
 
@@ -116,17 +117,23 @@ def _growth(
     return lines[1] / lines[0]
 
 
-@pytest.mark.parametrize("name", PLAIN)
+# One without a norm, one with a norm of each layer, and two with branches: RAdam's and Ranger's.
+SOME_OPTIMIZERS = ("lamb", "radam", "ranger", "sgd")
+
+
+@pytest.mark.parametrize("name", cover.mostly_slow({name: name for name in PLAIN}, SOME_OPTIMIZERS))
 def test_the_program_of_an_optimizer_is_linear(name: str) -> None:
     assert _growth(PLAIN[name](0.1)) < 2.3
 
 
 slow = pytest.mark.slow
 # `store_state` with a second moment compiles slowly: it draws random numbers for every leaf.
-QUICK = [name for name in WRAPPERS if name not in ("accumulate-1", "store_state")]
+ALONE = {name: name for name in WRAPPERS if name != "accumulate-1"}
+# The README's stack, which a plain pytest also compiles, consists of the others.
+NOT_IN_THE_STACK = ("average_parameters", "skip_spikes", "stochastic_rounding")
 
 
-@pytest.mark.parametrize("name", [*QUICK, pytest.param("store_state", marks=slow)])
+@pytest.mark.parametrize("name", cover.mostly_slow(ALONE, NOT_IN_THE_STACK))
 def test_the_program_of_a_wrapper_is_linear(name: str) -> None:
     assert _growth(_around(name)()) < 2.3
 
@@ -139,7 +146,7 @@ SOME = [_stack, _around(*NESTED[0])]
 IDS = ["README", "two guards"]
 
 
-@pytest.mark.parametrize("make", SOME, ids=IDS)
+@pytest.mark.parametrize("make", cover.mostly_slow(dict(zip(IDS, SOME, strict=True)), IDS[:1]))
 def test_the_program_of_a_stack_is_linear(make: Callable[[], Tx]) -> None:
     assert _growth(make()) < 2.3
 
@@ -147,7 +154,7 @@ def test_the_program_of_a_stack_is_linear(make: Callable[[], Tx]) -> None:
 @pytest.mark.parametrize(
     "lower",
     [
-        _lower_under_jit,
+        pytest.param(_lower_under_jit, marks=slow),
         _lower_in_shard_map,
         pytest.param(_lower_in_pmap, marks=slow),
     ],

@@ -26,6 +26,7 @@ from optim_zoo import (
     sharding,
 )
 from optim_zoo.rows import SparseRows
+from tests import cover
 from tests.test_contract import CONSTRUCTORS
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -315,6 +316,11 @@ stacks = pytest.mark.parametrize(
 )
 
 
+# Each of them compiles for several seconds.
+one_stack = pytest.mark.parametrize("wrappers", cover.mostly_slow(STACKS, ["float32-accumulate"]))
+low_stack = pytest.mark.parametrize("wrappers", cover.mostly_slow(STACKS, ["low-precision"]))
+
+
 def _stack(wrappers: tuple[str, ...]) -> optax.GradientTransformation:
     tx: optax.GradientTransformation = lamb(0.1, weight_decay=0.1)
     for name in reversed(wrappers):
@@ -337,7 +343,7 @@ def _assert_close(actual: Any, expected: Any) -> None:
         np.testing.assert_allclose(np.float64(x), np.float64(y), rtol=rtol, atol=1e-6)
 
 
-@stacks
+@one_stack
 def test_zero1_makes_the_same_steps_as_one_device(params: Any, wrappers: tuple[str, ...]) -> None:
     tx = _stack(wrappers)
     mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
@@ -360,7 +366,7 @@ def test_zero1_makes_the_same_steps_as_one_device(params: Any, wrappers: tuple[s
     assert len(sharded) >= 4  # two moments of two parameters
 
 
-@stacks
+@low_stack
 def test_vmap_and_pmap_make_independent_steps(params: Any, wrappers: tuple[str, ...]) -> None:
     """Trains two models under `vmap` and on two devices, one of them with a NaN."""
     tx = _stack(wrappers)
@@ -385,7 +391,7 @@ def test_vmap_and_pmap_make_independent_steps(params: Any, wrappers: tuple[str, 
         assert _bits(jax.tree.map(lambda x: x[1], result[0])) == _bits(params)
 
 
-@stacks
+@low_stack
 def test_wrappers_work_around_and_inside_those_of_optax(
     params: Any, wrappers: tuple[str, ...]
 ) -> None:

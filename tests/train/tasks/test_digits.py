@@ -11,6 +11,8 @@ from optim_zoo.train.config import Stage
 from optim_zoo.train.tasks.base import Task
 from tests.train.one_device import OneDevice, use_devices
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 CONFIG = Path(__file__).parents[3] / "configs" / "digits_lars.toml"
 
 

@@ -16,6 +16,8 @@ from optim_zoo.train.tasks.bert.sections import Model
 from optim_zoo.train.tasks.bert.vocabulary import SPECIAL_TOKENS, Vocabulary, digest_of
 from optim_zoo.train.tasks.masked_language.task import init_bert
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 WORDS = ("the", "learning", "rate", "##s", "grow", ".")
 TOKENS = (*SPECIAL_TOKENS, *WORDS)
 VOCABULARY = Vocabulary(TOKENS, 0, 1, 2, 3, 4, digest_of(TOKENS))

@@ -17,6 +17,8 @@ from optim_zoo.train.tasks.bert.sections import Model
 from optim_zoo.train.tasks.masked_language.task import init_bert, masked_loss
 from optim_zoo.tree import Tree, by_path, leaf_paths
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 SMALL = Model(num_layers=3, hidden_size=24, num_heads=4, intermediate_size=40, max_positions=20)
 VOCABULARY = 50
 ROWS, LENGTH, MASKED = 6, 12, 3

@@ -21,6 +21,8 @@ from optim_zoo.train.tasks.masked_language.sections import Data
 from optim_zoo.tree import Tree
 from tests.train.tasks.masked_language.small_text import PLAIN_WORDS, write_random_text
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 SMALL = (
     "model.num_layers=1",
     "model.hidden_size=16",

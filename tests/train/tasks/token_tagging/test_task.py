@@ -18,7 +18,7 @@ from tests.train.one_device import OneDevice, use_devices
 from tests.train.tasks.token_tagging import conlleval
 from tests.train.tasks.token_tagging.small_text import write_tagged_text
 
-pytestmark = pytest.mark.usefixtures("compiled")
+pytestmark = pytest.mark.usefixtures("compiled", "quick_to_compile")
 
 
 @pytest.fixture(scope="module")
