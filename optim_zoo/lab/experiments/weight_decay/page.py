@@ -1,11 +1,11 @@
 """The Markdown page: figures, seeds, spread, and a reading next to the published claim."""
 
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from optim_zoo.lab.experiments.markdown import listed, spread, table, wrapped
 from optim_zoo.lab.experiments.weight_decay import two_coordinates
 from optim_zoo.lab.experiments.weight_decay.maps import Map, Scale
 
@@ -31,12 +31,12 @@ def text(
         "# L2 regularization compared with decoupled weight decay",
         *(["**A quick run: its figures mean nothing.**"] if quick else []),
         f"```sh\noptim-zoo reproduce weight-decay{' --quick' if quick else ''}\n```",
-        _wrapped(
+        wrapped(
             f"""The command wrote this page in {seconds:.0f} seconds, on a machine with
             {os.cpu_count()} CPU cores that other programs may have used too."""
         ),
         "## The claim",
-        _wrapped(
+        wrapped(
             """Loshchilov and Hutter ([arXiv 1711.05101](https://arxiv.org/abs/1711.05101)) claim
             that decoupled weight decay makes the best decay independent of the learning rate, which
             L2 does not, and that it lets Adam generalize better: the test error falls by 15 %,
@@ -51,35 +51,20 @@ def text(
     return "\n\n".join(blocks) + "\n"
 
 
-def _wrapped(paragraph: str, indent: str = "") -> str:
-    return textwrap.fill(
-        " ".join(paragraph.split()),
-        120,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def _table(*rows: Sequence[str]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
-
-
 def _exact(kept: Mapping[str, np.ndarray]) -> list[str]:
     rate, decay = two_coordinates.LEARNING_RATE, two_coordinates.WEIGHT_DECAY
     steps = two_coordinates.STEPS
     rows = [(name, *(f"{share:.4f}" for share in shares[-1])) for name, shares in kept.items()]
     return [
         "## What is exact: two coordinates",
-        _wrapped(
+        wrapped(
             f"""The loss is linear. The gradients of both coordinates have the same signs, and the
             sizes 1 and 100. Both coordinates start at 1. The table shows what remains of them after
             {steps:,} steps at learning rate {rate:g} and weight decay {decay:g}. It is the mean of
             two runs with opposite signs, in which the gradients of SGD and AdamW cancel exactly."""
         ),
-        _table(("optimizer", "gradient scale 1", "gradient scale 100"), *rows),
-        _wrapped(
+        table(("optimizer", "gradient scale 1", "gradient scale 100"), *rows),
+        wrapped(
             f"""With SGD, L2 regularization and decoupled decay are the same, and AdamW decays both
             coordinates like SGD: (1 - {rate:g} x {decay:g})^{steps} =
             {(1 - rate * decay) ** steps:.4f} remains. Adam divides the L2 term by the size of the
@@ -92,7 +77,7 @@ def _exact(kept: Mapping[str, np.ndarray]) -> list[str]:
 def _setting(maps: Sequence[Map], scale: Scale) -> list[str]:
     return [
         "## What is measured: digits",
-        _wrapped(
+        wrapped(
             f"""An MLP (hidden layers: {scale.num_layers}, units of each: {scale.hidden_size})
             learns scikit-learn's handwritten digits from {scale.batches * scale.batch_size} images,
             few enough that it overfits without decay. A run has {scale.steps} steps of
@@ -104,13 +89,13 @@ def _setting(maps: Sequence[Map], scale: Scale) -> list[str]:
             are chosen by the same images, so that their losses are slightly optimistic, for every
             form alike."""
         ),
-        _wrapped(
+        wrapped(
             """`adamw` multiplies the decay by the learning rate, as optax and torch do. In the
             paper both follow the same schedule, but the decay has a size of its own. The third map
             has the paper's form: its decay is `weight_decay` times the highest learning rate."""
         ),
         "![Maps of the loss and accuracy for learning rates and decays](weight_decay_maps.png)",
-        _wrapped(
+        wrapped(
             """*Means over the seeds: the loss above, the accuracy in per cent below. A frame marks
             the decay with the lowest loss at each learning rate; the red one is the lowest loss of
             the map.*"""
@@ -127,16 +112,16 @@ def _best(maps: Sequence[Map]) -> list[str]:
                 one.form.title + _edge(one),
                 f"{one.scale.rates[rate]:g}",
                 f"{one.form.decays[decay]:g}",
-                _spread(one.loss[decay, rate], 1, 3),
-                _spread(one.accuracy[decay, rate], 100, 1),
-                _spread(one.loss[0, one.mean()[0].argmin()], 1, 3),
+                spread(one.loss[decay, rate], 1, 3),
+                spread(one.accuracy[decay, rate], 100, 1),
+                spread(one.loss[0, one.mean()[0].argmin()], 1, 3),
             )
         )
     head = ("form", "learning rate", "decay", "loss", "accuracy, %", "best loss without decay")
     return [
         "The cell of each map with the lowest mean loss: the mean, and the smallest and the "
         "largest value of the seeds.",
-        _table(head, *rows),
+        table(head, *rows),
     ]
 
 
@@ -146,27 +131,27 @@ def _moving(maps: Sequence[Map]) -> list[str]:
     for one in maps:
         best = [f"{one.form.decays[index]:g}" for index in one.mean().argmin(0)]
         usable = f"{rates[one.usable()[0]]} to {rates[one.usable()[-1]]}"
-        rows.append((one.form.title, *best, usable, _spread(one.cost_of_moving(), 100, 0)))
+        rows.append((one.form.title, *best, usable, spread(one.cost_of_moving(), 100, 0)))
     return [
-        _wrapped(
+        wrapped(
             """The decay with the lowest mean loss at each learning rate, and the cost of keeping a
             decay when the learning rate changes. The cost is how much higher the loss is than with
             the decay that is best at the new rate: the geometric mean over all ordered pairs of
             usable rates, for each seed. It is 0 if one decay is best at every rate. A rate is
             usable if its best loss is at most twice the lowest one of the map."""
         ),
-        _table(("form", *(f"rate {rate}" for rate in rates), "usable rates", "cost, %"), *rows),
+        table(("form", *(f"rate {rate}" for rate in rates), "usable rates", "cost, %"), *rows),
     ]
 
 
 def _reading(maps: Sequence[Map]) -> list[str]:
     l2, _, paper = maps
     costs = {one.form.title: 100 * one.cost_of_moving().mean() for one in maps}
-    listed = ", ".join(f"{cost:.0f} % ({title})" for title, cost in costs.items())
+    shares = ", ".join(f"{cost:.0f} % ({title})" for title, cost in costs.items())
     shown = costs[paper.form.title] < costs[l2.form.title]
     scale = l2.scale
     points = [
-        f"""Keeping a decay when the learning rate changes costs {listed}. If the paper's claim held
+        f"""Keeping a decay when the learning rate changes costs {shares}. If the paper's claim held
         here, the cost of the paper's form would be close to 0, and below that of L2. It is
         {"below" if shown else "not below"} that of L2.""",
         _comparison(l2, paper),
@@ -174,7 +159,7 @@ def _reading(maps: Sequence[Map]) -> list[str]:
         {scale.steps} steps and {len(scale.seeds)} seeds. The figures say nothing about other models
         or longer runs.""",
     ]
-    return ["## Reading", "\n".join(_wrapped(f"- {point}", "  ") for point in points)]
+    return ["## Reading", listed(points)]
 
 
 def _comparison(l2: Map, one: Map) -> str:
@@ -185,11 +170,6 @@ def _comparison(l2: Map, one: Map) -> str:
     of L2 is {loss_of_l2.mean():.3f}: a difference of {difference:+.0f} %. It is lower for
     {int((loss < loss_of_l2).sum())} of {len(loss)} seeds. The held-out errors are {wrong:.1f} % and
     {wrong_of_l2:.1f} %: a relative difference of {100 * (wrong / wrong_of_l2 - 1):+.0f} %."""
-
-
-def _spread(values: np.ndarray, factor: float, digits: int) -> str:
-    low, mean, high = (factor * float(f(values)) for f in (np.min, np.mean, np.max))
-    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def _edge(one: Map) -> str:
