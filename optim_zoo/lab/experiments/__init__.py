@@ -47,7 +47,11 @@ EXPERIMENTS = MappingProxyType(
         "weight-decay": Experiment(
             "L2 regularization compared with decoupled weight decay, in Adam (arXiv 1711.05101)",
             "optim_zoo.lab.experiments.weight_decay",
-        )
+        ),
+        "fine-tuning-zero": Experiment(
+            "why Lookahead and Ranger scored zero when fine-tuning BERT",
+            "optim_zoo.lab.experiments.fine_tuning_zero",
+        ),
     }
 )
 
