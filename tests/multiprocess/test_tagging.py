@@ -20,7 +20,6 @@ from tests.train.tasks.token_tagging.small_text import write_tagged_text
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("processes"),
     pytest.mark.usefixtures("compiled"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),

@@ -27,7 +27,6 @@ from tests.train.one_device import OneDevice, use_devices
 from tests.train.tasks.token_tagging.small_text import write_tagged_text
 
 pytestmark = [
-    pytest.mark.xdist_group("tagging guarantees"),  # one worker, which compiles each program once
     pytest.mark.usefixtures("compiled", "quick_to_compile"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
