@@ -56,6 +56,7 @@ def test_evaluate_prints_what_the_run_has_measured(
     assert content(trained) == before
 
 
+@pytest.mark.slow
 def test_evaluate_uses_the_average_where_the_run_does(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

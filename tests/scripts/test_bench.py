@@ -172,6 +172,7 @@ SMALL = ["--rounds", "2", "--parameters", "200", "800", "--leaves", "1", "3"]
 SMALL += ["--fixed-leaves", "2", "--fixed-parameters", "300"]
 
 
+@pytest.mark.slow
 def test_growth_is_measured_and_plotted(
     growth: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

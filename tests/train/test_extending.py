@@ -77,6 +77,7 @@ def held_out(folder: Path) -> list[dict[str, float]]:
     return [record for record in records if record["kind"] == "held_out"]
 
 
+@pytest.mark.slow
 def test_the_task_of_the_page_starts_from_another_run_and_has_a_metric(trained: Path) -> None:
     fine_tune, evaluate = block("your_own_task.md", "sh", 1).splitlines()
     short = "train.steps=1 output.evaluate_every=1"

@@ -155,7 +155,7 @@ def test_the_program_of_a_stack_is_linear(make: Callable[[], Tx]) -> None:
     "lower",
     [
         pytest.param(_lower_under_jit, marks=slow),
-        _lower_in_shard_map,
+        pytest.param(_lower_in_shard_map, marks=slow),
         pytest.param(_lower_in_pmap, marks=slow),
     ],
 )

@@ -368,6 +368,7 @@ def test_a_tagger_takes_the_classifier_of_the_same_labels_only(
         assert all("labels do not fit, which start anew: tagger/" in note for note in notes)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled", "quick_to_compile")
 def test_a_run_resumes_and_is_a_source_after_its_own_source_is_gone(
     folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -285,6 +285,7 @@ def test_scanned_and_unscanned_models_give_the_same_logits() -> None:
     )
 
 
+@pytest.mark.slow
 def test_scanned_and_unscanned_models_have_the_same_gradients() -> None:
     model, scanned = make(scan_layers=False), make(scan_layers=True)
     params = random_params(model)

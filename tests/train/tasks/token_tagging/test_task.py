@@ -149,6 +149,7 @@ def run(config: Path, folder: Path, *overrides: str) -> tuple[list[float], list[
     return list(seen.train["loss"][1]), list(seen.held_out["f1"][1])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_numbers_to_the_bit(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
