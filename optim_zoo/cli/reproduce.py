@@ -4,6 +4,8 @@ import argparse
 import time
 from pathlib import Path
 
+from optim_zoo.cli import ending
+
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the command to the parser."""
@@ -28,7 +30,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def run(parsed: argparse.Namespace) -> int:
     """Runs an experiment, or lists all of them."""
-    from optim_zoo.lab.experiments import EXPERIMENTS, find  # lazily, as others do not need it
+    # Imported lazily, as other commands do not need them.
+    from optim_zoo.lab.experiments import EXPERIMENTS, find
 
     if parsed.name is None:
         width = max(map(len, EXPERIMENTS))
@@ -40,7 +43,12 @@ def run(parsed: argparse.Namespace) -> int:
     folder = parsed.dir or Path("runs", "reproduce", name)
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    page = reproduce(folder, quick=parsed.quick, say=lambda line: print(line, flush=True))
+    from optim_zoo.train import distributed  # of the extra, which listing does not need
+
+    try:
+        page = reproduce(folder, quick=parsed.quick, say=lambda line: print(line, flush=True))
+    except distributed.Stopped as stopped:  # in a training run that is part of the experiment
+        return ending.say(128 + stopped.signal_number, ending.line(stopped))
     print(f"page: {page}")
     print(f"time: {time.perf_counter() - began:.0f} s")
     return 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from optim_zoo.lab.experiments.fine_tuning_zero.arms import (
     Arm,
 )
 from optim_zoo.lab.experiments.fine_tuning_zero.results import Results, Row
+from optim_zoo.train import distributed
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -106,6 +108,50 @@ def test_every_arm_comes_after_the_one_that_its_rate_follows_from() -> None:
         for arm in arms:
             assert arm.optimizer in OPTIMIZERS
             assert not arm.raised_from or arm.raised_from in names[: names.index(arm.name)]
+
+
+# Pretraining
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Returns the folders of the training runs, which are not made."""
+    found: list[Path] = []
+    monkeypatch.setattr(training.loop, "run", lambda config, folder: found.append(folder))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("saved", "trains"), [([], True), (["4500"], True), (["4500", "5000"], False)]
+)
+def test_pretraining_is_made_or_resumed_unless_it_is_finished(
+    tmp_path: Path, runs: list[Path], saved: list[str], trains: bool
+) -> None:
+    for step in saved:
+        (tmp_path / "checkpoints" / step).mkdir(parents=True)
+    training.pretrain(tmp_path)
+    assert runs == [tmp_path] * trains
+
+
+def test_a_signal_during_pretraining_ends_the_command_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(config: Any, folder: Path) -> None:
+        raise distributed.Stopped(signal.SIGTERM, 500, folder)
+
+    monkeypatch.setattr(training.loop, "run", stop)
+    assert cli.main(["reproduce", "fine-tuning-zero", f"--dir={tmp_path}"]) == 128 + signal.SIGTERM
+    assert "step 500 is saved" in capsys.readouterr().err
+
+
+def test_the_time_of_pretraining_leaves_out_what_has_no_speed(tmp_path: Path) -> None:
+    assert training.pretraining_seconds(tmp_path) == 0
+    lines = [
+        {"kind": "train", "step": step, "loss": 1.0, "tokens": 100 * step, "tokens_per_second": v}
+        for step, v in ((1, None), (2, 50.0), (4, 20.0))
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert training.pretraining_seconds(tmp_path) == 100 / 50 + 200 / 20
 
 
 # Results

@@ -55,12 +55,15 @@ def pretrain(folder: Path) -> None:
 
 
 def pretraining_seconds(folder: Path) -> float:
-    """Returns how long the training steps of the pretrained run took; 0 without one."""
+    """Returns how long the training steps of the pretrained run took; 0 without one.
+
+    The steps before the first logged speed of a process, which compiles, do not count.
+    """
     if not (folder / "metrics.jsonl").exists():
         return 0.0
     logged = records.read(folder / "metrics.jsonl").train
     (_, tokens), (_, speeds) = logged["tokens"], logged["tokens_per_second"]
-    return float(np.sum(np.diff(tokens, prepend=0)[-len(speeds) :] / speeds))
+    return float(np.nansum(np.diff(tokens, prepend=0)[-len(speeds) :] / speeds))
 
 
 class Bench:
