@@ -48,6 +48,10 @@ EXPERIMENTS = MappingProxyType(
             "L2 regularization compared with decoupled weight decay, in Adam (arXiv 1711.05101)",
             "optim_zoo.lab.experiments.weight_decay",
         ),
+        "warmup": Experiment(
+            "warmup in place of bias correction, in AdamW and LAMB (arXiv 1810.04805)",
+            "optim_zoo.lab.experiments.warmup",
+        ),
         "fine-tuning-zero": Experiment(
             "why Lookahead and Ranger scored zero when fine-tuning BERT",
             "optim_zoo.lab.experiments.fine_tuning_zero",
