@@ -151,12 +151,29 @@ def _reading(pairs: Sequence[tuple[Measured, Measured]], scale: Scale) -> list[s
             f"- {pair[0].form.title} at the highest rate tried, {pair[0].form.rates[-1]:g}: the "
             f"changes are {shown} nats at the same warmups."
         )
+    lines.append(_caveat(pairs, scale))
     lines.append(
         f"- This is one small model, {scale.steps} steps and {len(scale.seeds)} seeds, with three "
         "learning rates each. The figures say nothing about other models, larger batches or "
         "longer runs."
     )
     return ["## Reading", "\n".join(_wrapped(line, "  ") for line in lines)]
+
+
+def _caveat(pairs: Sequence[tuple[Measured, Measured]], scale: Scale) -> str:
+    """Returns how often the best rate without correction is the lowest one, and what it means."""
+    at_lowest = [one.best(i) == 0 for _, one in pairs for i in range(len(scale.warmups))]
+    text = (
+        f"- Without correction, the best rate is the lowest one tried in {sum(at_lowest)} of "
+        f"{len(at_lowest)} cases. "
+    )
+    if any(at_lowest):
+        text += "A lower one may be better there, so that the changes above may be too large. "
+    last = multiplier(np.array([scale.steps]))[0]
+    return text + (
+        f"In the last step the multiplier is still {last:.2f}: in a run this short, leaving the "
+        "correction out raises the learning rate of AdamW in every step, also after the warmup."
+    )
 
 
 def _verdict(pair: tuple[Measured, Measured], scale: Scale) -> str:
