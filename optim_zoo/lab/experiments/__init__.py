@@ -44,6 +44,14 @@ class Experiment:
 
 EXPERIMENTS = MappingProxyType(
     {
+        "batch-scaling": Experiment(
+            "optimizers at four batch sizes, tuned and untuned (arXiv 1904.00962, 2102.06356)",
+            "optim_zoo.lab.experiments.batch_scaling",
+        ),
+        "lars-lamb": Experiment(
+            "LARS and LAMB on attention and on images (arXiv 1904.00962, 1708.03888)",
+            "optim_zoo.lab.experiments.lars_lamb",
+        ),
         "weight-decay": Experiment(
             "L2 regularization compared with decoupled weight decay, in Adam (arXiv 1711.05101)",
             "optim_zoo.lab.experiments.weight_decay",

@@ -1,5 +1,6 @@
 """Pieces of the Markdown pages that experiments write."""
 
+import os
 import textwrap
 from collections.abc import Sequence
 
@@ -32,3 +33,16 @@ def spread(values: np.ndarray, factor: float, digits: int) -> str:
     """Returns ``mean (smallest to largest)`` of values times a factor."""
     low, mean, high = (factor * float(f(values)) for f in (np.min, np.mean, np.max))
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def opening(title: str, name: str, seconds: float, *, quick: bool) -> list[str]:
+    """Returns the title, the command and how long it took, as paragraphs."""
+    return [
+        f"# {title}",
+        *(["**A quick run: its figures mean nothing.**"] if quick else []),
+        f"```sh\noptim-zoo reproduce {name}{' --quick' if quick else ''}\n```",
+        wrapped(
+            f"""The command wrote this page in {seconds:.0f} seconds, on a machine with
+            {os.cpu_count()} CPU cores that other programs may have used too."""
+        ),
+    ]

@@ -1,6 +1,5 @@
 """The plots: what remains of two coordinates, and the maps of the held-out loss and accuracy."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,11 +10,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
 
+from optim_zoo.lab.experiments.drawing import write_small
 from optim_zoo.lab.experiments.weight_decay import two_coordinates
 from optim_zoo.lab.experiments.weight_decay.maps import Map
-from optim_zoo.train.files import replace_file
 from optim_zoo.train.sinks.plots.figure import (
     BLUE,
     DPI,
@@ -78,7 +76,7 @@ def draw_maps(maps: Sequence[Map], path: Path) -> Figure:
     bar.minorticks_off()
     label = "held-out accuracy (%)"
     figure.colorbar(scales[1], ax=list(grid[1]), label=label, pad=0.01, extend="min")
-    return _write_small(figure, path)
+    return write_small(figure, path)
 
 
 def _draw(axes: Axes, one: Map, values: np.ndarray, pattern: str, scale: ScalarMappable) -> None:
@@ -99,15 +97,3 @@ def _draw(axes: Axes, one: Map, values: np.ndarray, pattern: str, scale: ScalarM
     axes.tick_params(labelsize=8, length=0)
     axes.set_xlabel("learning rate", fontsize=9)
     axes.set_ylabel(one.form.decay, fontsize=9)
-
-
-def _write_small(figure: Figure, path: Path) -> Figure:
-    """Writes a PNG of 256 colours, which has less than half the size."""
-    write(figure, path)
-    content = io.BytesIO()
-    with Image.open(path) as image:
-        image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(
-            content, format="png", optimize=True
-        )
-    replace_file(path, content.getvalue())
-    return figure

@@ -1,11 +1,10 @@
 """The Markdown page: figures, seeds, spread, and a reading next to the published claim."""
 
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from optim_zoo.lab.experiments.markdown import listed, spread, table, wrapped
+from optim_zoo.lab.experiments.markdown import listed, opening, spread, table, wrapped
 from optim_zoo.lab.experiments.weight_decay import two_coordinates
 from optim_zoo.lab.experiments.weight_decay.maps import Map, Scale
 
@@ -28,12 +27,11 @@ def text(
       quick: whether the page must say that its figures mean nothing.
     """
     blocks = [
-        "# L2 regularization compared with decoupled weight decay",
-        *(["**A quick run: its figures mean nothing.**"] if quick else []),
-        f"```sh\noptim-zoo reproduce weight-decay{' --quick' if quick else ''}\n```",
-        wrapped(
-            f"""The command wrote this page in {seconds:.0f} seconds, on a machine with
-            {os.cpu_count()} CPU cores that other programs may have used too."""
+        *opening(
+            "L2 regularization compared with decoupled weight decay",
+            "weight-decay",
+            seconds,
+            quick=quick,
         ),
         "## The claim",
         wrapped(
@@ -147,11 +145,11 @@ def _moving(maps: Sequence[Map]) -> list[str]:
 def _reading(maps: Sequence[Map]) -> list[str]:
     l2, _, paper = maps
     costs = {one.form.title: 100 * one.cost_of_moving().mean() for one in maps}
-    shares = ", ".join(f"{cost:.0f} % ({title})" for title, cost in costs.items())
+    each = ", ".join(f"{cost:.0f} % ({title})" for title, cost in costs.items())
     shown = costs[paper.form.title] < costs[l2.form.title]
     scale = l2.scale
     points = [
-        f"""Keeping a decay when the learning rate changes costs {shares}. If the paper's claim held
+        f"""Keeping a decay when the learning rate changes costs {each}. If the paper's claim held
         here, the cost of the paper's form would be close to 0, and below that of L2. It is
         {"below" if shown else "not below"} that of L2.""",
         _comparison(l2, paper),

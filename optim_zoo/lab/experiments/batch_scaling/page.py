@@ -1,0 +1,282 @@
+"""The Markdown page: figures, seeds, spread, and a reading next to the published figures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from optim_zoo.lab import fits
+from optim_zoo.lab.experiments import training
+from optim_zoo.lab.experiments.batch_scaling import measuring
+from optim_zoo.lab.experiments.batch_scaling.measuring import Noise, Result, Scale
+from optim_zoo.lab.experiments.markdown import listed, opening, spread, table, wrapped
+
+Fitted = Sequence[tuple[Result, fits.Fit | str]]
+
+
+def text(
+    results: Sequence[Result],
+    fitted: Fitted,
+    noise: Noise,
+    scale: Scale,
+    seconds: float,
+    *,
+    quick: bool,
+) -> str:
+    """Returns the page.
+
+    Args:
+      results: the runs of every optimizer.
+      fitted: the fit of the steps to a target for each.
+      noise: the measured gradient noise scale.
+      scale: the size of the experiment.
+      seconds: how long its runs took.
+      quick: whether the page must say that its figures mean nothing.
+    """
+    blocks = [
+        *opening("Batch size and optimizer", "batch-scaling", seconds, quick=quick),
+        "## The claim",
+        wrapped(
+            """You et al. (LAMB, [arXiv 1904.00962](https://arxiv.org/abs/1904.00962)) pretrain BERT
+            and compare the F1 on SQuAD: 90.395 for the AdamW baseline at batch 512, and 91.460 for
+            LAMB at batch 32,768, whose learning rate follows the square root of the batch size
+            without being tuned again. They report that AdamW stops scaling beyond batch 512. Nado
+            et al. ([arXiv 2102.06356](https://arxiv.org/abs/2102.06356)) tune Adam at batch 32,768
+            and report that it matches LAMB there."""
+        ),
+        *_setting(results, scale),
+        *_tuned(results, scale),
+        *_untuned(results, scale),
+        *_exponents(results),
+        *_steps(fitted, scale),
+        *_noise(fitted, noise),
+        *_reading(results, fitted, noise, scale),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _setting(results: Sequence[Result], scale: Scale) -> list[str]:
+    model = scale.model
+    lengths = ", ".join(f"{scale.steps(b):,} steps of {b:,}" for b in scale.batches)
+    settings = "; ".join(f"{r.optimizer.title}: {r.optimizer.settings}" for r in results)
+    middles = ", ".join(f"{measuring.MIDDLES[r.optimizer.name]:g} ({r.optimizer.title})"
+                        for r in results)  # fmt: skip
+    return [
+        "## What is measured",
+        wrapped(
+            f"""A causal transformer ({model.num_layers} layers, hidden size {model.hidden_size})
+            predicts the next byte of the standard library's source in windows of
+            {scale.sequence_length} bytes. Every run sees the same {scale.examples:,} windows of its
+            seed in the same order: {lengths}. The learning rate rises linearly over
+            {training.WARMUP:.0%} of the steps, then falls linearly to 0. The loss is that of 2,000
+            held-out windows after the last step."""
+        ),
+        wrapped(
+            f"""{settings}. Biases and norms are neither decayed nor given a trust ratio. Muon and
+            AdamH are not in this library, and so are not compared."""
+        ),
+        wrapped(
+            f"""Every optimizer has the same budget at every batch size: {scale.budget} learning
+            rates with seed {scale.seeds[0]}, then the seeds {", ".join(map(str, scale.seeds))} at
+            the best one. The first {scale.rates} rates are a grid in steps of the square root of
+            10, whose middle at batch {scale.batches[0]} is {middles} and grows with the square root
+            of the batch size. The others refine the best rate, or extend the grid where the best is
+            at its end. A best rate that is still at the end of the tried ones is marked, and is not
+            drawn as the best. The rates are chosen by the same held-out windows, so that the losses
+            are slightly optimistic, for every optimizer alike."""
+        ),
+    ]
+
+
+def _tuned(results: Sequence[Result], scale: Scale) -> list[str]:
+    rows = []
+    for result in results:
+        cells = []
+        for batch in scale.batches:
+            tuned = result.tuned[batch]
+            edge = "" if tuned.interior else ", at the edge of the tried rates"
+            cells.append(
+                "all runs diverged"
+                if tuned.best is None
+                else f"{spread(tuned.best_losses, 1, 3)} at {tuned.best:g}{edge}"
+            )
+        rows.append((result.optimizer.title, *cells))
+    return [
+        "## Tuned at every batch size",
+        "![The held-out loss of each optimizer against the batch size](batch_scaling_loss.png)",
+        "The held-out loss in nats per byte: the mean over the seeds, the smallest and the largest "
+        "value, and the best\nlearning rate.",
+        table(("optimizer", *(f"batch {batch:,}" for batch in scale.batches)), *rows),
+    ]
+
+
+def _untuned(results: Sequence[Result], scale: Scale) -> list[str]:
+    rows = []
+    for result in results:
+        cells = []
+        for batch in scale.batches[1:]:
+            if batch not in result.untuned:
+                cells.append("no best rate")
+                continue
+            (rate,) = {row["learning_rate"] for row in result.untuned[batch]}
+            values = result.untuned_losses(batch)
+            cells.append(
+                f"{spread(values, 1, 3)} at {rate:g}"
+                if np.isfinite(values).all()
+                else f"diverged at {rate:g}"
+            )
+        rows.append((result.optimizer.title, *cells))
+    return [
+        "## Untuned, by the square-root rule",
+        wrapped(
+            f"""The best rate at batch {scale.batches[0]}, times the square root of the ratio of the
+            batch sizes. These are the dashed lines."""
+        ),
+        table(("optimizer", *(f"batch {batch:,}" for batch in scale.batches[1:])), *rows),
+    ]
+
+
+def _exponents(results: Sequence[Result]) -> list[str]:
+    rows = []
+    for result in results:
+        p = result.exponent()
+        used = sum(tuned.interior for tuned in result.tuned.values())
+        rows.append((result.optimizer.title, "-" if p is None else f"{p:.2f}", str(used)))
+    return [
+        "## How the best learning rate grows",
+        wrapped(
+            """The exponent p of the least-squares line through the best rates, rate ~ batch^p. The
+            square-root rule has 0.5. Neighbouring rates differ by a factor of about 1.8, which
+            alone changes p by about 0.1."""
+        ),
+        table(("optimizer", "exponent p", "batch sizes used"), *rows),
+    ]
+
+
+def _steps(fitted: Fitted, scale: Scale) -> list[str]:
+    rows = []
+    for result, fit in fitted:
+        target = result.target()
+        steps = result.steps_to_target(scale)
+        cells = [f"{np.mean(steps[b]):.0f}" if steps.get(b) else "-" for b in scale.batches]
+        if isinstance(fit, fits.Fit):
+            end = [_with_interval(fit.least_steps, fit.least_steps_interval),
+                   _with_interval(fit.critical_batch, fit.critical_batch_interval)]  # fmt: skip
+        else:
+            end = [f"no fit: {fit}", "-"]
+        rows.append(
+            (result.optimizer.title, "-" if target is None else f"{target:.2f}", *cells, *end)
+        )
+    head = ("optimizer", "target", *(f"batch {b:,}" for b in scale.batches), "S_min", "B_crit")
+    return [
+        "## Steps to a target",
+        wrapped(
+            """The target of an optimizer is the training loss that all its tuned runs reach; every
+            example is new to the model, so that this is no loss of memorized text. The fit is S(B)
+            = S_min (1 + B_crit/B) ([arXiv 1812.06162](https://arxiv.org/abs/1812.06162)), with 95 %
+            intervals from a bootstrap over the seeds."""
+        ),
+        "![Steps to the target against the batch size](batch_scaling_steps.png)",
+        table(head, *rows),
+        wrapped(
+            """The schedule is made for the whole run and not for the shortest way to the target.
+            The largest batch reaches it at its end, where the learning rate has fallen; a small
+            batch reaches it early, while the rate is high or still rises. This makes the steps of
+            small batches too many, and B_crit too large."""
+        ),
+    ]
+
+
+def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:,.0f}" + (f" ({interval[0]:,.0f} to {interval[1]:,.0f})" if interval else "")
+
+
+def _noise(fitted: Fitted, noise: Noise) -> list[str]:
+    head = tuple(f"after {fraction:.0%}" for fraction in measuring.NOISE_AT)
+    cells = [_noise_cell(column) for column in noise.values.T]
+    (fit,) = (fit for result, fit in fitted if result.optimizer.name == "adamw")
+    crit = (
+        _with_interval(fit.critical_batch, fit.critical_batch_interval)
+        if isinstance(fit, fits.Fit)
+        else "no fit"
+    )
+    return [
+        "## The gradient noise scale",
+        wrapped(
+            f"""Measured during runs of AdamW at batch {noise.batch:,} and its best rate
+            {noise.rate:g}, by `accumulation.accumulate(..., noise_scale=True,
+            noise_decay={measuring.NOISE_DECAY})` ([how](../noise_scale.md)), in examples: the mean
+            over the seeds, the smallest and the largest value. The fitted B_crit of AdamW is
+            next to it."""
+        ),
+        table((*head, "fitted B_crit"), (*cells, crit)),
+    ]
+
+
+def _noise_cell(values: np.ndarray) -> str:
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return "not measurable"
+    left = len(values) - len(finite)
+    return spread(finite, 1, 0) + (f", without {left} that are infinite" if left else "")
+
+
+def _reading(results: Sequence[Result], fitted: Fitted, noise: Noise, scale: Scale) -> list[str]:
+    by_name = {result.optimizer.name: result for result in results}
+    adamw, lamb = by_name["adamw"], by_name["lamb"]
+    points = [
+        _lowest(results, scale),
+        _pairs(adamw, lamb, scale),
+        _price(results, scale),
+        _critical(fitted, noise),
+        f"""This is one small model, {scale.examples:,} examples and {len(scale.seeds)} seeds, one
+        of which has chosen the rates. It says nothing about BERT at batch 32,768.""",
+    ]
+    return ["## Reading", listed(points)]
+
+
+def _lowest(results: Sequence[Result], scale: Scale) -> str:
+    found = []
+    for batch in scale.batches:
+        best = min(results, key=lambda result: result.tuned[batch].best_losses.mean())
+        found.append(f"{best.optimizer.title} at batch {batch:,}")
+    return f"The lowest tuned loss is that of {', '.join(found)}."
+
+
+def _pairs(adamw: Result, lamb: Result, scale: Scale) -> str:
+    found = []
+    for batch in scale.batches:
+        a, b = adamw.tuned[batch].best_losses, lamb.tuned[batch].best_losses
+        apart = a.max() < b.min() or b.max() < a.min()
+        found.append(
+            f"{b.mean() - a.mean():+.3f} at batch {batch:,}"
+            + ("" if apart else " (the seeds overlap)")
+        )
+    return f"""LAMB's tuned loss minus that of AdamW: {", ".join(found)}. A claim that tuned AdamW
+    fails at large batches where LAMB holds would need this to become clearly negative."""
+
+
+def _price(results: Sequence[Result], scale: Scale) -> str:
+    batch = scale.batches[-1]
+    found = []
+    for result in results:
+        tuned = result.tuned[batch].best_losses.mean()
+        if batch not in result.untuned:
+            continue
+        untuned = result.untuned_losses(batch).mean()
+        cost = f"{untuned - tuned:+.3f}" if np.isfinite(untuned) else "divergence"
+        found.append(f"{cost} ({result.optimizer.title})")
+    return f"""At batch {batch:,}, the square-root rule instead of tuning costs, in nats:
+    {", ".join(found)}."""
+
+
+def _critical(fitted: Fitted, noise: Noise) -> str:
+    (fit,) = (fit for result, fit in fitted if result.optimizer.name == "adamw")
+    finite = noise.values[np.isfinite(noise.values)]
+    if isinstance(fit, str) or not finite.size:
+        return "The noise scale cannot be compared with B_crit: one of them was not measurable."
+    low, high = finite.min(), finite.max()
+    inside = "lies within" if low <= fit.critical_batch <= high else "is outside of"
+    ratio = fit.critical_batch / np.median(finite)
+    return f"""The noise scale of AdamW is between {low:,.0f} and {high:,.0f} examples during
+    training. The fitted B_crit, {fit.critical_batch:,.0f}, {inside} this range: it is
+    {ratio:.1f} times the median of the measurements."""
