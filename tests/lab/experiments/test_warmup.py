@@ -24,7 +24,8 @@ def test_the_multiplier_is_at_most_6_57_at_step_12() -> None:
 
 def test_a_run_of_the_program_is_that_of_a_loop(quick_to_compile: None) -> None:
     form = dataclasses.replace(training.FORMS[0], rates=(1e-2,))
-    scale = dataclasses.replace(training.QUICK, warmups=(0.5,), seeds=(0, 1), steps=3)
+    model = training.Model(1, 4, 1, 4)
+    scale = dataclasses.replace(training.QUICK, warmups=(0.5,), steps=3, model=model)
     tasks = training.make_tasks(scale)
     with_it, without = (training.measure(form, own, scale, tasks) for own in (True, False))
     # AdamW's ratio is the multiplier, but for eps and weight decay: 1e-6 and 1e-2 |x| next to
