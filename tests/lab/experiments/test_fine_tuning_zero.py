@@ -190,6 +190,7 @@ def test_results_are_read_again_and_rows_of_another_size_are_dropped(tmp_path: P
 # The command
 
 
+@pytest.mark.slow  # half a minute of compiling
 def test_a_quick_run_writes_everything_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_to_compile: None
 ) -> None:

@@ -64,6 +64,7 @@ def test_the_reading_follows_the_figures() -> None:
     assert page._verdict((with_it, with_it), scale) == "At no warmup it is higher for every seed."
 
 
+@pytest.mark.slow  # half a minute of compiling
 def test_a_quick_run_writes_everything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], quick_to_compile: None
 ) -> None:
