@@ -14,6 +14,8 @@ from optim_zoo.lab import search
 from optim_zoo.lab.experiments.training import Outcome
 from optim_zoo.train.files import replace_file
 
+DIVERGED = 20.0  # nats: a run whose loss is above this has diverged
+
 Row = Mapping[str, Any]
 Train = Callable[[float, int], Row]  # learning rate, seed -> the row of the run
 
@@ -75,7 +77,7 @@ def _line(row: Row) -> str:
 
 def columns(outcome: Outcome) -> dict[str, Any]:
     """Returns the columns of a run."""
-    status = "finished" if math.isfinite(outcome.metrics["loss"]) else "diverged"
+    status = "finished" if outcome.metrics["loss"] <= DIVERGED else "diverged"  # or NaN
     return {"status": status, **outcome.metrics, "curve": [float(x) for x in outcome.curve]}
 
 
@@ -98,8 +100,9 @@ class Tuned:
 
 
 def losses(rows: Sequence[Row]) -> np.ndarray:
-    """Returns the held-out loss of each row; infinite where a run diverged."""
-    return np.array([np.inf if row["loss"] is None else row["loss"] for row in rows])
+    """Returns the held-out loss of each row; infinite where it is above `DIVERGED`."""
+    found = np.array([np.inf if row["loss"] is None else row["loss"] for row in rows])
+    return np.where(found > DIVERGED, np.inf, found)
 
 
 def tune(

@@ -61,25 +61,28 @@ def test_the_exponent_is_that_of_the_interior_best_rates() -> None:
 
 def test_every_tuned_run_reaches_the_target() -> None:
     result = a_result("lamb", 0.5, edge=512)
-    target = result.target()
-    assert target is not None
-    steps = result.steps_to_target(SCALE)
-    assert set(steps) == {32, 128}  # no best rate is known at the edge
-    assert all(len(values) == 3 for values in steps.values())
-    (lowest,) = {min(row["curve"]) for row in result.tuned[128].rows[result.tuned[128].best or 0]}
-    assert 0 <= target - lowest <= 0.01
-    assert all(values[0] <= SCALE.steps(batch) for batch, values in steps.items())
+    (target,) = measuring.targets([result], SCALE, SCALE.batches)
+    assert target.loss is not None
+    assert set(target.steps) == {32, 128}  # no best rate is known at the edge
+    assert all(len(values) == 3 for values in target.steps.values())
+    (lowest,) = {min(row["curve"]) for row in result.interior_rows()[128]}
+    assert 0 <= target.loss - lowest <= 0.01
+    assert all(values[0] <= SCALE.steps(batch) for batch, values in target.steps.items())
+    (easier,) = measuring.targets([result], SCALE, SCALE.batches[:1])
+    assert set(easier.steps) == {32}
+    assert easier.loss is not None
+    assert easier.loss < target.loss
 
 
 def test_the_page_reports_edges_divergence_and_missing_fits(tmp_path: Path) -> None:
     results = [a_result("adamw", 0.3, diverged=True), a_result("lamb", 0.5, edge=512)]
-    fitted = list(measuring.fitted(results, SCALE))
+    panels = [measuring.targets(results, SCALE, SCALE.batches[:n]) for n in (3, 2)]
     curve = fits.Fit(10.0, 300.0, (9.0, 11.0), (250.0, 350.0))
-    fitted[0] = (results[0], curve)
+    panels[0][0] = dataclasses.replace(panels[0][0], fit=curve)
     noise = Noise(512, 0.01, np.array([[100.0, np.inf, 400.0, 500.0]] * 3))
     figures.draw_losses(results, SCALE, tmp_path / "loss.png")
-    figures.draw_steps(fitted, SCALE, tmp_path / "steps.png")
-    text = page.text(results, fitted, noise, SCALE, 60.0, quick=False)
+    figures.draw_steps(panels, SCALE, tmp_path / "steps.png")
+    text = page.text(results, panels, noise, SCALE, 60.0, quick=False)
     flat = " ".join(text.split())
     assert "figures mean nothing" not in text
     assert "at 0.4, at the edge of the tried rates" in flat
@@ -87,7 +90,7 @@ def test_the_page_reports_edges_divergence_and_missing_fits(tmp_path: Path) -> N
     assert "no fit: the target was reached at 2 batch sizes" in flat
     assert "not measurable" in flat
     assert "300 (250 to 350)" in flat
-    assert "The fitted B_crit, 300, lies within this range" in flat
+    assert "0.75 times the median noise scale" in flat
     assert "divergence (AdamW)" in flat
 
 

@@ -11,7 +11,7 @@ import pytest
 from optim_zoo.lab.experiments.drawing import apart
 from optim_zoo.lab.experiments.optimizers import grid
 from optim_zoo.lab.experiments.training import Outcome
-from optim_zoo.lab.experiments.tuning import Row, RunLog, columns, tune
+from optim_zoo.lab.experiments.tuning import Row, RunLog, columns, losses, tune
 
 COARSE = grid(0.1, 3)
 
@@ -45,6 +45,11 @@ def test_a_rate_that_diverges_is_not_the_best() -> None:
     assert tuned.best is not None
     assert tuned.best < 0.2
     assert np.isinf(tuned.losses(COARSE[-1])).all()
+    assert losses([{"loss": 1e15}, {"loss": 3.0}, {"loss": None}]).tolist() == [
+        math.inf,
+        3.0,
+        math.inf,
+    ]
 
 
 def test_without_a_finite_loss_there_is_no_best() -> None:

@@ -24,9 +24,12 @@ def run(folder: Path, *, quick: bool, say: Say) -> Path:
     scale = measuring.QUICK if quick else measuring.FULL
     log = RunLog(folder / "results.jsonl", repr(scale))
     results, noise = measuring.measure(scale, log, say)
-    fitted = list(measuring.fitted(results, scale))
+    panels = [
+        measuring.targets(results, scale, batches)
+        for batches in (scale.batches, scale.batches[:-1])
+    ]
     figures.draw_losses(results, scale, folder / "batch_scaling_loss.png")
-    figures.draw_steps(fitted, scale, folder / "batch_scaling_steps.png")
-    text = page.text(results, fitted, noise, scale, log.seconds, quick=quick)
+    figures.draw_steps(panels, scale, folder / "batch_scaling_steps.png")
+    text = page.text(results, panels, noise, scale, log.seconds, quick=quick)
     replace_file(folder / "batch_scaling.md", text.encode())
     return folder / "batch_scaling.md"

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from optim_zoo.lab import fits
-from optim_zoo.lab.experiments.batch_scaling.measuring import Result, Scale
+from optim_zoo.lab.experiments.batch_scaling.measuring import Result, Scale, Target
 from optim_zoo.lab.experiments.drawing import COLOURS, label_ends, write_small
-from optim_zoo.train.sinks.plots.figure import GREY, log_ticks, new_figure
+from optim_zoo.train.sinks.plots.figure import DPI, GREY, log_ticks, new_figure
 
 _MARGIN = 0.45  # nats above the highest tuned loss that are shown
 
@@ -18,7 +19,7 @@ _MARGIN = 0.45  # nats above the highest tuned loss that are shown
 def draw_losses(results: Sequence[Result], scale: Scale, path: Path) -> Figure:
     """Draws the best loss at each batch size, all tried rates behind it, and the untuned one."""
     figure, axes = new_figure(8.6, 5.0)
-    _prepare(axes, scale)
+    _prepare(axes, scale.batches)
     axes.set_title(
         f"Byte language model: held-out loss after {scale.examples:,} examples",
         loc="left", fontsize=12,
@@ -80,45 +81,60 @@ def _untuned_line(axes: Axes, result: Result, dodge: float, colour: str) -> None
     axes.plot(x, means, "--", color=colour, lw=1.4, zorder=3)
 
 
-def draw_steps(fitted: Sequence[tuple[Result, fits.Fit | str]], scale: Scale, path: Path) -> Figure:
-    """Draws the steps to the target of each optimizer, with the fitted curves."""
-    figure, axes = new_figure(8.6, 4.6)
-    _prepare(axes, scale)
-    axes.set_title("Steps to a target loss, and the fit S(B) = S_min (1 + B_crit / B)",
-                   loc="left", fontsize=12)  # fmt: skip
-    axes.set_ylabel("steps")
-    axes.set_yscale("log")
-    ends = []
-    dense = np.geomspace(scale.batches[0], scale.batches[-1], 100)
-    for result, fit in fitted:
-        colour = COLOURS[result.optimizer.name]
-        steps = result.steps_to_target(scale)
-        for batch, values in steps.items():
-            axes.plot(np.full(len(values), batch), values, ".", color=colour, alpha=0.4, ms=6)
-            axes.plot(batch, np.mean(values), "D", color=colour, ms=6)
-        if not any(steps.values()):
-            continue
-        end = float(np.mean(steps[max(steps)]))
-        text = f"{result.optimizer.title}, to {result.target():.2f}"
-        if isinstance(fit, fits.Fit):
-            axes.plot(dense, fit.steps(dense), color=colour, lw=1.6)
-            text += f"\nB_crit {fit.critical_batch:,.0f}"
-            end = float(fit.steps(dense[-1:])[0])
-        ends.append((end, text, colour))
-    low, high = axes.get_ylim()
-    ticks = log_ticks(low, high)
-    axes.set_yticks(list(ticks), [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_ylim(low, high)
-    label_ends(axes, ends, 0.11)
+def draw_steps(panels: Sequence[Sequence[Target]], scale: Scale, path: Path) -> Figure:
+    """Draws the steps to the targets of each optimizer, with the fitted curves.
+
+    Args:
+      panels: the targets of every optimizer, for each panel.
+      scale: the size of the experiment.
+      path: the PNG file.
+    """
+    figure = Figure(figsize=(11.0, 4.6), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.suptitle(
+        "Steps to a target loss, and the fit S(B) = S_min (1 + B_crit / B)",
+        x=0.01, ha="left", fontsize=12,
+    )  # fmt: skip
+    for axes, targets in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        batches = sorted({batch for target in targets for batch in target.steps})
+        _prepare(axes, scale.batches)
+        axes.tick_params(labelsize=9)
+        axes.set_title(f"targets reached at {len(batches)} batch sizes", loc="left", fontsize=10)
+        axes.set_ylabel("steps")
+        axes.set_yscale("log")
+        ends = [end for target in targets if (end := _steps_line(axes, target)) is not None]
+        low, high = axes.get_ylim()
+        ticks = log_ticks(low, high)
+        axes.set_yticks(list(ticks), [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_ylim(low, high)
+        label_ends(axes, ends, 0.12)
     return write_small(figure, path)
 
 
-def _prepare(axes: Axes, scale: Scale) -> None:
+def _steps_line(axes: Axes, target: Target) -> tuple[float, str, str] | None:
+    """Draws the steps of one optimizer, and returns the height, text and colour of its label."""
+    colour = COLOURS[target.optimizer.name]
+    for batch, values in target.steps.items():
+        axes.plot(np.full(len(values), batch), values, ".", color=colour, alpha=0.4, ms=6)
+        axes.plot(batch, np.mean(values), "D", color=colour, ms=6)
+    if not any(target.steps.values()):
+        return None
+    batches = sorted(target.steps)
+    end = float(np.mean(target.steps[batches[-1]]))
+    text = f"{target.optimizer.title}, to {target.loss:.2f}"
+    if isinstance(target.fit, fits.Fit):
+        dense = np.geomspace(batches[0], batches[-1], 100)
+        axes.plot(dense, target.fit.steps(dense), color=colour, lw=1.6)
+        text += f"\nB_crit {target.fit.critical_batch:,.0f}"
+    return end, text, colour
+
+
+def _prepare(axes: Axes, batches: Sequence[int]) -> None:
     axes.grid(color="0.92", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(scale.batches, [f"{batch:,}" for batch in scale.batches])
-    axes.set_xlim(scale.batches[0] / 1.4, scale.batches[-1] * 1.4)
+    axes.set_xticks(batches, [f"{batch:,}" for batch in batches])
+    axes.set_xlim(batches[0] / 1.4, batches[-1] * 1.4)
     axes.set_xlabel("batch size")

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -71,26 +71,8 @@ class Result:
         batches, rates = np.log(np.array(points)).T
         return float(np.polyfit(batches, rates, 1)[0])
 
-    def target(self) -> float | None:
-        """Returns the loss that every tuned run reaches, rounded up to 0.01."""
-        lowest = [min(each["curve"]) for row in self._tuned_rows().values() for each in row]
-        return math.ceil(100 * max(lowest)) / 100 if lowest else None
-
-    def steps_to_target(self, scale: Scale) -> Mapping[int, list[float]]:
-        """Returns the steps that each seed needs, by batch size, where the best rate is interior.
-
-        The loss is the training loss, of examples that are new to the model. Of every batch size
-        the learning rate is that with the lowest held-out loss after the last step.
-        """
-        target = self.target()
-        found: dict[int, list[float]] = {}
-        for batch, rows in self._tuned_rows().items():
-            at = training.curve_steps(scale.steps(batch))
-            crossings = [fits.crossing(at, np.array(row["curve"]), target or 0.0) for row in rows]
-            found[batch] = [each + 1 for each in crossings if each is not None]
-        return found
-
-    def _tuned_rows(self) -> Mapping[int, Sequence[Row]]:
+    def interior_rows(self) -> Mapping[int, Sequence[Row]]:
+        """Returns the runs at the best rate, by batch size, where that is interior."""
         return {
             batch: each.rows[each.best]
             for batch, each in self.tuned.items()
@@ -189,7 +171,37 @@ def _noise(adamw: Result, scale: Scale, problem: training.Problem, log: RunLog) 
     return Noise(batch, rate, values[:, at])
 
 
-def fitted(results: Sequence[Result], scale: Scale) -> Iterator[tuple[Result, fits.Fit | str]]:
-    """Yields the fit of steps to target against the batch size, or why there is none."""
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The steps of one optimizer to a loss."""
+
+    optimizer: Optimizer
+    loss: float | None  # None if no best rate is interior
+    steps: Mapping[int, list[float]]  # by batch size: one number for each seed
+    fit: fits.Fit | str
+
+
+def targets(results: Sequence[Result], scale: Scale, batches: Sequence[int]) -> list[Target]:
+    """Returns the steps to the loss that every tuned run of an optimizer reaches.
+
+    The loss is the training loss, of examples that are new to the model, rounded up to 0.01. Of
+    every batch size the learning rate is that with the lowest held-out loss after the last step;
+    batch sizes where that is not interior are left out.
+
+    Args:
+      results: the runs of every optimizer.
+      scale: the size of the experiment.
+      batches: the batch sizes at which the loss must be reached.
+    """
+    found = []
     for result in results:
-        yield result, fits.fit(result.steps_to_target(scale))
+        rows = {b: each for b, each in result.interior_rows().items() if b in batches}
+        lowest = [min(row["curve"]) for each in rows.values() for row in each]
+        loss = math.ceil(100 * max(lowest)) / 100 if lowest else None
+        steps: dict[int, list[float]] = {}
+        for batch, each in rows.items():
+            at = training.curve_steps(scale.steps(batch)) + 1
+            crossings = [fits.crossing(at, np.array(row["curve"]), loss or 0.0) for row in each]
+            steps[batch] = [crossing for crossing in crossings if crossing is not None]
+        found.append(Target(result.optimizer, loss, steps, fits.fit(steps)))
+    return found

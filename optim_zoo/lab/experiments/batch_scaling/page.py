@@ -7,15 +7,15 @@ import numpy as np
 from optim_zoo.lab import fits
 from optim_zoo.lab.experiments import training
 from optim_zoo.lab.experiments.batch_scaling import measuring
-from optim_zoo.lab.experiments.batch_scaling.measuring import Noise, Result, Scale
+from optim_zoo.lab.experiments.batch_scaling.measuring import Noise, Result, Scale, Target
 from optim_zoo.lab.experiments.markdown import listed, opening, spread, table, wrapped
 
-Fitted = Sequence[tuple[Result, fits.Fit | str]]
+Panels = Sequence[Sequence[Target]]  # all batch sizes, then all but the largest
 
 
 def text(
     results: Sequence[Result],
-    fitted: Fitted,
+    panels: Panels,
     noise: Noise,
     scale: Scale,
     seconds: float,
@@ -26,7 +26,8 @@ def text(
 
     Args:
       results: the runs of every optimizer.
-      fitted: the fit of the steps to a target for each.
+      panels: the steps to a target that is reached at all batch sizes, and to one that is reached
+        at all but the largest.
       noise: the measured gradient noise scale.
       scale: the size of the experiment.
       seconds: how long its runs took.
@@ -47,9 +48,9 @@ def text(
         *_tuned(results, scale),
         *_untuned(results, scale),
         *_exponents(results),
-        *_steps(fitted, scale),
-        *_noise(fitted, noise),
-        *_reading(results, fitted, noise, scale),
+        *_steps(panels, scale),
+        *_noise(panels, noise),
+        *_reading(results, panels, noise, scale),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -152,36 +153,41 @@ def _exponents(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _steps(fitted: Fitted, scale: Scale) -> list[str]:
+def _steps(panels: Panels, scale: Scale) -> list[str]:
     rows = []
-    for result, fit in fitted:
-        target = result.target()
-        steps = result.steps_to_target(scale)
-        cells = [f"{np.mean(steps[b]):.0f}" if steps.get(b) else "-" for b in scale.batches]
-        if isinstance(fit, fits.Fit):
-            end = [_with_interval(fit.least_steps, fit.least_steps_interval),
-                   _with_interval(fit.critical_batch, fit.critical_batch_interval)]  # fmt: skip
-        else:
-            end = [f"no fit: {fit}", "-"]
-        rows.append(
-            (result.optimizer.title, "-" if target is None else f"{target:.2f}", *cells, *end)
+    for target in (target for panel in panels for target in panel):
+        cells = [
+            f"{np.mean(target.steps[b]):.0f}" if target.steps.get(b) else "-" for b in scale.batches
+        ]
+        fit = target.fit
+        end = (
+            [
+                _with_interval(fit.least_steps, fit.least_steps_interval),
+                _with_interval(fit.critical_batch, fit.critical_batch_interval),
+            ]
+            if isinstance(fit, fits.Fit)
+            else [f"no fit: {fit}", "-"]
         )
+        loss = "-" if target.loss is None else f"{target.loss:.2f}"
+        rows.append((target.optimizer.title, loss, *cells, *end))
     head = ("optimizer", "target", *(f"batch {b:,}" for b in scale.batches), "S_min", "B_crit")
     return [
         "## Steps to a target",
         wrapped(
-            """The target of an optimizer is the training loss that all its tuned runs reach; every
-            example is new to the model, so that this is no loss of memorized text. The fit is S(B)
-            = S_min (1 + B_crit/B) ([arXiv 1812.06162](https://arxiv.org/abs/1812.06162)), with 95 %
-            intervals from a bootstrap over the seeds."""
+            """Every optimizer has two targets: the training loss that all its tuned runs reach, and
+            the one that they reach at all batch sizes but the largest. Every example is new to the
+            model, so that this is no loss of memorized text. The fit is S(B) = S_min (1 + B_crit/B)
+            ([arXiv 1812.06162](https://arxiv.org/abs/1812.06162)), with 95 % intervals from a
+            bootstrap over the seeds."""
         ),
         "![Steps to the target against the batch size](batch_scaling_steps.png)",
         table(head, *rows),
         wrapped(
             """The schedule is made for the whole run and not for the shortest way to the target.
             The largest batch reaches it at its end, where the learning rate has fallen; a small
-            batch reaches it early, while the rate is high or still rises. This makes the steps of
-            small batches too many, and B_crit too large."""
+            batch reaches it early, while the rate is high or still rises. The steps to a target are
+            therefore not the fewest possible ones, as the formula has them, and B_crit is no more
+            than an order of magnitude."""
         ),
     ]
 
@@ -190,26 +196,31 @@ def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
     return f"{value:,.0f}" + (f" ({interval[0]:,.0f} to {interval[1]:,.0f})" if interval else "")
 
 
-def _noise(fitted: Fitted, noise: Noise) -> list[str]:
+def _noise(panels: Panels, noise: Noise) -> list[str]:
     head = tuple(f"after {fraction:.0%}" for fraction in measuring.NOISE_AT)
     cells = [_noise_cell(column) for column in noise.values.T]
-    (fit,) = (fit for result, fit in fitted if result.optimizer.name == "adamw")
-    crit = (
-        _with_interval(fit.critical_batch, fit.critical_batch_interval)
-        if isinstance(fit, fits.Fit)
-        else "no fit"
-    )
+    crits = [_critical_batch(target.fit) for target in _of_adamw(panels)]
     return [
         "## The gradient noise scale",
         wrapped(
             f"""Measured during runs of AdamW at batch {noise.batch:,} and its best rate
             {noise.rate:g}, by `accumulation.accumulate(..., noise_scale=True,
             noise_decay={measuring.NOISE_DECAY})` ([how](../noise_scale.md)), in examples: the mean
-            over the seeds, the smallest and the largest value. The fitted B_crit of AdamW is
-            next to it."""
+            over the seeds, the smallest and the largest value. The fitted B_crit of AdamW, for
+            both targets, is next to it."""
         ),
-        table((*head, "fitted B_crit"), (*cells, crit)),
+        table((*head, *(f"B_crit to {t.loss}" for t in _of_adamw(panels))), (*cells, *crits)),
     ]
+
+
+def _of_adamw(panels: Panels) -> list[Target]:
+    return [target for panel in panels for target in panel if target.optimizer.name == "adamw"]
+
+
+def _critical_batch(fit: fits.Fit | str) -> str:
+    if isinstance(fit, str):
+        return "no fit"
+    return _with_interval(fit.critical_batch, fit.critical_batch_interval)
 
 
 def _noise_cell(values: np.ndarray) -> str:
@@ -220,14 +231,14 @@ def _noise_cell(values: np.ndarray) -> str:
     return spread(finite, 1, 0) + (f", without {left} that are infinite" if left else "")
 
 
-def _reading(results: Sequence[Result], fitted: Fitted, noise: Noise, scale: Scale) -> list[str]:
+def _reading(results: Sequence[Result], panels: Panels, noise: Noise, scale: Scale) -> list[str]:
     by_name = {result.optimizer.name: result for result in results}
     adamw, lamb = by_name["adamw"], by_name["lamb"]
     points = [
         _lowest(results, scale),
         _pairs(adamw, lamb, scale),
         _price(results, scale),
-        _critical(fitted, noise),
+        _critical(panels, noise),
         f"""This is one small model, {scale.examples:,} examples and {len(scale.seeds)} seeds, one
         of which has chosen the rates. It says nothing about BERT at batch 32,768.""",
     ]
@@ -269,14 +280,16 @@ def _price(results: Sequence[Result], scale: Scale) -> str:
     {", ".join(found)}."""
 
 
-def _critical(fitted: Fitted, noise: Noise) -> str:
-    (fit,) = (fit for result, fit in fitted if result.optimizer.name == "adamw")
+def _critical(panels: Panels, noise: Noise) -> str:
     finite = noise.values[np.isfinite(noise.values)]
-    if isinstance(fit, str) or not finite.size:
+    found = [(t.loss, t.fit) for t in _of_adamw(panels) if isinstance(t.fit, fits.Fit)]
+    if not found or not finite.size:
         return "The noise scale cannot be compared with B_crit: one of them was not measurable."
-    low, high = finite.min(), finite.max()
-    inside = "lies within" if low <= fit.critical_batch <= high else "is outside of"
-    ratio = fit.critical_batch / np.median(finite)
-    return f"""The noise scale of AdamW is between {low:,.0f} and {high:,.0f} examples during
-    training. The fitted B_crit, {fit.critical_batch:,.0f}, {inside} this range: it is
-    {ratio:.1f} times the median of the measurements."""
+    listed_fits = " and ".join(
+        f"{fit.critical_batch:,.0f} (to a loss of {loss:.2f}: "
+        f"{fit.critical_batch / np.median(finite):.2g} times the median noise scale)"
+        for loss, fit in found
+    )
+    return f"""The noise scale of AdamW is between {finite.min():,.0f} and {finite.max():,.0f}
+    examples during training, with the median {np.median(finite):,.0f}. The fitted B_crit is
+    {listed_fits}. McCandlish et al. expect the two to agree within a small factor."""
