@@ -63,7 +63,7 @@ def _exact(measured: Sequence[Measured], scale: Scale) -> list[str]:
         "## What is exact: the multiplier",
         _wrapped(
             f"""Without correction, Adam's direction at step t is (1 - b1^t) / sqrt(1 - b2^t) times
-            that with it, apart from eps. With b1 = 0.9 and b2 = 0.999 this is 3.16 at the first
+            that with it, except for eps. With b1 = 0.9 and b2 = 0.999 this is 3.16 at the first
             step, at most 6.57 at step 12, and {exact[-1]:.2f} at step {scale.steps}, the last one
             here. LAMB scales the direction of a layer to the norm of its parameters, so that the
             multiplier cancels where a layer is adapted; biases and the scales of LayerNorm are
