@@ -79,7 +79,7 @@ def test_the_page_reports_edges_divergence_and_missing_fits(tmp_path: Path) -> N
     panels = [measuring.targets(results, SCALE, SCALE.batches[:n]) for n in (3, 2)]
     curve = fits.Fit(10.0, 300.0, (9.0, 11.0), (250.0, 350.0))
     panels[0][0] = dataclasses.replace(panels[0][0], fit=curve)
-    noise = Noise(512, 0.01, np.array([[100.0, np.inf, 400.0, 500.0]] * 3))
+    noise = Noise(512, 0.01, np.array([[np.inf, 400.0]] * 3))  # a run of two steps
     figures.draw_losses(results, SCALE, tmp_path / "loss.png")
     figures.draw_steps(panels, SCALE, tmp_path / "steps.png")
     text = page.text(results, panels, noise, SCALE, 60.0, quick=False)
@@ -88,9 +88,12 @@ def test_the_page_reports_edges_divergence_and_missing_fits(tmp_path: Path) -> N
     assert "at 0.4, at the edge of the tried rates" in flat
     assert "diverged at 0.1" in flat
     assert "no fit: the target was reached at 2 batch sizes" in flat
-    assert "not measurable" in flat
+    assert "| not measurable | not measurable | 400 (400 to 400) | 400 (400 to 400) |" in flat
+    assert "| 2.10 | 300 (250 to 350) | 400 (400 to 400) |" in flat.replace(
+        f"| {panels[0][0].loss:.2f} |", "| 2.10 |"
+    )
     assert "300 (250 to 350)" in flat
-    assert "0.75 times the median noise scale" in flat
+    assert "is 300 and the measured noise scale 400, a ratio of 0.75" in flat
     assert "divergence (AdamW)" in flat
 
 

@@ -1,6 +1,6 @@
 """Optimizers at four batch sizes with a fixed number of examples (arXiv 1904.00962, 2102.06356).
 
-``measuring`` trains, ``figures`` draws, ``page`` writes.
+``measuring`` trains, ``figures`` draws, ``page`` and ``reading`` write.
 """
 
 from pathlib import Path

@@ -97,7 +97,7 @@ def draw_steps(panels: Sequence[Sequence[Target]], scale: Scale, path: Path) -> 
     )  # fmt: skip
     for axes, targets in zip(figure.subplots(1, len(panels)), panels, strict=True):
         batches = sorted({batch for target in targets for batch in target.steps})
-        _prepare(axes, scale.batches)
+        _prepare(axes, batches or scale.batches)
         axes.tick_params(labelsize=9)
         axes.set_title(f"targets reached at {len(batches)} batch sizes", loc="left", fontsize=10)
         axes.set_ylabel("steps")

@@ -86,7 +86,24 @@ class Noise:
 
     batch: int
     rate: float
-    values: np.ndarray  # (seeds, fractions of the run in NOISE_AT)
+    values: np.ndarray  # (seeds, steps); infinite where it is not measurable
+
+    def during(self) -> np.ndarray:
+        """Returns the values at the fractions of the run in `NOISE_AT`, (seeds, fractions)."""
+        steps = self.values.shape[1]
+        return self.values[:, [max(0, round(f * steps) - 1) for f in NOISE_AT]]
+
+    def at(self, target: "Target") -> np.ndarray:
+        """Returns the value of each seed at the step where the run reaches a target, (seeds,).
+
+        It is empty where not all runs of this batch size reach it.
+        """
+        steps = target.steps.get(self.batch, [])
+        if len(steps) != len(self.values):
+            return np.empty(0)
+        return np.array(
+            [row[round(step) - 1] for row, step in zip(self.values, steps, strict=True)]
+        )
 
 
 def measure(scale: Scale, log: RunLog, say: Say) -> tuple[list[Result], Noise]:
@@ -167,8 +184,7 @@ def _noise(adamw: Result, scale: Scale, problem: training.Problem, log: RunLog) 
     values = np.array(
         [[np.inf if value is None else value for value in row] for row in rows], np.float64
     )
-    at = [max(0, round(fraction * values.shape[1]) - 1) for fraction in NOISE_AT]
-    return Noise(batch, rate, values[:, at])
+    return Noise(batch, rate, values)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,16 +6,14 @@ import numpy as np
 
 from optim_zoo.lab import fits
 from optim_zoo.lab.experiments import training
-from optim_zoo.lab.experiments.batch_scaling import measuring
-from optim_zoo.lab.experiments.batch_scaling.measuring import Noise, Result, Scale, Target
-from optim_zoo.lab.experiments.markdown import listed, opening, spread, table, wrapped
-
-Panels = Sequence[Sequence[Target]]  # all batch sizes, then all but the largest
+from optim_zoo.lab.experiments.batch_scaling import measuring, reading
+from optim_zoo.lab.experiments.batch_scaling.measuring import Noise, Result, Scale
+from optim_zoo.lab.experiments.markdown import opening, spread, table, wrapped
 
 
 def text(
     results: Sequence[Result],
-    panels: Panels,
+    panels: reading.Panels,
     noise: Noise,
     scale: Scale,
     seconds: float,
@@ -50,7 +48,7 @@ def text(
         *_exponents(results),
         *_steps(panels, scale),
         *_noise(panels, noise),
-        *_reading(results, panels, noise, scale),
+        *reading.paragraphs(results, panels, noise, scale),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -68,8 +66,8 @@ def _setting(results: Sequence[Result], scale: Scale) -> list[str]:
             predicts the next byte of the standard library's source in windows of
             {scale.sequence_length} bytes. Every run sees the same {scale.examples:,} windows of its
             seed in the same order: {lengths}. The learning rate rises linearly over
-            {training.WARMUP:.0%} of the steps, then falls linearly to 0. The loss is that of 2,000
-            held-out windows after the last step."""
+            {100 * training.WARMUP:.0f} % of the steps, then falls linearly to 0. The loss is that
+            of 2,000 held-out windows after the last step."""
         ),
         wrapped(
             f"""{settings}. Biases and norms are neither decayed nor given a trust ratio. Muon and
@@ -153,7 +151,7 @@ def _exponents(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _steps(panels: Panels, scale: Scale) -> list[str]:
+def _steps(panels: reading.Panels, scale: Scale) -> list[str]:
     rows = []
     for target in (target for panel in panels for target in panel):
         cells = [
@@ -196,25 +194,32 @@ def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
     return f"{value:,.0f}" + (f" ({interval[0]:,.0f} to {interval[1]:,.0f})" if interval else "")
 
 
-def _noise(panels: Panels, noise: Noise) -> list[str]:
-    head = tuple(f"after {fraction:.0%}" for fraction in measuring.NOISE_AT)
-    cells = [_noise_cell(column) for column in noise.values.T]
-    crits = [_critical_batch(target.fit) for target in _of_adamw(panels)]
+def _noise(panels: reading.Panels, noise: Noise) -> list[str]:
+    head = tuple(f"after {100 * fraction:.0f} %" for fraction in measuring.NOISE_AT)
+    rows = [
+        (
+            "-" if target.loss is None else f"{target.loss:.2f}",
+            _critical_batch(target.fit),
+            _noise_cell(noise.at(target)),
+        )
+        for target in reading.of_adamw(panels)
+    ]
     return [
         "## The gradient noise scale",
         wrapped(
             f"""Measured during runs of AdamW at batch {noise.batch:,} and its best rate
             {noise.rate:g}, by `accumulation.accumulate(..., noise_scale=True,
             noise_decay={measuring.NOISE_DECAY})` ([how](../noise_scale.md)), in examples: the mean
-            over the seeds, the smallest and the largest value. The fitted B_crit of AdamW, for
-            both targets, is next to it."""
+            over the seeds, the smallest and the largest value. It is an average over about
+            {1 / (1 - measuring.NOISE_DECAY):.0f} steps, and grows as the loss falls."""
         ),
-        table((*head, *(f"B_crit to {t.loss}" for t in _of_adamw(panels))), (*cells, *crits)),
+        table(head, tuple(_noise_cell(column) for column in noise.during().T)),
+        wrapped(
+            f"""The fitted B_crit of AdamW, next to the noise scale at the step where the run at
+            batch {noise.batch:,} reaches the same loss:"""
+        ),
+        table(("target", "fitted B_crit", "noise scale at the target"), *rows),
     ]
-
-
-def _of_adamw(panels: Panels) -> list[Target]:
-    return [target for panel in panels for target in panel if target.optimizer.name == "adamw"]
 
 
 def _critical_batch(fit: fits.Fit | str) -> str:
@@ -224,72 +229,10 @@ def _critical_batch(fit: fits.Fit | str) -> str:
 
 
 def _noise_cell(values: np.ndarray) -> str:
+    if not values.size:
+        return "-"
     finite = values[np.isfinite(values)]
     if not finite.size:
         return "not measurable"
     left = len(values) - len(finite)
     return spread(finite, 1, 0) + (f", without {left} that are infinite" if left else "")
-
-
-def _reading(results: Sequence[Result], panels: Panels, noise: Noise, scale: Scale) -> list[str]:
-    by_name = {result.optimizer.name: result for result in results}
-    adamw, lamb = by_name["adamw"], by_name["lamb"]
-    points = [
-        _lowest(results, scale),
-        _pairs(adamw, lamb, scale),
-        _price(results, scale),
-        _critical(panels, noise),
-        f"""This is one small model, {scale.examples:,} examples and {len(scale.seeds)} seeds, one
-        of which has chosen the rates. It says nothing about BERT at batch 32,768.""",
-    ]
-    return ["## Reading", listed(points)]
-
-
-def _lowest(results: Sequence[Result], scale: Scale) -> str:
-    found = []
-    for batch in scale.batches:
-        best = min(results, key=lambda result: result.tuned[batch].best_losses.mean())
-        found.append(f"{best.optimizer.title} at batch {batch:,}")
-    return f"The lowest tuned loss is that of {', '.join(found)}."
-
-
-def _pairs(adamw: Result, lamb: Result, scale: Scale) -> str:
-    found = []
-    for batch in scale.batches:
-        a, b = adamw.tuned[batch].best_losses, lamb.tuned[batch].best_losses
-        apart = a.max() < b.min() or b.max() < a.min()
-        found.append(
-            f"{b.mean() - a.mean():+.3f} at batch {batch:,}"
-            + ("" if apart else " (the seeds overlap)")
-        )
-    return f"""LAMB's tuned loss minus that of AdamW: {", ".join(found)}. A claim that tuned AdamW
-    fails at large batches where LAMB holds would need this to become clearly negative."""
-
-
-def _price(results: Sequence[Result], scale: Scale) -> str:
-    batch = scale.batches[-1]
-    found = []
-    for result in results:
-        tuned = result.tuned[batch].best_losses.mean()
-        if batch not in result.untuned:
-            continue
-        untuned = result.untuned_losses(batch).mean()
-        cost = f"{untuned - tuned:+.3f}" if np.isfinite(untuned) else "divergence"
-        found.append(f"{cost} ({result.optimizer.title})")
-    return f"""At batch {batch:,}, the square-root rule instead of tuning costs, in nats:
-    {", ".join(found)}."""
-
-
-def _critical(panels: Panels, noise: Noise) -> str:
-    finite = noise.values[np.isfinite(noise.values)]
-    found = [(t.loss, t.fit) for t in _of_adamw(panels) if isinstance(t.fit, fits.Fit)]
-    if not found or not finite.size:
-        return "The noise scale cannot be compared with B_crit: one of them was not measurable."
-    listed_fits = " and ".join(
-        f"{fit.critical_batch:,.0f} (to a loss of {loss:.2f}: "
-        f"{fit.critical_batch / np.median(finite):.2g} times the median noise scale)"
-        for loss, fit in found
-    )
-    return f"""The noise scale of AdamW is between {finite.min():,.0f} and {finite.max():,.0f}
-    examples during training, with the median {np.median(finite):,.0f}. The fitted B_crit is
-    {listed_fits}. McCandlish et al. expect the two to agree within a small factor."""

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from optim_zoo.lab.experiments.drawing import COLOURS, write_small
 from optim_zoo.lab.experiments.lars_lamb.measuring import KINDS, Result
-from optim_zoo.train.sinks.plots.figure import DPI
+from optim_zoo.train.sinks.plots.figure import DPI, log_ticks
 
-_MARGIN = {"byte_language": 1.0, "digits": 1.5}  # nats above the lowest best loss that are shown
+_MARGIN = {"byte_language": 1.0, "digits": 2.0}  # nats above the lowest best loss that are shown
 
 
 def draw(results: Sequence[Result], path: Path) -> Figure:
@@ -35,7 +35,14 @@ def draw(results: Sequence[Result], path: Path) -> Figure:
                       label=result.optimizer.title)  # fmt: skip
             if tuned.interior and tuned.best is not None:
                 axes.plot(tuned.best, tuned.best_losses.mean(), "D", color=colour, ms=7, zorder=5)
-        axes.set_ylim(low - 0.06 * (high - low), high)
+        if kind.name == "digits":
+            axes.set_yscale("log")
+            ticks = log_ticks(0.8 * low, high)
+            axes.set_yticks(list(ticks), [f"{tick:g}" for tick in ticks])
+            axes.minorticks_off()
+            axes.set_ylim(0.8 * low, high)
+        else:
+            axes.set_ylim(low - 0.06 * (high - low), high)
         axes.set_xscale("log")
         axes.set_title(kind.title, loc="left", fontsize=12)
         axes.set_xlabel("learning rate")
