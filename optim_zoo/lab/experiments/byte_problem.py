@@ -16,7 +16,7 @@ EXCLUDED = ("bias", "norm")  # neither decayed nor given a trust ratio
 
 
 def stage(batch_size: int) -> Stage:
-    """Returns a stage of which only the batch size matters."""
+    """Returns a stage with a batch size; its other fields are placeholders."""
     empty: Mapping[str, Any] = MappingProxyType({})
     return Stage(1, batch_size, 1, empty, empty, empty, empty)
 
