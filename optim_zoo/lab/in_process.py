@@ -162,16 +162,26 @@ class InProcess:
             text = saved_config.of_run(trial.config, run_folder)
             replace_file(run_folder / "trial.toml", text.encode())
         configs = [trial.config for trial in group]
+        failures: Sequence[Exception | None]
         try:
             failures = together.train(configs, folders, [values(c) for c in configs], check_signals)
         except Interrupted:
             raise
-        except UserError as error:
-            failures = [(USER_ERROR, str(error))] * len(group)
-        except Exception:  # the others continue, as after the crash of a process
-            failures = [(1, traceback.format_exc())] * len(group)
+        except Exception as error:  # the others continue, as after the crash of a process
+            failures = [error] * len(group)
         seconds = (time.monotonic() - began) / len(group)
         for run_folder, trial, failure in zip(folders, group, failures, strict=True):
-            code, text = failure or (0, "")
-            replace_file(run_folder / ERRORS, text.encode())
+            code = _report(run_folder, failure)
             ended(trial, results.of_process(run_folder, code, seconds))
+
+
+def _report(run_folder: Path, failure: Exception | None) -> int:
+    """Writes what a process of its own would have printed, and returns its exit code."""
+    with open(run_folder / ERRORS, "w", encoding="utf-8") as errors:
+        if failure is None:
+            return 0
+        if isinstance(failure, UserError):
+            print(failure, file=errors)
+            return USER_ERROR
+        traceback.print_exception(failure, file=errors)
+        return 1

@@ -19,7 +19,6 @@ import optax
 
 from optim_zoo import metrics
 from optim_zoo.errors import UserError
-from optim_zoo.lab.results import USER_ERROR
 from optim_zoo.sharding import WeightedLoss, gradients
 from optim_zoo.train import loop, optimization
 from optim_zoo.train.config import Choice, Config
@@ -30,16 +29,13 @@ from optim_zoo.train.tasks.base import Batch, Task
 from optim_zoo.tree import Tree
 from optim_zoo.wrappers.counters import SkippedSteps, all_of
 
-Failure = tuple[int, str]
-"""The exit code that the run would have in a process of its own, and its last message."""
-
 
 def train(
     configs: Sequence[Config],
     folders: Sequence[Path],
     values: Sequence[Mapping[str, float]],
     check_signals: Callable[[], None],
-) -> list[Failure | None]:
+) -> list[UserError | None]:
     """Trains all runs, and writes ``metrics.jsonl`` into their folders.
 
     Args:
@@ -49,7 +45,7 @@ def train(
       check_signals: called before each step; it may raise.
 
     Returns:
-      For each run, None if it has finished, and how it has ended otherwise.
+      For each run, None if it has finished, and the error that ended it otherwise.
 
     Raises:
       UserError: the task or the optimizer cannot be made, or the loss depends on the seed.
@@ -179,7 +175,7 @@ class _Run:
     """One run of a group: its metrics, its checks, and how it ended."""
 
     def __init__(self, job: Job, params: Tree) -> None:
-        self.failure: Failure | None = None
+        self.failure: UserError | None = None
         self.job, self.health, self.sink = job, Health(job, None), JsonLines()
         self.sink.open(loop.run_info(job, 0, params, []))
 
@@ -209,7 +205,7 @@ def _note(
             if due.save:
                 run.health.check_parameters(done, saved[index])
         except UserError as error:
-            run.failure = (USER_ERROR, str(error))
+            run.failure = error
 
 
 def _stacked(batches: Sequence[Batch]) -> Batch:
