@@ -31,11 +31,7 @@ def run(parsed: argparse.Namespace) -> int:
     starting.check_text(str(parsed.run_dir), *parsed.overrides)
     with starting.using_a_run():
         metrics = evaluating.evaluate(
-            parsed.run_dir,
-            parsed.overrides,
-            step=parsed.step,
-            best=parsed.best,
-            averaged=parsed.averaged,
+            parsed.run_dir, parsed.overrides, **starting.saved_step(parsed)
         )
     print(*evaluating.lines(metrics), sep="\n", flush=True)
     return 0

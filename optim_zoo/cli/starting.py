@@ -35,7 +35,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def saved_step(parsed: argparse.Namespace) -> dict[str, Any]:
     """Returns the keyword arguments that choose what to load, from the arguments of `add_run`."""
-    return {"step": parsed.step, "best": parsed.best, "averaged": bool(parsed.averaged)}
+    return {"step": parsed.step, "best": parsed.best, "averaged": parsed.averaged}
 
 
 def check_text(*arguments: str) -> None:

@@ -10,7 +10,7 @@ __all__ = ["load"]
 
 
 def load(
-    run_dir: str | Path, step: int | None = None, best: bool = False, averaged: bool = False
+    run_dir: str | Path, step: int | None = None, best: bool = False, averaged: bool | None = None
 ) -> "Loaded":
     """Loads the model that a run has trained, in any later process.
 
@@ -22,7 +22,8 @@ def load(
       step: the number of steps after which the parameters were saved; None for the last ones. If
         the last checkpoint is damaged, the one before is loaded with a warning.
       best: whether to load the parameters that ``output.keep_best`` has kept.
-      averaged: whether to load the averages of the parameters that ``averaging.decay`` keeps.
+      averaged: whether to load the averages of the parameters that ``averaging.decay`` keeps. None
+        loads the parameters, and the best ones as the run has evaluated them.
 
     Returns:
       A record with these fields:

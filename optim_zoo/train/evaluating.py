@@ -53,8 +53,8 @@ def evaluate(
         section, or has a value that is not allowed; or the data cannot be used with this run.
     """
     folder = folder.expanduser()
-    if averaged is None:
-        averaged = not best and _evaluates_average(folder)
+    if averaged is None and not best:
+        averaged = _evaluates_average(folder)
     loaded = train.load(folder, step, best, averaged)
     config = _config(folder, overrides)
     with tempfile.TemporaryDirectory(prefix="optim-zoo-") as place:

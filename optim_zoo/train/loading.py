@@ -15,7 +15,7 @@ from optim_zoo.train.run_folder import BEST, CHECKPOINTS, saved_steps
 from optim_zoo.train.tasks.base import Loaded, Task
 
 
-def load(folder: Path, step: int | None, best: bool, averaged: bool) -> Loaded:
+def load(folder: Path, step: int | None, best: bool, averaged: bool | None) -> Loaded:
     """Returns the record of a run; see `optim_zoo.train.load`."""
     folder = folder.expanduser().absolute()  # as Orbax demands
     path = folder / saved_config.CONFIG_FILE

@@ -15,7 +15,7 @@ def predict(
     top: int = 0,
     step: int | None = None,
     best: bool = False,
-    averaged: bool = False,
+    averaged: bool | None = None,
 ) -> Iterable[str]:
     """Returns the lines to print: what the task of a run predicts for a text.
 
@@ -25,7 +25,8 @@ def predict(
       top: how many candidates to show for each prediction; 0 for the predictions alone.
       step: the number of steps made; None for the last step that is saved.
       best: whether to use the parameters that ``output.keep_best`` has kept.
-      averaged: whether to use the averages of the parameters of ``averaging.decay``.
+      averaged: whether to use the averages of the parameters of ``averaging.decay``; None for the
+        parameters, and for the best ones as the run has evaluated them.
 
     Raises:
       UserError: the text cannot be read, `optim_zoo.train.load` refuses the run or the step, or the

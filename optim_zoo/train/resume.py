@@ -85,13 +85,14 @@ def _check_data(job: Job, step: int, before: Mapping[str, Any]) -> None:
     essential = [name for name in changed if name in job.task.essential]
     if essential:
         raise UserError(
-            f"the {' and '.join(essential)} is not the one this checkpoint was trained with, so "
-            "its parameters have another meaning: restore it, or choose another folder with run.dir"
+            f"this checkpoint was trained with another {' and another '.join(essential)}, so its "
+            "parameters have another meaning: restore the old one, or choose another folder with "
+            "run.dir"
         )
     if changed and not job.config.run.accept_changes:
         raise UserError(
-            f"the {' and '.join(changed)} is not what this checkpoint was trained on: restore it, "
-            f"choose another folder with run.dir, or continue with run.accept_changes=true"
+            f"this checkpoint was trained with another {' and another '.join(changed)}: restore the "
+            "old one, choose another folder with run.dir, or continue with run.accept_changes=true"
         )
 
 

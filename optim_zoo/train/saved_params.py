@@ -32,7 +32,12 @@ class SavedParams(NamedTuple):
 
 
 def read(
-    folder: Path, like: Tree, *, step: int | None = None, best: bool = False, averaged: bool = False
+    folder: Path,
+    like: Tree,
+    *,
+    step: int | None = None,
+    best: bool = False,
+    averaged: bool | None = None,
 ) -> SavedParams:
     """Returns the parameters of a step of a run, after their checksums are compared.
 
@@ -48,8 +53,8 @@ def read(
       best: whether to read from the parameters that ``output.keep_best`` has kept, ``<run>/best``,
         instead of from the checkpoints. Their ``info`` has ``metric``, ``value`` and ``step``.
       averaged: whether to read the average that ``averaging.decay`` keeps, in the dtypes of
-        ``like``, instead of the parameters. The best parameters are the average if the run
-        evaluates it, as ``info["evaluated"]`` says.
+        ``like``, instead of the parameters. None reads the parameters, and the best ones as the
+        run has evaluated them: as ``info["evaluated"]`` says, they may be the average.
 
     Returns:
       A `SavedParams` with the fields ``step``, ``params`` (with the containers, shapes, dtypes and
@@ -112,11 +117,13 @@ def _record(path: Path) -> Mapping[str, Any]:
     return checked(record, path)
 
 
-def _read(path: Path, like: Tree, best: bool, averaged: bool) -> tuple[Mapping[str, Any], Tree]:
+def _read(path: Path, like: Tree, best: bool, averaged: bool | None) -> tuple[Mapping[str, Any], Tree]:
     """Returns info and parameters of a saved step; raises `Damaged` or `UserError`."""
     record, place = _record(path), ["params"]
-    if averaged and best and record["info"].get("evaluated") != "average":
-        raise UserError(f"{path} has parameters, not their average: the run evaluates the former")
+    is_average = record["info"].get("evaluated") == "average"
+    if best and averaged is not None and averaged != is_average:
+        has = "the average, not the parameters" if is_average else "parameters, not their average"
+        raise UserError(f"{path} has {has}: the run evaluates the former")
     if averaged and not best:
         place = _place_of_average(record["description"], path)
     wanted = jax.tree.map(_widened, like) if len(place) > 1 else like

@@ -356,6 +356,8 @@ def test_the_average_is_evaluated_and_kept_as_the_best(tmp_path: Path) -> None:
     assert loaded.step == 20
     assert wave_of(loaded.params) == average
     best = saved_params.read(folder, wave(), best=True, averaged=True)
+    with pytest.raises(UserError, match="has the average, not the parameters"):
+        load(folder, best=True, averaged=False)
     assert wave_of(load(folder, best=True).params) == wave_of(best.params)
     assert held_out(folder)[best.step]["wave"] == pytest.approx(wave_of(best.params), rel=1e-5)
 

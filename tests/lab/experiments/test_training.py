@@ -11,6 +11,7 @@ from optim_zoo.lab.experiments import byte_problem, training
 from optim_zoo.lab.experiments.optimizers import OPTIMIZERS
 from optim_zoo.train.random_numbers import KEYS
 from optim_zoo.train.tasks.byte_language.sections import Model
+from optim_zoo.tree import Tree
 
 EXAMPLES, MICRO, BATCH, RATE, SEED = 24, 4, 8, 0.05, 1
 (LAMB,) = (optimizer for optimizer in OPTIMIZERS if optimizer.name == "lamb")
@@ -51,16 +52,22 @@ def test_a_run_agrees_with_the_optimizer_alone(
         np.testing.assert_allclose(a, b, rtol=1e-6)  # programs compiled in two ways
     steps = EXAMPLES // BATCH
     tx = make(training.schedule(RATE, steps))
-    state, gradient, losses = tx.init(params), jax.jit(problem.gradient), []
+
+    @jax.jit
+    def step(params: Tree, state: Tree, batch: jax.Array) -> tuple[Tree, Tree, jax.Array]:
+        loss, gradients = problem.gradient(params, {"ids": batch})
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    state, losses = jax.jit(tx.init)(params), []
     for batch in np.asarray(data["ids"]).reshape(steps, BATCH, -1):
-        loss, g = gradient(params, {"ids": batch})
-        updates, state = tx.update(g, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state, loss = step(params, state, batch)
         losses.append(float(loss))
     # float32, whose sums are in another order; a few steps let the difference grow.
     np.testing.assert_allclose(outcome.curve, losses, rtol=1e-5)
     batches = problem.task.held_out()
-    sums = np.array([jax.jit(problem.task.measure)(params, b)["loss"] for b in batches], np.float64)
+    measure = jax.jit(problem.task.measure)
+    sums = np.array([measure(params, batch)["loss"] for batch in batches], np.float64)
     np.testing.assert_allclose(outcome.metrics["loss"], sums[:, 0].sum() / sums[:, 1].sum(), 1e-5)
 
 
@@ -71,11 +78,10 @@ def test_the_noise_scale_of_a_step_is_that_of_the_formula(
     assert measured.shape == (1,)
     params, data = problem.start(SEED)
     parts = [{"ids": data["ids"][i]} for i in range(EXAMPLES // MICRO)]
+    gradient = jax.jit(problem.gradient)
     gradients = [
-        np.concatenate(
-            [np.ravel(x) for x in jax.tree.leaves(jax.jit(problem.gradient)(params, b)[1])]
-        )
-        for b in parts
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient(params, part)[1])])
+        for part in parts
     ]
     g = np.array(gradients, np.float64)
     mean = g.mean(0)

@@ -27,7 +27,7 @@ def export(
     format: str = "huggingface",
     step: int | None = None,
     best: bool = False,
-    averaged: bool = False,
+    averaged: bool | None = None,
 ) -> Path:
     """Exports the BERT that a run has trained, and returns the folder.
 
