@@ -249,7 +249,8 @@ def test_resuming_from_an_earlier_checkpoint_gives_the_same_bits(
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-@pytest.mark.parametrize("step", [3, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow  # four steps to compile: two stages, before and after the interruption
+@pytest.mark.parametrize("step", [3, 6])
 def test_resuming_before_and_after_a_stage_boundary_gives_the_same_metrics(
     step: int, unbroken_stages: Path, tiny: Path, tmp_path: Path
 ) -> None:
@@ -258,6 +259,7 @@ def test_resuming_before_and_after_a_stage_boundary_gives_the_same_metrics(
     assert lines(folder) == lines(unbroken_stages)
 
 
+@pytest.mark.slow  # with the run of the test above
 def test_each_stage_has_its_own_batch_shape_and_warmup(unbroken_stages: Path) -> None:
     seen = [r for r in lines(unbroken_stages) if r["kind"] == "train"]
     assert [r["tokens"] for r in seen] == [128 * i for i in range(1, 11)]
@@ -756,7 +758,7 @@ NO_PICTURES = 'output.sinks=["progress"]'
 def long_run(tiny: Path, compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns the folder of a finished run that lasts longer than a signal takes to arrive."""
     folder = tmp_path_factory.mktemp("long") / "run"
-    code, _, err = finish(start(tiny, folder, *LONG))
+    code, _, err = finish(start(tiny, folder, *LONG, NO_PICTURES))
     assert (code, err) == (0, "")
     return folder
 

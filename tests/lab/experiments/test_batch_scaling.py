@@ -97,6 +97,7 @@ def test_the_page_reports_edges_divergence_and_missing_fits(tmp_path: Path) -> N
     assert "divergence (AdamW)" in flat
 
 
+@pytest.mark.slow  # one quick run of an experiment, weight-decay, is enough for a plain pytest
 def test_a_quick_run_writes_everything_and_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], quick_to_compile: None
 ) -> None:

@@ -9,6 +9,7 @@ from optim_zoo import cli
 from optim_zoo.lab.experiments.lars_lamb import measuring
 
 
+@pytest.mark.slow  # a quick run, as in test_batch_scaling.py
 def test_every_optimizer_has_the_same_budget_on_every_task(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], quick_to_compile: None
 ) -> None:

@@ -23,6 +23,7 @@ def test_the_multiplier_is_at_most_6_57_at_step_12() -> None:
     assert round(float(found[0]), 2) == 3.16
 
 
+@pytest.mark.slow  # a quarter of a minute of compiling
 def test_a_run_of_the_program_is_that_of_a_loop(quick_to_compile: None) -> None:
     form = dataclasses.replace(training.FORMS[0], rates=(1e-2,))
     model = training.Model(1, 4, 1, 4)
