@@ -117,7 +117,9 @@ def _record(path: Path) -> Mapping[str, Any]:
     return checked(record, path)
 
 
-def _read(path: Path, like: Tree, best: bool, averaged: bool | None) -> tuple[Mapping[str, Any], Tree]:
+def _read(
+    path: Path, like: Tree, best: bool, averaged: bool | None
+) -> tuple[Mapping[str, Any], Tree]:
     """Returns info and parameters of a saved step; raises `Damaged` or `UserError`."""
     record, place = _record(path), ["params"]
     is_average = record["info"].get("evaluated") == "average"

@@ -62,8 +62,8 @@ def test_a_run_of_the_program_is_that_of_a_loop(quick_to_compile: None) -> None:
 
 def test_the_reading_follows_the_figures() -> None:
     scale = dataclasses.replace(training.QUICK, seeds=(0, 1))
-    loss = np.full((2, 3, 2), 2.0)
-    ratio = np.ones((2, 3, 2, scale.steps))
+    loss = np.full((2, 5, 2), 2.0)
+    ratio = np.ones((2, 5, 2, scale.steps))
     with_it = training.Measured(training.FORMS[0], True, scale, loss, ratio)
     higher = loss + np.array([0.5, 0.0])[:, None, None]
     without = training.Measured(training.FORMS[0], False, scale, higher, ratio)
@@ -86,4 +86,4 @@ def test_a_quick_run_writes_everything(
     assert "its figures mean nothing" in text
     rows = [json.loads(x) for x in (tmp_path / "new" / "results.jsonl").read_text().splitlines()]
     keys = ("optimizer", "bias_correction", "warmup", "learning_rate", "seed")
-    assert len({tuple(row[key] for key in keys) for row in rows}) == len(rows) == 2 * 2 * 2 * 3 * 2
+    assert len({tuple(row[key] for key in keys) for row in rows}) == len(rows) == 2 * 2 * 2 * 5 * 2

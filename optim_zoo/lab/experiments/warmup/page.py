@@ -97,7 +97,8 @@ def _losses(pairs: Sequence[tuple[Measured, Measured]], scale: Scale) -> list[st
                         str(int((~np.isfinite(one.loss[index])).sum())),
                     )
                 )
-    count = pairs[0][0].loss[0].size
+    form = pairs[0][0].form
+    count = len(form.rates) * len(scale.seeds)
     return [
         "## What is measured: a byte language model",
         _wrapped(
@@ -106,7 +107,7 @@ def _losses(pairs: Sequence[tuple[Measured, Measured]], scale: Scale) -> list[st
             library. A run has {scale.steps} steps of {scale.batch_size} windows of 32 bytes. The
             learning rate rises linearly during the warmup and then falls to 0 along a cosine. Every
             optimizer, with and without correction, at every warmup has the same budget: {count}
-            runs, for three rates and the seeds {", ".join(map(str, scale.seeds))}. Both optimizers
+            runs, for {len(form.rates)} rates and the seeds {", ".join(map(str, scale.seeds))}. Both optimizers
             have b1 = 0.9, b2 = 0.999, eps = 1e-6, weight decay 0.01, and neither decay nor layer
             adaptation of biases and norms. AdamW without correction is then `bert_adamw`."""
         ),
@@ -153,22 +154,27 @@ def _reading(pairs: Sequence[tuple[Measured, Measured]], scale: Scale) -> list[s
         )
     lines.append(_caveat(pairs, scale))
     lines.append(
-        f"- This is one small model, {scale.steps} steps and {len(scale.seeds)} seeds, with three "
-        "learning rates each. The figures say nothing about other models, larger batches or "
+        f"- This is one small model, {scale.steps} steps and {len(scale.seeds)} seeds, with "
+        f"{len(pairs[0][0].form.rates)} learning rates each. The figures say nothing about other models, larger batches or "
         "longer runs."
     )
     return ["## Reading", "\n".join(_wrapped(line, "  ") for line in lines)]
 
 
 def _caveat(pairs: Sequence[tuple[Measured, Measured]], scale: Scale) -> str:
-    """Returns how often the best rate without correction is the lowest one, and what it means."""
-    at_lowest = [one.best(i) == 0 for _, one in pairs for i in range(len(scale.warmups))]
+    """Returns how often the best rate is at an edge of the grid, and what it means."""
+    at_edge = [
+        one.best(i) in (0, len(one.form.rates) - 1)
+        for pair in pairs
+        for one in pair
+        for i in range(len(scale.warmups))
+    ]
     text = (
-        f"- Without correction, the best rate is the lowest one tried in {sum(at_lowest)} of "
-        f"{len(at_lowest)} cases. "
+        f"- The best rate is the lowest or the highest one tried in {sum(at_edge)} of "
+        f"{len(at_edge)} cases. "
     )
-    if any(at_lowest):
-        text += "A lower one may be better there, so that the changes above may be too large. "
+    if any(at_edge):
+        text += "One outside the grid may be better there, so that the changes above may differ. "
     last = multiplier(np.array([scale.steps]))[0]
     return text + (
         f"In the last step the multiplier is still {last:.2f}: in a run this short, leaving the "

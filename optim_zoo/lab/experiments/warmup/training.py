@@ -58,12 +58,13 @@ class Form:
     make: Callable[..., optax.GradientTransformation]  # schedule, bias_correction
 
 
+_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 FORMS = (
-    Form("adamw", "AdamW", (3e-3, 1e-2, 3e-2), functools.partial(adamw, **_SHARED)),
+    Form("adamw", "AdamW", _RATES, functools.partial(adamw, **_SHARED)),
     Form(
         "lamb",
         "LAMB",
-        (1e-2, 3e-2, 1e-1),
+        _RATES,
         functools.partial(lamb, **_SHARED, exclude_from_layer_adaptation=["bias", "norm"]),
     ),
 )
