@@ -91,8 +91,9 @@ def _check_data(job: Job, step: int, before: Mapping[str, Any]) -> None:
         )
     if changed and not job.config.run.accept_changes:
         raise UserError(
-            f"this checkpoint was trained with another {' and another '.join(changed)}: restore the "
-            "old one, choose another folder with run.dir, or continue with run.accept_changes=true"
+            f"this checkpoint was trained with another {' and another '.join(changed)}: restore "
+            "the old one, choose another folder with run.dir, or continue with "
+            "run.accept_changes=true"
         )
 
 

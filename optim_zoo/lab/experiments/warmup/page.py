@@ -107,8 +107,8 @@ def _losses(pairs: Sequence[tuple[Measured, Measured]], scale: Scale) -> list[st
             library. A run has {scale.steps} steps of {scale.batch_size} windows of 32 bytes. The
             learning rate rises linearly during the warmup and then falls to 0 along a cosine. Every
             optimizer, with and without correction, at every warmup has the same budget: {count}
-            runs, for {len(form.rates)} rates and the seeds {", ".join(map(str, scale.seeds))}. Both optimizers
-            have b1 = 0.9, b2 = 0.999, eps = 1e-6, weight decay 0.01, and neither decay nor layer
+            runs, for {len(form.rates)} rates and the seeds {", ".join(map(str, scale.seeds))}. Both
+            optimizers have b1 = 0.9, b2 = 0.999, eps = 1e-6, weight decay 0.01, and neither decay nor layer
             adaptation of biases and norms. AdamW without correction is then `bert_adamw`."""
         ),
         "![Held-out loss against the learning rate](warmup_losses.png)",
@@ -155,8 +155,8 @@ def _reading(pairs: Sequence[tuple[Measured, Measured]], scale: Scale) -> list[s
     lines.append(_caveat(pairs, scale))
     lines.append(
         f"- This is one small model, {scale.steps} steps and {len(scale.seeds)} seeds, with "
-        f"{len(pairs[0][0].form.rates)} learning rates each. The figures say nothing about other models, larger batches or "
-        "longer runs."
+        f"{len(pairs[0][0].form.rates)} learning rates each. The figures say nothing about other "
+        "models, larger batches or longer runs."
     )
     return ["## Reading", "\n".join(_wrapped(line, "  ") for line in lines)]
 
