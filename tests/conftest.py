@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from tests import cover
+from tests import cover, quick
 
 jax.config.update("jax_platforms", "cpu")
 # Eight devices allow meshes of two axes, and do not slow down tests that use one device.
@@ -59,9 +59,8 @@ def key() -> jax.Array:
 @pytest.fixture(scope="module")
 def quick_to_compile() -> Iterator[None]:
     """Turns off XLA optimizations, for modules that spend most of their time compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with quick.everywhere():
+        yield
 
 
 @pytest.fixture
