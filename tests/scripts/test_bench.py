@@ -14,6 +14,8 @@ import pytest
 from optim_zoo import stacked
 from tests.scripts.importing import imported
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ModuleType]]:

@@ -57,6 +57,7 @@ def test_the_tree_has_the_size_of_bert_base(script: Any) -> None:
     assert sum(x.size for x in shapes.values()) == 109_514_298
 
 
+@pytest.mark.usefixtures("quick_to_compile")
 def test_bfloat16_updates_of_every_candidate_are_timed(
     script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,8 @@ from optim_zoo.train.tasks.byte_language.task import ByteLanguage
 from optim_zoo.tree import Tree
 from tests.train.one_device import OneDevice, use_devices
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 CONFIG = Path(__file__).parents[3] / "configs" / "byte_language.toml"
 SIZES = Model(1, 8, 2, 16)
 
@@ -168,9 +170,7 @@ def test_the_baseline_predicts_by_byte_frequency(task: ByteLanguage) -> None:
 # The job
 
 
-def test_a_short_run_learns(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_to_compile: None
-) -> None:
+def test_a_short_run_learns(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_devices(monkeypatch, OneDevice())
     keys = [
         f"data.text={text}",

@@ -1,6 +1,7 @@
 """A loaded BERT: logits, hidden states, pooled vectors, the tokenizer, and refused input."""
 
 import dataclasses
+import functools
 from types import MappingProxyType
 from typing import Any
 
@@ -43,9 +44,9 @@ def test_apply_gives_the_models_logits_at_every_position() -> None:
     types = np.array([[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]])
     logits = run.apply(IDS, token_type_ids=types)
     assert (logits.shape, logits.dtype) == ((2, 5, VOCABULARY.size), jnp.float32)
+    apply = jax.jit(functools.partial(run.model.apply, deterministic=True))
     for row in range(2):
-        args = (IDS[row], types[row], np.arange(5))
-        expected = run.model.apply({"params": run.params}, *args, deterministic=True)
+        expected = apply({"params": run.params}, IDS[row], types[row], np.arange(5))
         # The same arithmetic on one sequence instead of two.
         np.testing.assert_allclose(logits[row], expected, rtol=0, atol=1e-5)
     assert np.abs(run.apply(IDS) - logits).max() > 1e-3
@@ -72,7 +73,8 @@ def test_encode_returns_every_layer_and_the_mean_of_the_last() -> None:
     assert (pooled.shape, pooled.dtype) == ((2, 16), jnp.float32)
     np.testing.assert_allclose(pooled[0], states[-1, 0].mean(0), atol=1e-6)
     np.testing.assert_allclose(pooled[1], states[-1, 1, :3].mean(0), atol=1e-6)
-    head = run.model.apply({"params": run.params}, states[-1, 0], method="decode")
+    decode = jax.jit(functools.partial(run.model.apply, method="decode"))
+    head = decode({"params": run.params}, states[-1, 0])
     np.testing.assert_allclose(run.apply(IDS)[0], head, rtol=0, atol=1e-5)
     alone = run.encode(IDS, np.zeros_like(IDS))  # only padding
     np.testing.assert_array_equal(alone.pooled, 0)

@@ -13,6 +13,9 @@ IOB = ("B-a", "B-b", "I-a", "I-b", "O")
 PLAIN = ("B-a", "I-a", "O", "adverb", "noun")
 
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+
 def random_tags(
     rng: np.random.Generator, number: int, length: int, kinds: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -46,10 +49,11 @@ def test_counts_are_exactly_those_of_conlleval(
 def test_a_few_sequences_by_hand() -> None:
     meaning = entities.scheme(IOB)
     ids = {name: i for i, name in enumerate(IOB)}
+    counts_of = jax.jit(functools.partial(entities.count, meaning))
 
     def count(gold: str, predicted: str) -> tuple[float, float, float]:
         rows = [np.array([[ids[tag] for tag in text.split()]]) for text in (gold, predicted)]
-        counts = entities.count(meaning, *rows, np.ones(rows[0].shape, bool))
+        counts = counts_of(*rows, np.ones(rows[0].shape, bool))
         return tuple(float(x.sum()) for x in counts)  # type: ignore[return-value]
 
     assert count("B-a I-a O", "B-a I-a O") == (1, 1, 1)

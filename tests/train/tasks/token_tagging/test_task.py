@@ -1,5 +1,6 @@
 """The tagging task: its numbers computed by hand, its batches, and what every run promises."""
 
+import functools
 import json
 import re
 import shutil
@@ -41,6 +42,7 @@ def test_the_numbers_agree_with_a_computation_word_by_word(config: Path, tmp_pat
         name: (float(total), float(weight))
         for name, (total, weight) in jax.jit(task.measure)(params, first).items()
     }
+    apply = jax.jit(functools.partial(task.model.apply, deterministic=True))
     total, gold, predicted = 0.0, [], []
     for row in range(len(first["labels"])):
         count = int(first["word_weights"][row].sum())
@@ -48,9 +50,7 @@ def test_the_numbers_agree_with_a_computation_word_by_word(config: Path, tmp_pat
         if not count:
             continue
         # Without any padding.
-        logits: Any = task.model.apply(
-            {"params": params}, first["input_ids"][row, :length], deterministic=True
-        )
+        logits: Any = apply({"params": params}, first["input_ids"][row, :length])
         logits = np.asarray(logits, np.float64)[first["word_positions"][row, :count]]
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         labels = first["labels"][row, :count]

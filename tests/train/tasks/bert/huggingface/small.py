@@ -1,5 +1,6 @@
 """A tiny BERT for the tests of this folder."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,10 @@ def params(sizes: Model, vocabulary: Vocabulary, seed: int = 0) -> Tree:
 
 def logits(sizes: Model, vocabulary: Vocabulary, tree: Tree, *batch: Any) -> jax.Array:
     """Returns the logits of ids, types and mask, ``(batch, length)`` each, at every position."""
-    bert = Bert(sizes, vocabulary.size)
+    made: jax.Array = _logits(Bert(sizes, vocabulary.size), tree, *map(jnp.asarray, batch))
+    return made
 
-    def one(*sequence: jax.Array) -> jax.Array:
-        made: Any = bert.apply({"params": tree}, *sequence, method="logits")
-        return made
 
-    return jax.vmap(one)(*map(jnp.asarray, batch))
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(bert: Bert, tree: Tree, *batch: jax.Array) -> Any:
+    return jax.vmap(lambda *row: bert.apply({"params": tree}, *row, method="logits"))(*batch)

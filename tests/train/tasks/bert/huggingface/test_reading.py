@@ -19,6 +19,8 @@ from optim_zoo.train.tasks.bert.vocabulary import tokenizer
 from optim_zoo.train.tasks.token_tagging.model import Tagger
 from tests.train.tasks.bert.huggingface.small import RECORDED, logits, params
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -110,7 +112,7 @@ def check_tagger(tagger: Tagger, params: Any, recorded: dict[str, Any]) -> None:
         return tagger.apply({"params": params}, *sequence, method="logits")
 
     batch = (recorded[key] for key in ("input_ids", "token_type_ids", "attention_mask"))
-    ours = np.asarray(jax.vmap(one)(*map(jnp.asarray, batch)))
+    ours = np.asarray(jax.jit(jax.vmap(one))(*map(jnp.asarray, batch)))
     kept = recorded["attention_mask"] == 1
     # Float32 rounding of two layers is about 2e-6; the smallest mistake in the mapping gives 0.1.
     np.testing.assert_allclose(ours[kept], recorded["logits"][kept], rtol=0, atol=1e-4)
