@@ -9,7 +9,7 @@ import jax
 import pytest
 from jax._src import compiler
 
-_FEWER_PASSES = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+FEWER_LLVM_PASSES = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # XLA's older code generator for CPUs; jaxlib 0.12 no longer has the option.
 _OLDER_CODE = {"xla_cpu_use_fusion_emitters": False}
 
@@ -44,9 +44,9 @@ def everywhere() -> Iterator[None]:
 
 @functools.cache
 def _compiler_options() -> dict[str, Any]:
-    options = {**_FEWER_PASSES, **_OLDER_CODE}
+    options = {**FEWER_LLVM_PASSES, **_OLDER_CODE}
     try:
         jax.jit(lambda: 0).lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError:
-        return _FEWER_PASSES
+        return FEWER_LLVM_PASSES
     return options

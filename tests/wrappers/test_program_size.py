@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optim_zoo import accumulation, clip_by_global_norm, guards, lamb, metrics, precision
-from tests import cover
+from tests import cover, quick
 from tests.test_contract import PLAIN
 from tests.wrappers.test_wrappers import WRAPPERS
 
@@ -112,7 +112,9 @@ def _growth(
     for count in leaves:
         shape = jax.ShapeDtypeStruct((SIDE, SIDE), dtype)
         params = {f"layer_{i}": shape for i in range(count)}
-        compiled = lower(tx, params, jax.eval_shape(tx.init, params)).compile()
+        lowered = lower(tx, params, jax.eval_shape(tx.init, params))
+        # The options are those of LLVM: XLA's passes, and so the program's text, are the same.
+        compiled = lowered.compile(compiler_options=quick.FEWER_LLVM_PASSES)
         lines.append(len(compiled.as_text().splitlines()))
     return lines[1] / lines[0]
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -54,6 +53,17 @@ def make(folder: Path, *overrides: str) -> Task:
     return config_file.make_task(load(folder, *overrides), folder / "tokens")
 
 
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Task:
+    """Returns the task without overrides, for tests that compile its losses."""
+    return make(folder)
+
+
+@pytest.fixture(scope="module")
+def params(plain: Task) -> Tree:
+    return jax.jit(plain.init)(jax.random.key(0))
+
+
 def stage(batch_size: int = 8, sequence_length: int = 16) -> Stage:
     data = {"data": Data(sequence_length=sequence_length)}
     return Stage(1, batch_size, 1, schedule={}, sections=data, table={}, settings={})
@@ -67,10 +77,11 @@ def equal(a: Tree, b: Tree) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def log_probabilities(loaded: Config, params: Tree, batch: Tree) -> np.ndarray:
+def log_probabilities(folder: Path, params: Tree, batch: Tree) -> np.ndarray:
     """Returns log p of every masked target as `(batch, masked)` float64, row by row."""
     model = Bert(
-        loaded.task_sections["model"], len(vocabulary.SPECIAL_TOKENS) + len(PLAIN_WORDS.split())
+        load(folder).task_sections["model"],
+        len(vocabulary.SPECIAL_TOKENS) + len(PLAIN_WORDS.split()),
     )
     apply = jax.jit(functools.partial(model.apply, deterministic=True))
     rows = []
@@ -83,30 +94,27 @@ def log_probabilities(loaded: Config, params: Tree, batch: Tree) -> np.ndarray:
     return np.array(rows)
 
 
-def test_the_loss_is_a_sum_and_its_weight(folder: Path) -> None:
-    loaded, task = load(folder), make(folder)
+def test_the_loss_is_a_sum_and_its_weight(folder: Path, plain: Task, params: Tree) -> None:
     params = jax.tree.map(
-        lambda x: x * 5, jax.jit(task.init)(jax.random.key(0))
+        lambda x: np.asarray(x) * 5, params
     )  # scaled, so that predictions are not uniform
-    batch = task.batch(3, loaded.stages[0])
+    batch = plain.batch(3, load(folder).stages[0])
     batch["masked_weights"][0] = 0  # a row without any weight
     batch["masked_weights"][1, 0] = 0
-    log_p = log_probabilities(loaded, params, batch)
-    for loss in (task.loss, functools.partial(held_out_loss, task)):
+    log_p = log_probabilities(folder, params, batch)
+    for loss in (plain.loss, functools.partial(held_out_loss, plain)):
         total, weight = jax.jit(loss)(params, batch)
         assert weight == batch["masked_weights"].sum() == 8 * 2 - 3
         # The logits of the one-layer model are float32.
         assert float(total) == pytest.approx(-(log_p * batch["masked_weights"]).sum(), rel=1e-5)
 
 
-def test_targets_without_weight_have_no_gradient(folder: Path) -> None:
-    loaded, task = load(folder), make(folder)
-    params = jax.jit(task.init)(jax.random.key(0))
-    batch = task.batch(0, loaded.stages[0])
+def test_targets_without_weight_have_no_gradient(folder: Path, plain: Task, params: Tree) -> None:
+    batch = plain.batch(0, load(folder).stages[0])
     batch["masked_weights"][2] = 0
     other = {**batch, "masked_targets": batch["masked_targets"].copy()}
     other["masked_targets"][2] = 5
-    gradient = jax.jit(jax.grad(lambda p, b: task.loss(p, b)[0]))
+    gradient = jax.jit(jax.grad(lambda p, b: plain.loss(p, b)[0]))
     first, second = gradient(params, batch), gradient(params, other)
     assert any(np.any(x) for x in jax.tree.leaves(first))
     jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -142,9 +150,8 @@ def test_each_sequence_has_a_dropout_key_if_there_is_dropout(folder: Path) -> No
     assert len(np.unique(keyed["dropout_keys"], axis=0)) == 8
 
 
-def test_dropout_is_on_only_in_training(folder: Path) -> None:
+def test_dropout_is_on_only_in_training(folder: Path, params: Tree) -> None:
     task = make(folder, "model.dropout=0.5")
-    params = jax.jit(task.init)(jax.random.key(0))
     batch = task.batch(0, stage())
     on, off = (
         jax.jit(task.loss)(params, batch),
@@ -235,11 +242,10 @@ def test_the_layer_specs_are_those_of_the_model(folder: Path) -> None:
     assert make(folder, "model.scan_layers=false").layers == []
 
 
-def test_zero_weight_gives_zero_loss_not_nan(folder: Path) -> None:
-    task = make(folder)
-    batch: dict[str, Any] = task.batch(0, stage())
-    batch["masked_weights"] = jnp.zeros_like(batch["masked_weights"])
-    total, weight = jax.jit(task.loss)(jax.jit(task.init)(jax.random.key(0)), batch)
+def test_zero_weight_gives_zero_loss_not_nan(plain: Task, params: Tree) -> None:
+    batch: dict[str, Any] = plain.batch(0, stage())
+    batch["masked_weights"] = np.zeros_like(batch["masked_weights"])
+    total, weight = jax.jit(plain.loss)(params, batch)
     assert (float(total), float(weight)) == (0, 0)
 
 
