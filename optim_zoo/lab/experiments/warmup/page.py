@@ -108,8 +108,9 @@ def _losses(pairs: Sequence[tuple[Measured, Measured]], scale: Scale) -> list[st
             learning rate rises linearly during the warmup and then falls to 0 along a cosine. Every
             optimizer, with and without correction, at every warmup has the same budget: {count}
             runs, for {len(form.rates)} rates and the seeds {", ".join(map(str, scale.seeds))}. Both
-            optimizers have b1 = 0.9, b2 = 0.999, eps = 1e-6, weight decay 0.01, and neither decay nor layer
-            adaptation of biases and norms. AdamW without correction is then `bert_adamw`."""
+            optimizers have b1 = 0.9, b2 = 0.999, eps = 1e-6, weight decay 0.01, and neither decay
+            nor layer adaptation of biases and norms. AdamW without correction is then
+            `bert_adamw`."""
         ),
         "![Held-out loss against the learning rate](warmup_losses.png)",
         _wrapped(
