@@ -25,6 +25,9 @@ REFERENCE_NOISE: Mapping[str, float] = MappingProxyType(
 )
 
 
+_apply = jax.jit(apply_updates)  # compiled once for all cases whose parameters have one structure
+
+
 @dataclasses.dataclass(frozen=True)
 class Agreement:
     """The result of comparing an optimizer with one recorded trajectory."""
@@ -105,12 +108,11 @@ def steps(
         )
         params = jax.tree.map(jnp.asarray, trajectory.params0)
         state = tx.init(params)
-        apply = jax.jit(apply_updates)
         update = jit(tx.update)
         for grads in trajectory.grads:
             fed = map_with_path(lambda path, g: as_fed(case, path, g), grads)
             updates, state = update(fed, state, params)
-            params = apply(params, updates)
+            params = _apply(params, updates)
             yield Step(params, state)
 
 

@@ -10,6 +10,7 @@ import optax
 
 import optim_zoo
 from optim_zoo import stacked
+from tests import quick
 
 Arrays = dict[str, np.ndarray]
 
@@ -48,11 +49,15 @@ def train(tx: optax.GradientTransformation, params: Any, grads: Sequence[Any]) -
     """Returns the parameters after each step."""
     x = jax.tree.map(jnp.asarray, params)
     state = tx.init(x)
-    update = jax.jit(tx.update)
+
+    @quick.jit
+    def step(x: Any, state: Any, g: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(g, state, x)
+        return optim_zoo.apply_updates(x, updates), state
+
     trajectory = []
     for g in grads:
-        updates, state = update(jax.tree.map(jnp.asarray, g), state, x)
-        x = optim_zoo.apply_updates(x, updates)
+        x, state = step(x, state, jax.tree.map(jnp.asarray, g))
         trajectory.append(jax.tree.map(np.asarray, x))
     return trajectory
 

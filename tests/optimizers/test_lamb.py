@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import optax
 import pytest
 
 from optim_zoo import adamw, lamb, metrics, schedules, split, stacked
+from tests import quick
 from tests.optimizers import problems
 from tests.reference import lamb as reference
 
@@ -25,11 +28,15 @@ def _train(
 ) -> tuple[list[Arrays], optax.OptState]:
     x = jax.tree.map(jnp.asarray, params)
     state = tx.init(x)
-    update = jax.jit(tx.update)
+
+    @quick.jit
+    def step(x: Any, state: optax.OptState, g: Any) -> tuple[Any, optax.OptState]:
+        updates, state = tx.update(g, state, x)
+        return optax.apply_updates(x, updates), state
+
     trajectory = []
     for g in grads:
-        updates, state = update(jax.tree.map(jnp.asarray, g), state, x)
-        x = optax.apply_updates(x, updates)
+        x, state = step(x, state, g)
         trajectory.append(x)
     return trajectory, state
 

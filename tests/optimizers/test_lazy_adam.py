@@ -16,20 +16,21 @@ Pair = tuple[np.ndarray, np.ndarray]
 def _tables(rng: np.random.Generator) -> tuple[Arrays, list[dict[str, np.ndarray | Pair]]]:
     """Returns tables and gradients with repeated ids, padding (id 6) and steps without ids.
 
-    Row 5 has its first gradient in step 7.
+    Row 5 has its first gradient in step 7. The steps have 5 ids or none, because each number of ids
+    is compiled anew.
     """
     params = {k: rng.normal(size=s) for k, s in SHAPES.items()}
     ids = [
-        [0, 1, 0, 6],
-        [6, 6, 6],
+        [0, 1, 0, 6, 6],
+        [6, 6, 6, 6, 6],
         [2, 2, 2, 4, 1],
         [],
-        [3, 0],
-        [1, 6, 1, 0],
-        [5, 5, 4],
-        [5],
-        [0],
-        [6, 5],
+        [3, 6, 0, 6, 6],
+        [1, 6, 1, 6, 0],
+        [5, 5, 4, 6, 6],
+        [6, 6, 5, 6, 6],
+        [0, 6, 6, 6, 6],
+        [6, 6, 6, 6, 5],
     ]
     grads: list[dict[str, np.ndarray | Pair]] = []
     for step in ids:
