@@ -758,7 +758,7 @@ NO_PICTURES = 'output.sinks=["progress"]'
 def long_run(tiny: Path, compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns the folder of a finished run that lasts longer than a signal takes to arrive."""
     folder = tmp_path_factory.mktemp("long") / "run"
-    code, _, err = finish(start(tiny, folder, *LONG, NO_PICTURES))
+    code, _, err = finish(start(tiny, folder, *LONG))
     assert (code, err) == (0, "")
     return folder
 
