@@ -20,10 +20,11 @@ from optim_zoo.lab import in_process, results, sweep
 from optim_zoo.lab.processes import ERRORS, Interrupted
 from optim_zoo.lab.results import Outcome
 from optim_zoo.lab.trials import Trial, folder_of, grid
-from optim_zoo.train import loop
+from optim_zoo.train import config_file, loop
 from optim_zoo.train.tasks.digits import Digits
 from tests.lab.conftest import Load
 from tests.lab.test_sweep import read, timeless
+from tests.train.tasks.token_tagging.small_text import write_tagged_text
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -129,6 +130,30 @@ def test_one_process_for_all_runs_ends_with_the_table_of_one_run_at_a_time(load:
         kinds = [[(each["kind"], each["step"]) for each in lines] for lines in metrics]
         assert kinds[0] == kinds[1]
         assert metrics[1][0].keys() - metrics[0][0].keys() == {"images_per_second"}
+
+
+@pytest.mark.slow  # three BERTs to compile
+@pytest.mark.usefixtures("one_device")
+def test_fine_tuning_runs_start_from_the_same_pretrained_model(load: Load, tmp_path: Path) -> None:
+    config = write_tagged_text(tmp_path)
+    loop.run(config_file.load(config, ["train.steps=2"]), tmp_path / "pretrained")
+    sizes = r"(num_layers|hidden_size|num_heads|intermediate_size|max_positions|vocabulary) = .*\n"
+    start = f'[model]\ninit_from = "{tmp_path / "pretrained"}"\n'
+    config.write_text(re.sub(sizes, "", config.read_text()).replace("[model]\n", start))
+    text = """config = "tag.toml"
+in_process = true
+[grid]
+schedule.learning_rate = [0.0, 0.02, 0.04]
+run.seed = [0]
+"""
+    every = run(load, text)
+    alone = run(load, text, "dir=alone", runner=OneAtATime(Path("alone"), lambda trial: True))
+    assert [row["status"] for row in every] == ["finished"] * 3
+    # float32: the matrix products add in another order under vmap.
+    for key in ("loss", "accuracy"):
+        losses = [[row[key] for row in rows] for rows in (every, alone)]
+        np.testing.assert_allclose(*losses, rtol=1e-5, err_msg=key)
+    assert len({row["loss"] for row in every}) == 3
 
 
 def test_groups_differ_in_more_than_a_few_numbers(load: Load) -> None:
