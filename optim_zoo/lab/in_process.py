@@ -171,11 +171,11 @@ class InProcess:
             failures = [error] * len(group)
         seconds = (time.monotonic() - began) / len(group)
         for run_folder, trial, failure in zip(folders, group, failures, strict=True):
-            code = _report(run_folder, failure)
+            code = _write_errors(run_folder, failure)
             ended(trial, results.of_process(run_folder, code, seconds))
 
 
-def _report(run_folder: Path, failure: Exception | None) -> int:
+def _write_errors(run_folder: Path, failure: Exception | None) -> int:
     """Writes what a process of its own would have printed, and returns its exit code."""
     with open(run_folder / ERRORS, "w", encoding="utf-8") as errors:
         if failure is None:

@@ -125,7 +125,10 @@ def _read(
     is_average = record["info"].get("evaluated") == "average"
     if best and averaged is not None and averaged != is_average:
         has = "the average, not the parameters" if is_average else "parameters, not their average"
-        raise UserError(f"{path} has {has}: the run evaluates the former")
+        raise UserError(
+            f"{path} has {has}, because the run evaluates the former: leave out the choice between "
+            "them, or read a checkpoint instead of the best parameters"
+        )
     if averaged and not best:
         place = _place_of_average(record["description"], path)
     wanted = jax.tree.map(_widened, like) if len(place) > 1 else like

@@ -175,7 +175,7 @@ def _caveat(pairs: Sequence[tuple[Measured, Measured]], scale: Scale) -> str:
         f"{len(at_edge)} cases. "
     )
     if any(at_edge):
-        text += "One outside the grid may be better there, so that the changes above may differ. "
+        text += "A rate outside the grid may be better, and the changes above would then differ. "
     last = multiplier(np.array([scale.steps]))[0]
     return text + (
         f"In the last step the multiplier is still {last:.2f}: in a run this short, leaving the "
